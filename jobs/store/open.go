@@ -1,0 +1,52 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+)
+
+// OpenURL opens the store at s3://bucket[/prefix]. Region, credentials,
+// endpoint and CA come from AWS's own settings (AWS_REGION, AWS_PROFILE,
+// AWS_ENDPOINT_URL_S3, AWS_CA_BUNDLE and so on). Nothing is asked of the
+// network yet, save what the credentials need.
+func OpenURL(ctx context.Context, rawURL string) (Store, error) {
+	bad := func(hint string, err error) error {
+		return &Error{Op: "open", Object: redact(rawURL), Kind: ErrBadURL, Hint: hint, Err: err}
+	}
+	if rawURL == "" {
+		return nil, bad("set PGCUSTODY_STORE or --store to s3://bucket[/prefix]", nil)
+	}
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return nil, bad("write it as s3://bucket[/prefix]", nil)
+	}
+	switch {
+	case u.Scheme != "s3":
+		return nil, bad("write it as s3://bucket[/prefix]", fmt.Errorf("unknown scheme %q", u.Scheme))
+	case u.Host == "":
+		return nil, bad("name the bucket: s3://bucket[/prefix]", nil)
+	case u.User != nil || u.Port() != "":
+		return nil, bad("give credentials and endpoint by AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL_S3", nil)
+	case u.RawQuery != "" || u.Fragment != "":
+		return nil, bad("settings go into the environment, not behind ? or #", nil)
+	}
+	return openS3(ctx, u.Host, strings.Trim(u.Path, "/"))
+}
+
+// redact drops what could be a secret from a URL that is shown in an error.
+func redact(rawURL string) string {
+	scheme, rest, ok := strings.Cut(rawURL, "://")
+	if !ok {
+		if rawURL == "" {
+			return "(no URL)"
+		}
+		return "(not a URL)"
+	}
+	if i := strings.LastIndexByte(rest, '@'); i >= 0 {
+		rest = "…@" + rest[i+1:]
+	}
+	rest, _, _ = strings.Cut(rest, "?")
+	return scheme + "://" + rest
+}
