@@ -1,0 +1,251 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+// Config is what every command is given. A value comes from its flag, else from
+// its environment variable, else from its default; Source tells which.
+type Config struct {
+	// DatabaseURL is the runner's login; empty means that the PG* variables say
+	// all of it.
+	DatabaseURL string
+	// MigrateURL is the login that owns the database (`migrate` only).
+	MigrateURL string
+	// Pooler is `none`, or `transaction` behind PgBouncer or its like: no
+	// prepared statements, no LISTEN.
+	Pooler string
+	// Tenant is the tenant that a command works for.
+	Tenant string
+	// Actor is the external id under which the trail records what is done.
+	Actor string
+	// Store names the object store, as in s3://bucket.
+	Store string
+	// PrivateStack is the content that the store's object `private-stack-id`
+	// must have for as long as personal columns hold plaintext.
+	PrivateStack string
+	// WebhookKey signs erasure notices; it is read when it is needed.
+	WebhookKeyFile string
+	// Listen is the address of `work`'s HTTP endpoints.
+	Listen string
+	// Every is how often `work` schedules each job; 0 switches one off.
+	RetentionEvery, ArchiveEvery, PartitionsEvery, RequestsEvery time.Duration
+	// ErasureGrace is how long a received erasure request rests before it is
+	// executed.
+	ErasureGrace time.Duration
+	// LogFormat is `text` or `json`; LogLevel debug, info, warn or error.
+	LogFormat, LogLevel string
+	// JSON asks for one JSON document on standard output.
+	JSON bool
+
+	// Command is the words of the running command, as in `retention run`.
+	Command string
+
+	getenv  func(string) (string, bool)
+	sources map[string]string
+}
+
+// ConfigError is a setting that is missing or wrong.
+type ConfigError struct {
+	Field, Value, Problem string
+}
+
+func (e *ConfigError) Error() string {
+	if e.Value == "" {
+		return e.Field + ": " + e.Problem
+	}
+	return fmt.Sprintf("%s=%s: %s", e.Field, strconv.Quote(e.Value), e.Problem)
+}
+
+const envAnnotation = "pgcustody_env"
+
+// fromEnv lets the environment variable env set the flag name where the command
+// line does not.
+func fromEnv(flags *pflag.FlagSet, name, env string) {
+	flag := flags.Lookup(name)
+	flag.Usage += " (" + env + ")"
+	if flag.Annotations == nil {
+		flag.Annotations = map[string][]string{}
+	}
+	flag.Annotations[envAnnotation] = []string{env}
+}
+
+// addFlags declares the settings that every command knows.
+func (c *Config) addFlags(flags *pflag.FlagSet) {
+	flags.StringVar(&c.DatabaseURL, "database-url", "", "database as the runner's login; without it, PG* variables")
+	fromEnv(flags, "database-url", "PGCUSTODY_DATABASE_URL")
+	flags.StringVar(&c.Pooler, "pooler", "none", "what stands before the database: none or transaction")
+	fromEnv(flags, "pooler", "PGCUSTODY_POOLER")
+	flags.StringVar(&c.Tenant, "tenant", "", "tenant to work for")
+	fromEnv(flags, "tenant", "PGCUSTODY_TENANT")
+	flags.StringVar(&c.Actor, "actor", "pgcustody", "id under which the trail records what is done")
+	fromEnv(flags, "actor", "PGCUSTODY_ACTOR")
+	flags.StringVar(&c.Store, "store", "", "object store, as in s3://bucket")
+	fromEnv(flags, "store", "PGCUSTODY_STORE")
+	flags.StringVar(&c.LogFormat, "log-format", "text", "text or json")
+	fromEnv(flags, "log-format", "PGCUSTODY_LOG_FORMAT")
+	flags.StringVar(&c.LogLevel, "log-level", "", "debug, info, warn or error; default info for work, warn for the others")
+	fromEnv(flags, "log-level", "PGCUSTODY_LOG_LEVEL")
+	flags.BoolVar(&c.JSON, "json", false, "print one JSON document")
+}
+
+// resolve fills in from the environment what the command line left open, and
+// checks what every command shares.
+func (c *Config) resolve(cmd *cobra.Command) error {
+	c.sources = map[string]string{}
+	c.Command = strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+
+	var failed error
+	cmd.Flags().VisitAll(func(flag *pflag.Flag) {
+		c.sources[flag.Name] = "default"
+		if flag.Changed {
+			c.sources[flag.Name] = "flag --" + flag.Name
+			return
+		}
+		env := flag.Annotations[envAnnotation]
+		if len(env) == 0 {
+			return
+		}
+		value, ok := c.getenv(env[0])
+		if !ok || value == "" {
+			return
+		}
+		if err := flag.Value.Set(value); err != nil && failed == nil {
+			failed = &ConfigError{env[0], value, "not a " + flag.Value.Type()}
+		}
+		c.sources[flag.Name] = "environment " + env[0]
+	})
+	if failed != nil {
+		return failed
+	}
+	c.PrivateStack, _ = c.getenv("PGCUSTODY_PRIVATE_STACK")
+
+	for _, check := range []struct {
+		flag, value string
+		known       []string
+	}{
+		{"pooler", c.Pooler, []string{"none", "transaction"}},
+		{"log-format", c.LogFormat, []string{"text", "json"}},
+		{"log-level", c.LogLevel, []string{"", "debug", "info", "warn", "error"}},
+	} {
+		if !slices.Contains(check.known, check.value) {
+			return c.wrong(check.flag, check.value, "must be one of "+strings.TrimPrefix(strings.Join(check.known, ", "), ", "))
+		}
+	}
+	return nil
+}
+
+// Source tells where the value of a flag came from: the flag, an environment
+// variable, or the default.
+func (c *Config) Source(flag string) string { return c.sources[flag] }
+
+// field names a setting the way the operator gave it.
+func (c *Config) field(flag string) string {
+	if env, ok := strings.CutPrefix(c.sources[flag], "environment "); ok {
+		return env
+	}
+	return "--" + flag
+}
+
+func (c *Config) wrong(flag, value, problem string) error {
+	return &ConfigError{c.field(flag), value, problem}
+}
+
+// NeedTenant returns the tenant, or the error that names what is missing.
+func (c *Config) NeedTenant() (string, error) {
+	if c.Tenant == "" {
+		return "", &ConfigError{Field: "--tenant", Problem: "required: name the tenant to work for, or set PGCUSTODY_TENANT"}
+	}
+	return c.Tenant, nil
+}
+
+// NeedStore returns the store's address, or the error that names what is missing.
+func (c *Config) NeedStore() (string, error) {
+	if c.Store == "" {
+		return "", &ConfigError{Field: "--store", Problem: "required: name the object store, as in s3://bucket, or set PGCUSTODY_STORE"}
+	}
+	return c.Store, nil
+}
+
+// WebhookKey reads the key that signs erasure notices: 32 bytes or more, in
+// hexadecimal. It is nil where none is configured.
+func (c *Config) WebhookKey() ([]byte, error) {
+	field, text := "PGCUSTODY_WEBHOOK_KEY", ""
+	if c.WebhookKeyFile != "" {
+		field = c.field("webhook-key-file")
+		content, err := os.ReadFile(c.WebhookKeyFile)
+		if err != nil {
+			return nil, &ConfigError{field, c.WebhookKeyFile, "cannot be read"}
+		}
+		text = string(content)
+	} else if text, _ = c.getenv(field); text == "" {
+		return nil, nil
+	}
+	key, err := hex.DecodeString(strings.TrimSpace(text))
+	if err != nil || len(key) < 32 {
+		return nil, &ConfigError{Field: field, Problem: "must hold 32 bytes or more in hexadecimal"}
+	}
+	return key, nil
+}
+
+// Pool opens the database as the runner's login. step says what the connection
+// is for; application_name shows it as `pgcustody <command>/<step>`.
+func (c *Config) Pool(ctx context.Context, step string) (*pgxpool.Pool, error) {
+	return c.open(ctx, "database-url", c.DatabaseURL, step)
+}
+
+// MigratePool opens the database as the login that owns it.
+func (c *Config) MigratePool(ctx context.Context, step string) (*pgxpool.Pool, error) {
+	if c.MigrateURL == "" {
+		return nil, &ConfigError{Field: "--migrate-url", Problem: "required: the login that owns the database, or set PGCUSTODY_MIGRATE_URL"}
+	}
+	return c.open(ctx, "migrate-url", c.MigrateURL, step)
+}
+
+func (c *Config) open(ctx context.Context, flag, address, step string) (*pgxpool.Pool, error) {
+	config, err := pgxpool.ParseConfig(address)
+	if err != nil {
+		// The parser's own message may repeat the password.
+		if address == "" {
+			return nil, &ConfigError{Field: "PG*", Problem: "the PostgreSQL variables do not make an address: check PGPORT, PGSSLMODE, PGSSLROOTCERT"}
+		}
+		return nil, c.wrong(flag, redact(address), "not a PostgreSQL address, as in postgres://user@host:port/database")
+	}
+	name := "pgcustody " + c.Command + "/" + step
+	config.ConnConfig.RuntimeParams["application_name"] = name[:min(len(name), 63)]
+	if c.Pooler == "transaction" {
+		config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	if err := pool.Ping(ctx); err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	return pool, nil
+}
+
+// redact keeps a URL's shape and takes out what may be secret.
+func redact(address string) string {
+	parsed, err := url.Parse(address)
+	if err != nil || parsed.Scheme == "" {
+		return "…"
+	}
+	parsed.RawQuery = ""
+	return parsed.Redacted()
+}
