@@ -17,6 +17,7 @@ var (
 	ErrUnreachable   = errors.New("store cannot be reached")
 	ErrAccessDenied  = errors.New("access denied")
 	ErrTruncated     = errors.New("object ended early")
+	ErrSource        = errors.New("content could not be read")
 	ErrTooLarge      = errors.New("object is too large")
 	ErrBadURL        = errors.New("store URL is wrong")
 	ErrRefused       = errors.New("store refused the request")

@@ -1,10 +1,434 @@
 package store
 
 import (
+	"bytes"
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
 	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/aws/retry"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/aws-sdk-go-v2/config"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"golang.org/x/sync/errgroup"
 )
 
-func openS3(context.Context, string, string) (Store, error) {
-	return nil, errors.New("not built yet")
+const (
+	// partSize times maxParts bounds an object: 78 GiB. Three parts are in
+	// memory at once: one being filled, two on their way.
+	partSize    = 8 << 20
+	maxParts    = 10_000
+	partsFlying = 2
+
+	// partTimeout bounds the upload of one part with its retries, stallTimeout
+	// the silence of a store in the middle of an answer.
+	partTimeout    = 5 * time.Minute
+	stallTimeout   = time.Minute
+	cleanupTimeout = 15 * time.Second
+)
+
+// s3Store keeps objects in a bucket of S3 or of what speaks its protocol.
+type s3Store struct {
+	client *s3.Client
+	bucket string
+	prefix string // "" or "a/b/"
+	parts  *sync.Pool
+}
+
+func openS3(ctx context.Context, bucket, prefix string) (*s3Store, error) {
+	s := &s3Store{bucket: bucket, parts: &sync.Pool{New: func() any { return new([partSize]byte) }}}
+	if prefix != "" {
+		s.prefix = prefix + "/"
+	}
+
+	// AWS_CA_BUNDLE needs the SDK's own client; a plain http.Client makes the
+	// configuration fail where it is set.
+	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
+		t.ResponseHeaderTimeout = stallTimeout
+	})
+	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(client), config.WithAppID("pgcustody"))
+	if err != nil {
+		return nil, &Error{Op: "open", Object: s.URL(), Kind: ErrBadURL, Hint: "mend the AWS settings", Err: err}
+	}
+	if _, err := cfg.Credentials.Retrieve(ctx); err != nil {
+		return nil, &Error{Op: "open", Object: s.URL(), Kind: cmp.Or(ctx.Err(), ErrAccessDenied),
+			Hint: "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", Err: err}
+	}
+	s.client = s3.NewFromConfig(cfg, func(o *s3.Options) {
+		if o.BaseEndpoint != nil {
+			// Other servers than Amazon's rarely answer to bucket.host.
+			o.UsePathStyle = true
+			o.Region = cmp.Or(o.Region, "us-east-1")
+		}
+		o.Retryer = retry.NewStandard(func(r *retry.StandardOptions) {
+			r.MaxAttempts = 4
+			r.MaxBackoff = 5 * time.Second
+		})
+		o.DisableLogOutputChecksumValidationSkipped = true
+	})
+	if s.client.Options().Region == "" {
+		return nil, &Error{Op: "open", Object: s.URL(), Kind: ErrBadURL, Hint: "set AWS_REGION"}
+	}
+	return s, nil
+}
+
+func (s *s3Store) URL() string {
+	return strings.TrimSuffix("s3://"+s.bucket+"/"+s.prefix, "/")
+}
+
+func (s *s3Store) objectURL(key string) string {
+	return "s3://" + s.bucket + "/" + s.prefix + key
+}
+
+func (s *s3Store) key(key string) *string { return aws.String(s.prefix + key) }
+
+func (s *s3Store) Put(ctx context.Context, key string, body io.Reader, opts PutOptions) (PutResult, error) {
+	part := s.parts.Get().(*[partSize]byte)
+	n, err := io.ReadFull(body, part[:])
+	switch {
+	case err == nil:
+		return s.putParts(ctx, key, part, body, opts)
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		defer s.parts.Put(part)
+		return s.putWhole(ctx, key, part[:n], opts)
+	default:
+		s.parts.Put(part)
+		return PutResult{}, s.sourceError(key, err)
+	}
+}
+
+func (s *s3Store) sourceError(key string, err error) error {
+	return &Error{Op: "put", Object: s.objectURL(key), Kind: ErrSource, Err: err}
+}
+
+func (s *s3Store) putWhole(ctx context.Context, key string, body []byte, opts PutOptions) (PutResult, error) {
+	sum := sha256.Sum256(body)
+	in := &s3.PutObjectInput{
+		Bucket:         &s.bucket,
+		Key:            s.key(key),
+		Body:           bytes.NewReader(body),
+		ContentLength:  aws.Int64(int64(len(body))),
+		ContentType:    aws.String(cmp.Or(opts.ContentType, "application/octet-stream")),
+		ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(sum[:])),
+	}
+	if opts.IfNoneMatch {
+		in.IfNoneMatch = aws.String("*")
+	}
+	if !opts.RetainUntil.IsZero() {
+		in.ObjectLockMode, in.ObjectLockRetainUntilDate = types.ObjectLockModeCompliance, aws.Time(opts.RetainUntil.UTC())
+	}
+	timeout, cancel := context.WithTimeout(ctx, partTimeout)
+	defer cancel()
+	out, err := s.client.PutObject(timeout, in)
+	if err != nil {
+		return PutResult{}, s.putError(ctx, key, opts, err)
+	}
+	return PutResult{
+		Key: key, Version: aws.ToString(out.VersionId), Size: int64(len(body)), Checksum: *in.ChecksumSHA256,
+	}, s.compareChecksum(key, *in.ChecksumSHA256, out.ChecksumSHA256)
+}
+
+// putParts uploads first and then what is left of body. It gives first back to
+// the pool.
+func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byte, body io.Reader, opts PutOptions) (_ PutResult, err error) {
+	in := &s3.CreateMultipartUploadInput{
+		Bucket:            &s.bucket,
+		Key:               s.key(key),
+		ContentType:       aws.String(cmp.Or(opts.ContentType, "application/octet-stream")),
+		ChecksumAlgorithm: types.ChecksumAlgorithmSha256,
+		ChecksumType:      types.ChecksumTypeComposite,
+	}
+	if !opts.RetainUntil.IsZero() {
+		in.ObjectLockMode, in.ObjectLockRetainUntilDate = types.ObjectLockModeCompliance, aws.Time(opts.RetainUntil.UTC())
+	}
+	upload, err := s.client.CreateMultipartUpload(ctx, in)
+	if err != nil {
+		s.parts.Put(first)
+		return PutResult{}, s.putError(ctx, key, opts, err)
+	}
+	defer func() {
+		if err != nil {
+			s.abort(ctx, key, *upload.UploadId)
+		}
+	}()
+
+	var (
+		group, groupCtx = errgroup.WithContext(ctx)
+		flying          = make(chan struct{}, partsFlying)
+		mu              sync.Mutex
+		done            []types.CompletedPart // part n at n-1
+		size            int64
+		sums            = sha256.New() // over the parts' sums, in order
+		sourceErr       error
+	)
+	send := func(part *[partSize]byte, n int) error {
+		number := int32(len(done) + 1)
+		if number > maxParts {
+			s.parts.Put(part)
+			return &Error{Op: "put", Object: s.objectURL(key), Kind: ErrTooLarge,
+				Hint: fmt.Sprintf("an object holds at most %d GiB", partSize*maxParts>>30)}
+		}
+		size += int64(n)
+		sum := sha256.Sum256(part[:n])
+		sums.Write(sum[:])
+		mu.Lock()
+		done = append(done, types.CompletedPart{
+			PartNumber: aws.Int32(number), ChecksumSHA256: aws.String(base64.StdEncoding.EncodeToString(sum[:])),
+		})
+		checksum := done[number-1].ChecksumSHA256
+		mu.Unlock()
+		group.Go(func() error {
+			defer func() { s.parts.Put(part); <-flying }()
+			timeout, cancel := context.WithTimeout(groupCtx, partTimeout)
+			defer cancel()
+			out, err := s.client.UploadPart(timeout, &s3.UploadPartInput{
+				Bucket: &s.bucket, Key: s.key(key), UploadId: upload.UploadId, PartNumber: &number,
+				Body: bytes.NewReader(part[:n]), ContentLength: aws.Int64(int64(n)), ChecksumSHA256: checksum,
+			})
+			if err != nil {
+				return s.error(ctx, "put", key, err)
+			}
+			mu.Lock()
+			done[number-1].ETag = out.ETag
+			mu.Unlock()
+			return s.compareChecksum(key, *checksum, out.ChecksumSHA256)
+		})
+		return nil
+	}
+
+	flying <- struct{}{}
+	err = send(first, partSize)
+	for last := false; err == nil && sourceErr == nil && !last; {
+		select {
+		case flying <- struct{}{}:
+		case <-groupCtx.Done():
+			last = true
+			continue
+		}
+		part := s.parts.Get().(*[partSize]byte)
+		n, readErr := io.ReadFull(body, part[:])
+		last = readErr != nil
+		if readErr != nil && readErr != io.EOF && readErr != io.ErrUnexpectedEOF {
+			sourceErr = readErr
+		}
+		if n == 0 || sourceErr != nil {
+			s.parts.Put(part)
+			<-flying
+			continue
+		}
+		err = send(part, n)
+	}
+	if groupErr := group.Wait(); err == nil && groupErr != nil {
+		err = groupErr
+	}
+	switch {
+	case sourceErr != nil:
+		return PutResult{}, s.sourceError(key, sourceErr)
+	case err != nil:
+		return PutResult{}, err
+	case ctx.Err() != nil:
+		return PutResult{}, s.error(ctx, "put", key, ctx.Err())
+	}
+
+	complete := &s3.CompleteMultipartUploadInput{
+		Bucket: &s.bucket, Key: s.key(key), UploadId: upload.UploadId,
+		MultipartUpload: &types.CompletedMultipartUpload{Parts: done},
+		ChecksumType:    types.ChecksumTypeComposite,
+		MpuObjectSize:   &size,
+	}
+	if opts.IfNoneMatch {
+		complete.IfNoneMatch = aws.String("*")
+	}
+	out, err := s.client.CompleteMultipartUpload(ctx, complete)
+	if err != nil {
+		return PutResult{}, s.putError(ctx, key, opts, err)
+	}
+	want := fmt.Sprintf("%s-%d", base64.StdEncoding.EncodeToString(sums.Sum(nil)), len(done))
+	res := PutResult{Key: key, Version: aws.ToString(out.VersionId), Size: size, Checksum: want}
+	if err := s.compareChecksum(key, want, out.ChecksumSHA256); err != nil {
+		return res, err
+	}
+	return res, nil
+}
+
+// abort gives up an upload although the caller's context may be done: what it
+// left would be paid for and never seen.
+func (s *s3Store) abort(ctx context.Context, key, uploadID string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+	// The error that led here is the one to report; Sweep finds what is left.
+	_, _ = s.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
+		Bucket: &s.bucket, Key: s.key(key), UploadId: &uploadID,
+	})
+}
+
+// compareChecksum holds the store's sum against ours. A store that answers with
+// none has compared at least each part with the sum that it was sent.
+func (s *s3Store) compareChecksum(key, sent string, got *string) error {
+	if got == nil || *got == sent {
+		return nil
+	}
+	return &Error{Op: "put", Object: s.objectURL(key), Kind: ErrRefused,
+		Hint: "the object was changed on its way: look for a proxy that rewrites bodies, then run again",
+		Err:  fmt.Errorf("sent SHA-256 %s, stored %s", sent, *got)}
+}
+
+func (s *s3Store) Get(ctx context.Context, key, version string) (*Object, error) {
+	reading, cancel := context.WithCancelCause(ctx)
+	in := &s3.GetObjectInput{Bucket: &s.bucket, Key: s.key(key)}
+	if version != "" {
+		in.VersionId = &version
+	}
+	out, err := s.client.GetObject(reading, in)
+	if err != nil {
+		cancel(nil)
+		return nil, s.error(ctx, "get", key, err)
+	}
+	info := Info{
+		Key: key, Version: aws.ToString(out.VersionId), Size: aws.ToInt64(out.ContentLength),
+		Modified: aws.ToTime(out.LastModified), Checksum: aws.ToString(out.ChecksumSHA256),
+		RetainMode: string(out.ObjectLockMode), RetainUntil: aws.ToTime(out.ObjectLockRetainUntilDate),
+	}
+	stall := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
+	stall.Stop()
+	return &Object{Info: info, ReadCloser: &objectReader{
+		store: s, parent: ctx, reading: reading, cancel: cancel, stall: stall, key: key, body: out.Body, left: info.Size,
+	}}, nil
+}
+
+// objectReader hands out an object's bytes. It fails when fewer come than were
+// announced and when the store falls silent.
+type objectReader struct {
+	store           *s3Store
+	parent, reading context.Context
+	cancel          context.CancelCauseFunc
+	stall           *time.Timer
+	key             string
+	body            io.ReadCloser
+	left            int64
+}
+
+var errStalled = fmt.Errorf("silent for %s", stallTimeout)
+
+func (r *objectReader) Read(p []byte) (int, error) {
+	r.stall.Reset(stallTimeout)
+	n, err := r.body.Read(p)
+	r.stall.Stop() // a caller may take its time between reads
+	r.left -= int64(n)
+	switch {
+	case err == nil:
+		return n, nil
+	case err == io.EOF && r.left == 0:
+		return n, io.EOF
+	case err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF):
+		return n, &Error{Op: "get", Object: r.store.objectURL(r.key), Kind: ErrTruncated,
+			Hint: "run again; if it stays, the object is damaged",
+			Err:  fmt.Errorf("%d bytes are missing", r.left)}
+	case context.Cause(r.reading) == errStalled:
+		err = errStalled
+	}
+	return n, r.store.error(r.parent, "get", r.key, err)
+}
+
+func (r *objectReader) Close() error {
+	r.stall.Stop()
+	r.cancel(nil)
+	return r.body.Close()
+}
+
+func (s *s3Store) Head(ctx context.Context, key, version string) (Info, error) {
+	in := &s3.HeadObjectInput{Bucket: &s.bucket, Key: s.key(key), ChecksumMode: types.ChecksumModeEnabled}
+	if version != "" {
+		in.VersionId = &version
+	}
+	out, err := s.client.HeadObject(ctx, in)
+	if err != nil {
+		return Info{}, s.error(ctx, "head", key, err)
+	}
+	return Info{
+		Key: key, Version: aws.ToString(out.VersionId), Size: aws.ToInt64(out.ContentLength),
+		Modified: aws.ToTime(out.LastModified), Checksum: aws.ToString(out.ChecksumSHA256),
+		RetainMode: string(out.ObjectLockMode), RetainUntil: aws.ToTime(out.ObjectLockRetainUntilDate),
+	}, nil
+}
+
+func (s *s3Store) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) {
+		pages := s3.NewListObjectsV2Paginator(s.client, &s3.ListObjectsV2Input{
+			Bucket: &s.bucket, Prefix: s.key(prefix),
+		})
+		for pages.HasMorePages() {
+			page, err := pages.NextPage(ctx)
+			if err != nil {
+				yield(Info{}, s.error(ctx, "list", prefix, err))
+				return
+			}
+			for _, o := range page.Contents {
+				if !yield(Info{
+					Key: strings.TrimPrefix(aws.ToString(o.Key), s.prefix), Size: aws.ToInt64(o.Size),
+					Modified: aws.ToTime(o.LastModified),
+				}, nil) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func (s *s3Store) Extend(ctx context.Context, key, version string, until time.Time) error {
+	_, err := s.client.PutObjectRetention(ctx, s.retention(key, version, until))
+	if err != nil {
+		return s.error(ctx, "extend", key, err)
+	}
+	return nil
+}
+
+func (s *s3Store) retention(key, version string, until time.Time) *s3.PutObjectRetentionInput {
+	in := &s3.PutObjectRetentionInput{
+		Bucket: &s.bucket, Key: s.key(key), ChecksumAlgorithm: types.ChecksumAlgorithmSha256,
+		Retention: &types.ObjectLockRetention{
+			Mode: types.ObjectLockRetentionModeCompliance, RetainUntilDate: aws.Time(until.UTC()),
+		},
+	}
+	if version != "" {
+		in.VersionId = &version
+	}
+	return in
+}
+
+func (s *s3Store) Sweep(ctx context.Context, key string) (int, error) {
+	swept := 0
+	pages := s3.NewListMultipartUploadsPaginator(s.client, &s3.ListMultipartUploadsInput{
+		Bucket: &s.bucket, Prefix: s.key(key),
+	})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return swept, s.error(ctx, "sweep", key, err)
+		}
+		for _, u := range page.Uploads {
+			if aws.ToString(u.Key) != *s.key(key) {
+				continue
+			}
+			_, err := s.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
+				Bucket: &s.bucket, Key: u.Key, UploadId: u.UploadId,
+			})
+			if err != nil {
+				return swept, s.error(ctx, "sweep", key, err)
+			}
+			swept++
+		}
+	}
+	return swept, nil
 }
