@@ -3,14 +3,24 @@
 // set.
 //
 // Every job may be killed at any line; the next attempt ends in the same state.
+// Job arguments, errors and log lines carry ids and counts, never a user_id.
 package jobs
 
 import (
+	"context"
+	"fmt"
+	"io"
 	"log/slog"
+	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverpgxv5"
+	"github.com/riverqueue/river/rivertype"
+
+	"pgcustody/jobs/store"
 )
 
 // Schema is where River's tables are.
@@ -20,16 +30,62 @@ const Schema = "river"
 // the jobs that serve all tenants.
 const SystemTenant = "system"
 
+// Queues of the daemon. A command that works its jobs itself has a queue of its
+// own, named by OwnQueue.
+const (
+	QueueMaintenance = "maintenance" // retention, archive, partitions, requests
+	QueueSubjects    = "subjects"    // erase, export
+	QueueNotices     = "notices"     // notify
+)
+
+const ownQueuePrefix = "own-"
+
+// OwnQueue is the queue of one command: what it inserts, and what its jobs
+// insert in turn, is worked by it alone and tried once.
+func OwnQueue(id string) string { return ownQueuePrefix + id }
+
+func ownQueue(name string) bool { return strings.HasPrefix(name, ownQueuePrefix) }
+
+// Limits of a job, so that no attempt holds a worker for ever. A job whose
+// process died is taken up again when its limit and rescueAfter are over.
+const (
+	jobTimeout  = 15 * time.Minute
+	rescueAfter = 20 * time.Minute
+)
+
 // Deps is what workers are built on.
 type Deps struct {
-	// Pool connects as a login with the role custody_worker.
+	// Pool connects as a login with the roles custody_worker and custody_privacy.
 	Pool *pgxpool.Pool
+	// Store takes archives, certificates and exports. It is nil where none is
+	// configured: jobs that cannot do without say so and come again later.
+	Store store.Store
 	// Log takes ids and counts only.
 	Log *slog.Logger
+	// Metrics may be nil.
+	Metrics *Metrics
 	// Actor is the external id under which the trail records the jobs.
 	Actor string
-	// Schedule is how often each job comes.
-	Schedule Schedule
+	// Config is what each job may be told.
+	Config Config
+
+	// OnProgress and OnReport tell a command in the same process how its jobs
+	// fare. Both may be nil and are called from the workers' goroutines.
+	OnProgress func(Progress)
+	OnReport   func(Report)
+	// ExportTo takes exports instead of the store.
+	ExportTo func(ctx context.Context, name string, body io.Reader) (int64, error)
+}
+
+// Config is what each job may be told. Zero values mean the defaults.
+type Config struct {
+	Schedule   Schedule
+	Retention  RetentionConfig
+	Partitions PartitionsConfig
+	Requests   RequestsConfig
+	Erase      EraseConfig
+	Export     ExportConfig
+	Notify     NotifyConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
@@ -37,14 +93,104 @@ type Schedule struct {
 	Retention, Archive, Partitions, Requests time.Duration
 }
 
+// scope is the context in which a job works for a tenant.
+func (d Deps) scope(tenant, purpose string) Scope {
+	return Scope{Tenant: tenant, Actor: d.Actor, Purpose: purpose}
+}
+
 // Workers registers every worker.
 func Workers(d Deps) *river.Workers {
 	workers := river.NewWorkers()
-	// one river.AddWorker a line
+	river.AddWorker(workers, &EraseWorker{Deps: d})
+	river.AddWorker(workers, &ExportWorker{Deps: d})
+	river.AddWorker(workers, NewNotifyWorker(d))
+	river.AddWorker(workers, &PartitionsWorker{Deps: d})
+	river.AddWorker(workers, &RequestsWorker{Deps: d})
+	river.AddWorker(workers, &RetentionWorker{Deps: d})
 	return workers
 }
 
-// Periodic is what the leader inserts by the schedule.
-func Periodic(d Deps) []*river.PeriodicJob {
+// Periodic is what the leader inserts by the schedule. Each job also comes once
+// when a leader takes over, because River keeps no schedule across leaders; what
+// is waiting already is not inserted twice.
+func Periodic(s Schedule) []*river.PeriodicJob {
+	var periodic []*river.PeriodicJob
+	add := func(every time.Duration, args river.JobArgs) {
+		if every > 0 {
+			periodic = append(periodic, river.NewPeriodicJob(river.PeriodicInterval(every),
+				func() (river.JobArgs, *river.InsertOpts) { return args, nil },
+				&river.PeriodicJobOpts{ID: args.Kind(), RunOnStart: true}))
+		}
+	}
+	add(s.Partitions, PartitionsArgs{})
+	add(s.Requests, RequestsArgs{})
+	add(s.Retention, RetentionArgs{})
+	return periodic
+}
+
+// once keeps a job from being inserted while the same one, by its arguments,
+// waits or runs in the same queue. Finished ones do not count.
+func once() river.UniqueOpts {
+	return river.UniqueOpts{ByArgs: true, ByQueue: true, ByState: []rivertype.JobState{
+		rivertype.JobStateAvailable, rivertype.JobStatePending, rivertype.JobStateRunning,
+		rivertype.JobStateRetryable, rivertype.JobStateScheduled,
+	}}
+}
+
+// ClientOptions says what a River client works.
+type ClientOptions struct {
+	// OwnQueue is the one queue of a command, "" for the daemon's.
+	OwnQueue string
+	// PollOnly does without LISTEN, as behind a transaction pooler.
+	PollOnly bool
+	// SoftStop is how long running jobs may go on once the client is stopped.
+	SoftStop time.Duration
+}
+
+// NewClient makes a River client that works this package's jobs. Only the
+// daemon's may lead: schedule, rescue and clean up.
+func NewClient(d Deps, o ClientOptions) (*river.Client[pgx.Tx], error) {
+	config := &river.Config{
+		Schema:               Schema,
+		Logger:               d.Log.With("component", "river"),
+		Workers:              Workers(d),
+		JobTimeout:           jobTimeout,
+		RescueStuckJobsAfter: rescueAfter,
+		SoftStopTimeout:      o.SoftStop,
+		PollOnly:             o.PollOnly,
+		// Reindexing is the owner's right, and the runner is not the owner.
+		ReindexerIndexNames: []string{},
+		Middleware:          []rivertype.Middleware{d.Metrics.middleware()},
+	}
+	if o.OwnQueue != "" {
+		config.LeaderElectionDisabled = true
+		config.Queues = map[string]river.QueueConfig{o.OwnQueue: {MaxWorkers: 4}}
+	} else {
+		config.PeriodicJobs = Periodic(d.Config.Schedule)
+		config.Queues = map[string]river.QueueConfig{
+			QueueMaintenance: {MaxWorkers: 4},
+			QueueSubjects:    {MaxWorkers: 4},
+			QueueNotices:     {MaxWorkers: 8},
+		}
+	}
+	client, err := river.NewClient(riverpgxv5.New(d.Pool), config)
+	if err != nil {
+		return nil, fmt.Errorf("make River client: %w", err)
+	}
+	return client, nil
+}
+
+// follow says how a job that another job inserts is inserted: on the daemon's
+// queues by the job's own options, on a command's own queue there and tried once.
+func follow(queue string) *river.InsertOpts {
+	if ownQueue(queue) {
+		return OwnInsertOpts(queue)
+	}
 	return nil
+}
+
+// OwnInsertOpts inserts on a command's own queue: one attempt, because nobody
+// would wait for another.
+func OwnInsertOpts(queue string) *river.InsertOpts {
+	return &river.InsertOpts{Queue: queue, MaxAttempts: 1}
 }

@@ -87,6 +87,8 @@ func fromEnv(flags *pflag.FlagSet, name, env string) {
 func (c *Config) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&c.DatabaseURL, "database-url", "", "database as the runner's login; without it, PG* variables")
 	fromEnv(flags, "database-url", "PGCUSTODY_DATABASE_URL")
+	flags.StringVar(&c.MigrateURL, "migrate-url", "", "database as the login that owns it, for migrate")
+	fromEnv(flags, "migrate-url", "PGCUSTODY_MIGRATE_URL")
 	flags.StringVar(&c.Pooler, "pooler", "none", "what stands before the database: none or transaction")
 	fromEnv(flags, "pooler", "PGCUSTODY_POOLER")
 	flags.StringVar(&c.Tenant, "tenant", "", "tenant to work for")

@@ -1,0 +1,208 @@
+package jobs
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/riverqueue/river"
+
+	"pgcustody/db"
+	"pgcustody/jobs/store"
+)
+
+// EraseArgs asks for one committed erasure request to be executed.
+type EraseArgs struct {
+	Tenant    string    `json:"tenant"`
+	RequestID uuid.UUID `json:"request_id"`
+	// ResidueBasis lets the erasure go on although the person's identifiers were
+	// found where they must not stand: on what basis they stay.
+	ResidueBasis string `json:"residue_basis,omitempty"`
+}
+
+func (EraseArgs) Kind() string { return "erase" }
+
+func (EraseArgs) InsertOpts() river.InsertOpts {
+	return river.InsertOpts{Queue: QueueSubjects, MaxAttempts: 25, UniqueOpts: once()}
+}
+
+// EraseConfig says how patient erasure is.
+type EraseConfig struct {
+	// LockTimeout ends an attempt that waits for a row of the person; default 5 s.
+	LockTimeout time.Duration
+	// SearchTimeout bounds the search for residue, EraseTimeout the erasure;
+	// defaults 10 and 2 minutes.
+	SearchTimeout, EraseTimeout time.Duration
+	// Again is when an erasure comes again that found residue; default 1 h.
+	Again time.Duration
+	// KeepCertificate is how long the store locks a certificate; default 7 years.
+	KeepCertificate time.Duration
+}
+
+func (c EraseConfig) withDefaults() EraseConfig {
+	c.LockTimeout = cmp.Or(c.LockTimeout, 5*time.Second)
+	c.SearchTimeout = cmp.Or(c.SearchTimeout, 10*time.Minute)
+	c.EraseTimeout = cmp.Or(c.EraseTimeout, 2*time.Minute)
+	c.Again = cmp.Or(c.Again, time.Hour)
+	c.KeepCertificate = cmp.Or(c.KeepCertificate, 7*366*24*time.Hour)
+	return c
+}
+
+// EraseWorker executes erasure requests: searches for residue, erases in one
+// transaction together with the jobs for its notices, and puts the certificate
+// under lock. Each step may be done again: the erasure returns the certificate
+// that it issued, and the store takes it once.
+type EraseWorker struct {
+	river.WorkerDefaults[EraseArgs]
+	Deps
+}
+
+func (w *EraseWorker) Timeout(*river.Job[EraseArgs]) time.Duration {
+	config := w.Config.Erase.withDefaults()
+	return config.SearchTimeout + config.EraseTimeout + 2*time.Minute
+}
+
+// CertificateKey is where a certificate is in the store.
+func CertificateKey(tenant string, request uuid.UUID) string {
+	return "erasure-certificates/" + tenant + "/" + request.String() + ".json"
+}
+
+// residueFound is the SQLSTATE of an erasure that found the person's identifiers
+// where they must not stand.
+const residueFound = "PC019"
+
+func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error {
+	config := w.Config.Erase.withDefaults()
+	tenant, id := job.Args.Tenant, job.Args.RequestID
+	return record(ctx, w.Deps, job, tenant, func(ctx context.Context, run *Run) error {
+		queries := db.New()
+		run.Progress("steps", 0, 3)
+
+		// The long part takes no lock that others wait for, and notes how far it looked.
+		search := w.scope(tenant, "erasure request")
+		search.Timeout = config.SearchTimeout
+		err := InContext(ctx, w.Pool, search, func(tx pgx.Tx) error {
+			_, err := queries.SearchResidue(ctx, tx, id)
+			return err
+		})
+		if err != nil && !over(err) {
+			return fail("search residue", err)
+		}
+		run.Progress("steps", 1, 3)
+
+		erase := w.scope(tenant, "erasure request")
+		erase.LockTimeout, erase.Timeout = config.LockTimeout, config.EraseTimeout
+		var certificate json.RawMessage
+		err = InContext(ctx, w.Pool, erase, func(tx pgx.Tx) (err error) {
+			certificate, err = queries.EraseSubject(ctx, tx, db.EraseSubjectParams{RequestID: id, ResidueBasis: optional(job.Args.ResidueBasis)})
+			if err != nil {
+				return err
+			}
+			return w.notify(ctx, tx, job)
+		})
+		switch {
+		case state(err) == residueFound:
+			run.Count("residue", 1)
+			return later(job, config.Again, fail("erase subject", err))
+		case err != nil:
+			return fail("erase subject", err)
+		}
+		var outcome struct {
+			Status  string           `json:"status"`
+			Deleted map[string]int64 `json:"deleted"`
+		}
+		// Whatever else the certificate says, its shape is SQL's matter.
+		_ = json.Unmarshal(certificate, &outcome)
+		if outcome.Status == "held" {
+			// custody.due_requests names it again once the hold is gone.
+			run.Count("held", 1)
+			return nil
+		}
+		for table, rows := range outcome.Deleted {
+			run.Count(table, rows)
+		}
+		run.Count("erased", 1)
+		run.Progress("steps", 2, 3)
+
+		if w.Store == nil {
+			w.Log.Warn("certificate not stored: no store configured", "tenant", tenant, "request_id", id)
+			return nil
+		}
+		if err := w.keep(ctx, CertificateKey(tenant, id), certificate, time.Now().Add(config.KeepCertificate)); err != nil {
+			return fail("store certificate", err)
+		}
+		run.Bytes(int64(len(certificate)))
+		run.Count("certificates_stored", 1)
+		run.Progress("steps", 3, 3)
+		return nil
+	})
+}
+
+// over tells a request that was executed before: its certificate is there.
+func over(err error) bool { return state(err) == "PC018" || state(err) == "PC021" }
+
+// notify inserts the jobs for the request's notices in the erasure's own
+// transaction, so that neither goes without the other.
+func (w *EraseWorker) notify(ctx context.Context, tx pgx.Tx, job *river.Job[EraseArgs]) error {
+	if len(w.Config.Notify.Key) == 0 {
+		return nil
+	}
+	notices, err := db.New().RequestNotices(ctx, tx, job.Args.RequestID)
+	if err != nil {
+		return err
+	}
+	var jobs []river.InsertManyParams
+	for _, notice := range notices {
+		if notice.SentAt == nil && notice.AcknowledgedAt == nil {
+			jobs = append(jobs, river.InsertManyParams{
+				Args: NotifyArgs{Tenant: job.Args.Tenant, NoticeID: notice.NoticeID}, InsertOpts: follow(job.Queue),
+			})
+		}
+	}
+	if len(jobs) == 0 {
+		return nil
+	}
+	_, err = river.ClientFromContext[pgx.Tx](ctx).InsertManyTx(ctx, tx, jobs)
+	return err
+}
+
+// keep puts a document under lock once. An attempt that died after its Put finds
+// the object there: it must say the same.
+func (w *EraseWorker) keep(ctx context.Context, key string, document []byte, until time.Time) error {
+	_, err := w.Store.Put(ctx, key, bytes.NewReader(document), store.PutOptions{
+		RetainUntil: until, ContentType: "application/json", IfNoneMatch: true,
+	})
+	if !errors.Is(err, store.ErrExists) {
+		return err
+	}
+	object, err := w.Store.Get(ctx, key, "")
+	if err != nil {
+		return err
+	}
+	defer object.Close()
+	stored, err := io.ReadAll(io.LimitReader(object, int64(len(document))+1))
+	if err != nil {
+		return err
+	}
+	if !sameJSON(stored, document) {
+		return &Failure{Step: "store certificate", Code: "another certificate is stored for this request"}
+	}
+	return nil
+}
+
+// sameJSON compares two documents, not their spelling.
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	if json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
+		return false
+	}
+	p, _ := json.Marshal(x)
+	q, _ := json.Marshal(y)
+	return bytes.Equal(p, q)
+}

@@ -1,0 +1,79 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"syscall"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"pgcustody/jobs/store"
+)
+
+// Failure is why a run failed, in words that may be kept and logged: the step
+// and a code. What the database or a server said stays behind Unwrap, because
+// it may quote rows.
+type Failure struct {
+	Step, Code string
+	Err        error
+}
+
+func (f *Failure) Error() string { return f.Step + ": " + f.Code }
+func (f *Failure) Unwrap() error { return f.Err }
+
+// fail names the step that err ended. It keeps the failure of an inner step.
+func fail(step string, err error) error {
+	var inner *Failure
+	if err == nil || errors.As(err, &inner) {
+		return err
+	}
+	return &Failure{Step: step, Code: Code(err), Err: err}
+}
+
+// Code is an error in one word or two that name nobody: a SQLSTATE, a kind of
+// store error, or a kind of its own.
+func Code(err error) string {
+	var failure *Failure
+	var pg *pgconn.PgError
+	var connect *pgconn.ConnectError
+	var object *store.Error
+	var status *statusError
+	var timeout net.Error
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &failure):
+		return failure.Code
+	case errors.As(err, &pg):
+		return pg.Code
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return "timeout"
+	case errors.As(err, &connect):
+		return "database unreachable"
+	case errors.As(err, &object):
+		return object.Kind.Error()
+	case errors.As(err, &status):
+		return fmt.Sprintf("status %d", status.code)
+	}
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	for inner := errors.Unwrap(err); inner != nil; inner = errors.Unwrap(err) {
+		err = inner
+	}
+	return fmt.Sprintf("%T", err)
+}
+
+// state is the SQLSTATE of an error, or "".
+func state(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	return ""
+}

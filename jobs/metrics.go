@@ -1,0 +1,149 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/rivertype"
+)
+
+// Metrics counts what every job did, for Prometheus. All methods do nothing on
+// nil.
+type Metrics struct {
+	attempts *prometheus.CounterVec
+	seconds  *prometheus.HistogramVec
+	running  *prometheus.GaugeVec
+	items    *prometheus.CounterVec
+	bytes    *prometheus.CounterVec
+	success  *prometheus.GaugeVec
+}
+
+// NewMetrics registers the metrics, and those that are read from the database
+// when they are asked for.
+func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
+	m := &Metrics{
+		attempts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgcustody_job_attempts_total", Help: "Attempts of jobs by how they ended: succeeded, failed, snoozed or interrupted.",
+		}, []string{"job", "outcome"}),
+		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pgcustody_job_duration_seconds", Help: "How long attempts of jobs took.",
+			Buckets: []float64{.01, .03, .1, .3, 1, 3, 10, 30, 100, 300, 1000, 3600},
+		}, []string{"job"}),
+		running: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_jobs_running", Help: "Jobs at work in this process.",
+		}, []string{"job"}),
+		items: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgcustody_job_items_total", Help: "What the runs of jobs counted, as in their records.",
+		}, []string{"job", "item"}),
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "pgcustody_job_bytes_total", Help: "Bytes that the runs of jobs read or wrote, as in their records.",
+		}, []string{"job"}),
+		success: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_job_last_success_timestamp_seconds", Help: "When a job last succeeded in this process.",
+		}, []string{"job"}),
+	}
+	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, &queueCollector{pool: pool})
+	return m
+}
+
+// observe takes over what a run's record says.
+func (m *Metrics) observe(r Report) {
+	if m == nil {
+		return
+	}
+	for item, n := range r.Counts {
+		if n > 0 {
+			m.items.WithLabelValues(r.Job, item).Add(float64(n))
+		}
+	}
+	m.bytes.WithLabelValues(r.Job).Add(float64(r.Bytes))
+	if r.Status == "succeeded" {
+		m.success.WithLabelValues(r.Job).Set(float64(r.EndedAt.Unix()))
+	}
+}
+
+// middleware measures every attempt of every kind.
+func (m *Metrics) middleware() rivertype.Middleware {
+	return river.WorkerMiddlewareFunc(func(ctx context.Context, job *rivertype.JobRow, next func(context.Context) error) (err error) {
+		if m == nil {
+			return next(ctx)
+		}
+		started, outcome := time.Now(), "failed" // what it stays when the job panics
+		m.running.WithLabelValues(job.Kind).Inc()
+		defer func() {
+			m.running.WithLabelValues(job.Kind).Dec()
+			m.seconds.WithLabelValues(job.Kind).Observe(time.Since(started).Seconds())
+			m.attempts.WithLabelValues(job.Kind, outcome).Inc()
+		}()
+		err = next(ctx)
+		var snooze *river.JobSnoozeError
+		switch {
+		case err == nil:
+			outcome = "succeeded"
+		case errors.As(err, &snooze):
+			outcome = "snoozed"
+		case errors.Is(err, context.Canceled):
+			outcome = "interrupted"
+		}
+		return err
+	})
+}
+
+// queueCollector reads the job queue and the pool when Prometheus asks.
+type queueCollector struct{ pool *pgxpool.Pool }
+
+var (
+	queuedDesc = prometheus.NewDesc("pgcustody_jobs_queued", "Jobs in the queue that are not finished, by state.", []string{"job", "state"}, nil)
+	oldestDesc = prometheus.NewDesc("pgcustody_jobs_oldest_seconds", "How long the oldest job that may be worked has waited.", nil, nil)
+	poolDesc   = prometheus.NewDesc("pgcustody_database_connections", "Connections of this process's pool.", []string{"state"}, nil)
+)
+
+func (c *queueCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- queuedDesc
+	out <- oldestDesc
+	out <- poolDesc
+}
+
+// scrapeTimeout bounds what a scrape may ask of the database.
+const scrapeTimeout = 3 * time.Second
+
+func (c *queueCollector) Collect(out chan<- prometheus.Metric) {
+	stat := c.pool.Stat()
+	for state, n := range map[string]int32{"idle": stat.IdleConns(), "used": stat.AcquiredConns(), "limit": stat.MaxConns()} {
+		out <- prometheus.MustNewConstMetric(poolDesc, prometheus.GaugeValue, float64(n), state)
+	}
+
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	// River's tables are not sqlc's: their migrations are River's own.
+	rows, err := c.pool.Query(ctx, `
+select kind, state::text, count(*)::float8, coalesce(extract(epoch from now() - min(scheduled_at) filter (where state = 'available')), 0)::float8
+from river.river_job
+where state in ('available', 'pending', 'retryable', 'running', 'scheduled')
+group by kind, state`)
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(queuedDesc, err)
+		return
+	}
+	defer rows.Close()
+	oldest := 0.0
+	for rows.Next() {
+		var kind, state string
+		var n, waited float64
+		if err := rows.Scan(&kind, &state, &n, &waited); err != nil {
+			out <- prometheus.NewInvalidMetric(queuedDesc, err)
+			return
+		}
+		oldest = max(oldest, waited)
+		out <- prometheus.MustNewConstMetric(queuedDesc, prometheus.GaugeValue, n, kind, state)
+	}
+	if err := rows.Err(); err != nil {
+		out <- prometheus.NewInvalidMetric(queuedDesc, err)
+		return
+	}
+	out <- prometheus.MustNewConstMetric(oldestDesc, prometheus.GaugeValue, oldest)
+}

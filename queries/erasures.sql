@@ -1,0 +1,18 @@
+-- name: AcknowledgeErasure :exec
+select custody.acknowledge_erasure(@request_id, @holder, sqlc.narg(evidence));
+
+-- name: EraseSubject :one
+-- The certificate, or {"status": "held", …}.
+select custody.erase_subject(@request_id, sqlc.narg(residue_basis))::jsonb as certificate;
+
+-- name: GetCertificate :one
+select custody.get_certificate(@request_id)::jsonb as certificate;
+
+-- name: PlanErasure :one
+select custody.plan_erasure(@user_id)::jsonb as plan;
+
+-- name: SearchResidue :one
+select custody.search_residue(@request_id)::jsonb as residue;
+
+-- name: VerifyErasure :one
+select custody.verify_erasure(@request_id)::jsonb as verification;

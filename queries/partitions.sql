@@ -1,0 +1,2 @@
+-- name: EnsureAuditPartitions :one
+select custody.ensure_audit_partitions(@from_at, @to_at)::bigint as created;
