@@ -1,0 +1,132 @@
+-- Requests of data subjects, erasure certificates, holders outside Postgres, legal holds, retention policies.
+-- control: GDPR Art. 5(1)(e), 12(3), 15, 17, 19, 20; FRCP 37(e) (legal hold); HIPAA 164.316(b)(2)(i)
+-- reviewed by: DBA, privacy officer
+--
+-- A request is a row of its own, committed before anything is done about it. Certificates are evidence and
+-- append-only. A notice carries the person's external id until its holder has acknowledged: the holder could
+-- not know whom to forget otherwise.
+-- locks: new tables only. rewrite cost: none.
+
+-- +goose Up
+create table custody_data.requests (
+  tenant_id custody_data.tenant_name not null,
+  request_id uuid not null default pg_catalog.gen_random_uuid(),
+  kind text not null,
+  identity_id uuid not null,
+  status text not null default 'received',
+  reason text,
+  requested_by uuid not null,
+  received_at timestamptz not null default pg_catalog.now(),
+  due_at timestamptz not null default pg_catalog.now() + interval '1 month',
+  extended_at timestamptz,
+  extension_reason text,
+  closed_at timestamptz,
+  close_reason text,
+  residue_searched_at timestamptz,
+  residue_searched_xid xid8,
+  residue_rows bigint,
+  xid xid8 not null default pg_catalog.pg_current_xact_id(),
+  constraint requests_pkey primary key (tenant_id, request_id),
+  constraint requests_kind_is_known_check check (kind in ('erasure', 'export')),
+  constraint requests_status_is_known_check check (status in ('received', 'held', 'done', 'cancelled')),
+  constraint requests_closed_when_over_check check ((closed_at is not null) = (status in ('done', 'cancelled'))),
+  constraint requests_reason_length_is_at_most_2000_check check (pg_catalog.char_length(reason) <= 2000)
+);
+create index requests_status_idx on custody_data.requests (tenant_id, kind, received_at) where status in ('received', 'held');
+create index requests_identity_id_idx on custody_data.requests (tenant_id, identity_id);
+comment on table custody_data.requests is 'What data subjects asked for, when, and until when it is owed: one month, extended once by two (GDPR Art. 12(3)).';
+comment on column custody_data.requests.reason is 'Why, in the requester''s words; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
+comment on column custody_data.requests.residue_searched_xid is 'Every row written by a transaction before this one was searched for the person''s identifiers.';
+
+create table custody_data.erasure_certificates (
+  tenant_id custody_data.tenant_name not null,
+  request_id uuid not null,
+  identity_id uuid not null,
+  issued_at timestamptz not null default pg_catalog.now(),
+  certificate jsonb not null,
+  constraint erasure_certificates_pkey primary key (tenant_id, request_id)
+);
+comment on table custody_data.erasure_certificates is 'What each erasure deleted and kept, and why: append-only, names nobody.';
+
+create table custody_data.holders (
+  tenant_id custody_data.tenant_name not null,
+  holder text collate "C" not null,
+  endpoint text,
+  description text,
+  registered_at timestamptz not null default pg_catalog.now(),
+  retired_at timestamptz,
+  constraint holders_pkey primary key (tenant_id, holder),
+  constraint holders_holder_is_a_name_check check (holder ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'),
+  constraint holders_endpoint_is_http_check check (endpoint ~ '^https?://')
+);
+comment on table custody_data.holders is 'Systems outside Postgres that hold personal data and are told of each erasure (GDPR Art. 19).';
+comment on column custody_data.holders.endpoint is 'URL that the notice is posted to; empty where people carry it.';
+
+create table custody_data.erasure_notices (
+  tenant_id custody_data.tenant_name not null,
+  notice_id uuid not null default pg_catalog.gen_random_uuid(),
+  request_id uuid not null,
+  holder text collate "C" not null,
+  user_id text collate "C",
+  created_at timestamptz not null default pg_catalog.now(),
+  sent_at timestamptz,
+  attempts integer not null default 0,
+  last_status text,
+  acknowledged_at timestamptz,
+  evidence jsonb,
+  constraint erasure_notices_pkey primary key (tenant_id, notice_id),
+  constraint erasure_notices_request_id_holder_key unique (tenant_id, request_id, holder),
+  constraint erasure_notices_acknowledged_names_nobody_check check ((acknowledged_at is null) = (user_id is not null))
+);
+create index erasure_notices_open_idx on custody_data.erasure_notices (tenant_id, created_at) where acknowledged_at is null;
+comment on table custody_data.erasure_notices is 'The outbox of erasures: one notice for each holder, written in the erasure''s transaction.';
+comment on column custody_data.erasure_notices.user_id is 'Whom the holder must forget; emptied by the acknowledgement. @custody{"sensitivity":"identifying","retention":"until_acknowledged"}';
+
+create table custody_data.legal_holds (
+  tenant_id custody_data.tenant_name not null,
+  hold_id uuid not null default pg_catalog.gen_random_uuid(),
+  scope text not null,
+  identity_id uuid,
+  table_name text,
+  row_id text,
+  reference text not null,
+  reason text not null,
+  placed_by uuid not null,
+  placed_at timestamptz not null default pg_catalog.now(),
+  until_at timestamptz,
+  released_at timestamptz,
+  released_by uuid,
+  release_reason text,
+  constraint legal_holds_pkey primary key (tenant_id, hold_id),
+  constraint legal_holds_scope_is_known_check check (scope in ('tenant', 'person', 'row')),
+  constraint legal_holds_scope_names_its_object_check check (
+    (scope = 'tenant' and identity_id is null and table_name is null and row_id is null)
+    or (scope = 'person' and identity_id is not null and table_name is null and row_id is null)
+    or (scope = 'row' and table_name is not null and row_id is not null)),
+  constraint legal_holds_reference_length_is_1_to_256_check check (pg_catalog.char_length(reference) between 1 and 256)
+);
+create unique index legal_holds_active_idx on custody_data.legal_holds
+  (tenant_id, reference, scope, (coalesce(identity_id, '00000000-0000-0000-0000-000000000000'::uuid)), (coalesce(table_name, '')), (coalesce(row_id, '')))
+  where released_at is null;
+create index legal_holds_identity_id_idx on custody_data.legal_holds (tenant_id, identity_id) where released_at is null;
+comment on table custody_data.legal_holds is 'Legal holds: while one stands, neither erasure nor retention takes what it covers. Rows are released, never deleted.';
+comment on column custody_data.legal_holds.reference is 'Case or matter number; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
+comment on column custody_data.legal_holds.reason is 'Why it was placed; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
+
+create table custody_data.retention_policies (
+  tenant_id custody_data.tenant_name not null,
+  class text collate "C" not null,
+  keep interval not null,
+  basis text not null,
+  set_by uuid,
+  set_at timestamptz not null default pg_catalog.now(),
+  constraint retention_policies_pkey primary key (tenant_id, class),
+  constraint retention_policies_class_is_known_check check (class in ('audit', 'audit_hot', 'consent', 'conversations', 'entry_ids')),
+  constraint retention_policies_keep_is_positive_check check (keep > interval '0'),
+  constraint retention_policies_basis_is_given_check check (pg_catalog.char_length(basis) between 1 and 1000)
+);
+comment on table custody_data.retention_policies is 'How long each class of data is kept and on what legal basis. Rows of tenant system hold for all; a tenant''s own row goes before.';
+
+-- +goose Down
+drop table custody_data.retention_policies, custody_data.legal_holds, custody_data.erasure_notices, custody_data.holders,
+  custody_data.erasure_certificates, custody_data.requests cascade;

@@ -1,0 +1,83 @@
+-- What every database starts with: tenant system, the shared vocabulary, the shipped retention policies.
+-- control: GDPR Art. 5(1)(e), 7(1), 30(1)(f); HIPAA 164.316(b)(2)(i)
+-- reviewed by: privacy officer, DBA
+--
+-- Row-level security is forced on the owner too, so this runs in the context of tenant system, after the
+-- policies and through their checks; the helper of 00001 is still the stub, hence the local policy switch.
+-- locks: ACCESS EXCLUSIVE on three small tables, for an instant. rewrite cost: none.
+
+-- +goose Up
+alter table custody_data.tenants no force row level security;
+alter table custody_data.audit_actions no force row level security;
+alter table custody_data.audit_resource_types no force row level security;
+alter table custody_data.retention_policies no force row level security;
+
+insert into custody_data.tenants (tenant_id, name) values ('system', 'What belongs to no tenant');
+
+insert into custody_data.audit_actions (tenant_id, action, metadata_keys, description) values
+  ('system', 'account.create', '{source}', 'An account was opened.'),
+  ('system', 'account.login', '{method,source,error_code}', 'Somebody signed in or tried to.'),
+  ('system', 'account.logout', '{source}', 'Somebody signed out.'),
+  ('system', 'account.erase', '{request_id,deleted,kept,holders,holds,residue_basis,replayed}', 'A person was erased, or a hold kept the erasure back.'),
+  ('system', 'account.export', '{request_id,counts,bytes}', 'Everything about a person was handed out.'),
+  ('system', 'phi.access', '{count,fields,source}', 'Health or other sensitive data was read.'),
+  ('system', 'phi.update', '{count,fields,source}', 'Health or other sensitive data was changed.'),
+  ('system', 'phi.disclose', '{count,fields,recipient_class}', 'Health or other sensitive data was disclosed.'),
+  ('system', 'consent.grant', '{purpose,policy_version}', 'Consent was given.'),
+  ('system', 'consent.withdraw', '{purpose,policy_version}', 'Consent was withdrawn.'),
+  ('system', 'record.insert', '{rows,row_ids}', 'Rows of a table of record were inserted.'),
+  ('system', 'record.update', '{rows,row_ids,columns}', 'Rows of a table of record were changed; names of columns, no values.'),
+  ('system', 'record.delete', '{rows,row_ids}', 'Rows of a table of record were deleted.'),
+  ('system', 'record.import', '{table,rows,rows_added,rows_changed,rows_rejected,file_sha256,import_id,error_code}', 'A file was imported or refused.'),
+  ('system', 'request.receive', '{request_id,kind}', 'A data subject''s request was received.'),
+  ('system', 'request.extend', '{request_id,kind}', 'The time for a request was extended.'),
+  ('system', 'request.cancel', '{request_id,kind}', 'A request was cancelled.'),
+  ('system', 'request.search', '{request_id,findings,rows}', 'Identifiers of a person were searched for where they must not stand.'),
+  ('system', 'request.complete', '{request_id,kind,bytes}', 'A request was fulfilled.'),
+  ('system', 'hold.place', '{hold_id,scope,table,until}', 'A legal hold was placed.'),
+  ('system', 'hold.release', '{hold_id,scope,requests_resumed}', 'A legal hold was released.'),
+  ('system', 'holder.register', '{holder}', 'A holder outside Postgres was registered.'),
+  ('system', 'holder.acknowledge', '{request_id,holder}', 'A holder outside Postgres acknowledged an erasure.'),
+  ('system', 'retention.policy', '{class,keep,keep_before,basis}', 'A retention policy was set.'),
+  ('system', 'retention.run', '{class,rows,as_of,keep,basis,errors}', 'Retention deleted what was due.'),
+  ('system', 'archive.segment', '{day,part,rows,bytes,stored_bytes,retain_until}', 'A day of the trail was archived, read back and checked.'),
+  ('system', 'partition.create', '{partitions}', 'Partitions of the trail were made.'),
+  ('system', 'partition.drop', '{partition,rows,range_from,range_to}', 'A month of the trail left Postgres after its archive was proved.'),
+  ('system', 'audit.read', '{from,to,rows,by_person,action}', 'The audit trail was read.'),
+  ('system', 'tenant.register', '{tenant}', 'A tenant was registered.'),
+  ('system', 'vocabulary.register', '{action,resource_type,metadata_keys}', 'The vocabulary of the trail was extended.'),
+  ('system', 'incarnation.open', '{system_identifier}', 'The database was found in another cluster.'),
+  ('system', 'job.fail', '{job,error_code}', 'A job failed.');
+
+insert into custody_data.audit_resource_types (tenant_id, resource_type, description) values
+  ('system', 'account', 'An account of a person.'),
+  ('system', 'identity', 'An identity: a person, service or system.'),
+  ('system', 'user_profiles', 'A row of user_profiles.'),
+  ('system', 'user_preferences', 'A row of user_preferences.'),
+  ('system', 'consent_records', 'A row of consent_records.'),
+  ('system', 'conversations', 'A row of conversations.'),
+  ('system', 'audit_logs', 'The audit trail, or an event of it.'),
+  ('system', 'request', 'A data subject''s request.'),
+  ('system', 'hold', 'A legal hold.'),
+  ('system', 'holder', 'A holder outside Postgres.'),
+  ('system', 'retention_policy', 'A retention policy.'),
+  ('system', 'archive_segment', 'A day of the trail in the archive.'),
+  ('system', 'partition', 'A partition of the trail.'),
+  ('system', 'document', 'A document of the application.'),
+  ('system', 'health_record', 'A health record.');
+
+insert into custody_data.retention_policies (tenant_id, class, keep, basis) values
+  ('system', 'audit', interval '7 years', 'GDPR Art. 5(2) and 17(3)(b), HIPAA 45 CFR 164.316(b)(2)(i) (6 years) and the limitation periods that exceed it'),
+  ('system', 'audit_hot', interval '90 days', 'Operational: time in Postgres before only the archive holds it'),
+  ('system', 'consent', interval '7 years', 'GDPR Art. 7(1) and 17(3)(e): proof of consent for as long as claims may be raised after it ended'),
+  ('system', 'conversations', interval '90 days', 'GDPR Art. 5(1)(e): not longer than the service needs after the last message'),
+  ('system', 'entry_ids', interval '90 days', 'Operational: how long a retried log_entry_id is recognised');
+
+alter table custody_data.tenants force row level security;
+alter table custody_data.audit_actions force row level security;
+alter table custody_data.audit_resource_types force row level security;
+alter table custody_data.retention_policies force row level security;
+
+-- +goose Down
+-- The rows go with their tables.
+select 1;

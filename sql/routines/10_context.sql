@@ -1,0 +1,232 @@
+-- Context: for whom, by whom and why a transaction runs.
+-- control: HIPAA 164.312(a)(1), (d); SOC 2 CC6.1; ISO 27001 A.5.15; GDPR Art. 5(1)(b) (purpose limitation)
+-- reviewed by: DBA, security
+--
+-- All session state is local to the transaction, so it works behind a transaction pooler and cannot outlive
+-- its transaction. A setting that was local once reads '' afterwards, not null: hence nullif.
+--
+-- Every function of pgcustody has a fixed search_path of pg_catalog, pg_temp. Naming pg_temp last matters:
+-- with an empty search_path Postgres looks for types and tables in pg_temp first, and a caller's temporary
+-- domain named text would run the caller's code as the owner. One-line helpers have a SQL-standard body
+-- instead, which is bound to its objects when it is created and which the planner can inline.
+
+create or replace function custody.current_tenant() returns text
+language sql stable parallel safe
+return nullif(pg_catalog.current_setting('custody.tenant', true), '');
+grant execute on function custody.current_tenant() to public;
+comment on function custody.current_tenant() is 'Tenant of the context, or null without one. Callable by everybody: policies depend on it.';
+
+create or replace function custody.current_actor() returns text
+language sql stable parallel safe
+return nullif(pg_catalog.current_setting('custody.actor', true), '');
+grant execute on function custody.current_actor() to public;
+comment on function custody.current_actor() is 'The user_id that acts in this transaction, or null without a context. Callable by everybody.';
+
+create or replace function custody.current_actor_id() returns uuid
+language sql stable parallel safe
+return nullif(pg_catalog.current_setting('custody.actor_id', true), '')::uuid;
+grant execute on function custody.current_actor_id() to public;
+comment on function custody.current_actor_id() is 'Identity of the actor, or null where it has none yet. Callable by everybody: policies depend on it.';
+
+create or replace function custody.current_purpose() returns text
+language sql stable parallel safe
+return nullif(pg_catalog.current_setting('custody.purpose', true), '');
+grant execute on function custody.current_purpose() to public;
+comment on function custody.current_purpose() is 'Purpose of this transaction, or null. Callable by everybody.';
+
+create or replace function custody.current_subject() returns text
+language sql stable parallel safe
+return nullif(pg_catalog.current_setting('custody.subject', true), '');
+grant execute on function custody.current_subject() to public;
+comment on function custody.current_subject() is 'The user_id that this transaction is confined to, or null where it is not. Callable by everybody.';
+
+create or replace function custody.has_subject() returns boolean
+language sql stable parallel safe
+return nullif(pg_catalog.current_setting('custody.subject', true), '') is not null;
+grant execute on function custody.has_subject() to public;
+comment on function custody.has_subject() is 'Whether this transaction is confined to one person. Callable by everybody: policies depend on it.';
+
+create or replace function custody.current_subject_id() returns uuid
+language sql stable parallel safe
+return nullif(pg_catalog.current_setting('custody.subject_id', true), '')::uuid;
+grant execute on function custody.current_subject_id() to public;
+comment on function custody.current_subject_id() is 'Identity of the person that this transaction is confined to; null where it is not, or where the person has no row yet. Callable by everybody: policies depend on it.';
+
+create or replace function custody_data.caller_role() returns text
+language sql stable parallel restricted
+return coalesce(nullif(pg_catalog.current_setting('role'), 'none'), session_user::text);
+grant execute on function custody_data.caller_role() to public;
+comment on function custody_data.caller_role() is 'Who called, also inside a SECURITY DEFINER function: the role of SET ROLE, or else the login.';
+
+create or replace function custody_data.caller_is(p_role text) returns boolean
+language sql stable parallel restricted
+return pg_catalog.pg_has_role(custody_data.caller_role(), p_role, 'member');
+grant execute on function custody_data.caller_is(text) to public;
+comment on function custody_data.caller_is(text) is 'Whether the caller is a member of a group role.';
+
+create or replace function custody_data.require_context()
+returns text
+language plpgsql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := nullif(current_setting('custody.tenant', true), '');
+begin
+  if v_tenant is null then
+    raise exception using
+      errcode = 'PC001',
+      message = 'no context: this call needs a tenant and an actor',
+      detail = 'custody.set_context was not called in this transaction.',
+      hint = 'begin; select custody.set_context(tenant, actor, …); call; commit. The context ends with its transaction, so in autocommit it is gone before the call.';
+  end if;
+  return v_tenant;
+end
+$$;
+revoke all on function custody_data.require_context() from public;
+grant execute on function custody_data.require_context() to
+  custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor;
+comment on function custody_data.require_context() is 'Tenant of the context; raises PC001 without one.';
+
+create or replace function custody_data.check_user_id(p_user_id text, p_what text default 'user_id')
+returns void
+language plpgsql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_user_id is null or btrim(p_user_id) = '' or char_length(p_user_id) > 256 then
+    raise exception using
+      errcode = 'PC003',
+      message = format('invalid %s', p_what),
+      detail = case when p_user_id is null then 'It is null.' else format('It has %s characters.', char_length(p_user_id)) end,
+      hint = 'Give 1 to 256 characters that are not all blank.';
+  end if;
+end
+$$;
+revoke all on function custody_data.check_user_id(text, text) from public;
+grant execute on function custody_data.check_user_id(text, text) to
+  custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor;
+comment on function custody_data.check_user_id(text, text) is 'Raises PC003 for an external id that is null, blank or longer than 256 characters.';
+
+-- definer: the caller need not see the tables of tenants and identities to enter a context
+create or replace function custody.set_context(
+  p_tenant text,
+  p_actor text,
+  p_purpose text default null,
+  p_subject text default null
+)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_known boolean;
+  v_actor_id uuid;
+  v_subject_id uuid;
+begin
+  -- Whatever context stood before ends here, also when this one is refused.
+  perform set_config('custody.tenant', '', true), set_config('custody.actor', '', true), set_config('custody.actor_id', '', true),
+    set_config('custody.purpose', '', true), set_config('custody.subject', '', true), set_config('custody.subject_id', '', true);
+  if p_tenant is null or p_tenant !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
+    raise exception using
+      errcode = 'PC002',
+      message = 'unknown tenant',
+      detail = case when coalesce(p_tenant, '') = '' then 'The tenant is missing.' else 'The name is not that of a tenant.' end,
+      hint = 'Give the name of a tenant that custody.register_tenant has registered.';
+  end if;
+  perform custody_data.check_user_id(p_actor, 'actor');
+  if p_subject is not null then
+    perform custody_data.check_user_id(p_subject, 'subject');
+  end if;
+  if p_tenant = 'system' and not (custody_data.caller_is('custody_worker') or custody_data.caller_is('custody_admin')
+      or custody_data.caller_is('custody_auditor')) then
+    raise exception using
+      errcode = 'PC015',
+      message = 'tenant system is not for this role',
+      detail = format('Role %s is not a member of custody_worker, custody_admin or custody_auditor.', custody_data.caller_role()),
+      hint = 'Give the tenant whose data you work with.';
+  end if;
+
+  perform set_config('custody.tenant', p_tenant, true);
+  select true,
+    (select i.identity_id from custody_data.identities i where i.tenant_id = t.tenant_id and i.user_id = p_actor),
+    (select i.identity_id from custody_data.identities i where i.tenant_id = t.tenant_id and i.user_id = p_subject)
+  into v_known, v_actor_id, v_subject_id
+  from custody_data.tenants t
+  where t.tenant_id = p_tenant;
+  if v_known is null then
+    perform set_config('custody.tenant', '', true);
+    raise exception using
+      errcode = 'PC002',
+      message = format('unknown tenant %s', p_tenant),
+      detail = 'No tenant of that name is registered.',
+      hint = 'Register it with custody.register_tenant, or correct the name.';
+  end if;
+
+  perform set_config('custody.actor', p_actor, true),
+    set_config('custody.actor_id', coalesce(v_actor_id::text, ''), true),
+    set_config('custody.purpose', coalesce(p_purpose, ''), true),
+    set_config('custody.subject', coalesce(p_subject, ''), true),
+    set_config('custody.subject_id', coalesce(v_subject_id::text, ''), true);
+end
+$$;
+revoke all on function custody.set_context(text, text, text, text) from public;
+grant execute on function custody.set_context(text, text, text, text) to
+  custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor;
+comment on function custody.set_context(text, text, text, text) is
+'Sets for whom, by whom and why this transaction runs; ends with the transaction.
+p_tenant: registered tenant. p_actor: user_id that acts, 1 to 256 characters. p_purpose: why, free text that names nobody.
+p_subject: confines the transaction to this user_id: only that person''s rows are seen, only that person may make requests.
+Errors: PC002 unknown tenant, PC003 invalid actor or subject, PC015 tenant system without the right.
+Callers: every group role but custody_backup.';
+
+-- definer: tenants are written by this function alone
+create or replace function custody.register_tenant(p_tenant text, p_name text)
+returns text
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_tenant is null or p_tenant !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid tenant name',
+      hint = 'Give 1 to 63 characters of a-z, 0-9, _ and -, the first a letter or a digit.';
+  end if;
+  insert into custody_data.tenants (tenant_id, name)
+  values (p_tenant, coalesce(nullif(btrim(p_name), ''), p_tenant))
+  on conflict do nothing;
+  if found then
+    perform custody.set_context('system', coalesce(custody.current_actor(), custody_data.caller_role()), 'tenant registration');
+    perform custody_data.append_event('tenant.register', null, null, 'success', jsonb_build_object('tenant', p_tenant), null);
+  end if;
+  return p_tenant;
+end
+$$;
+revoke all on function custody.register_tenant(text, text) from public;
+grant execute on function custody.register_tenant(text, text) to custody_admin, custody_worker;
+comment on function custody.register_tenant(text, text) is
+'Registers a tenant and returns its name; a tenant that is there already is left as it is. Leaves the transaction in the context of tenant system where it added one.
+p_tenant: 1 to 63 characters of a-z, 0-9, _ and -. p_name: what people call it.
+Errors: PC023 invalid name. Callers: custody_admin, custody_worker.';
+
+-- definer: the runner works for each tenant in turn and must know which there are
+create or replace function custody.list_tenants()
+returns setof custody_data.tenants
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select t.* from custody_data.tenants t order by t.tenant_id;
+$$;
+revoke all on function custody.list_tenants() from public;
+grant execute on function custody.list_tenants() to custody_admin, custody_worker;
+comment on function custody.list_tenants() is 'All tenants, by name. Needs no context. Callers: custody_admin, custody_worker.';

@@ -1,0 +1,255 @@
+-- Trigger functions: the rules that hold whoever writes.
+-- control: HIPAA 164.312(b), (c)(1); SOC 2 CC7.2; ISO 27001 A.8.15; GDPR Art. 5(1)(e)-(f), 17
+-- reviewed by: DBA, auditor
+
+create or replace function custody_data.tg_reject_mutation()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using
+    errcode = 'PC020',
+    message = format('%s of %I.%I refused: %s', lower(tg_op), tg_table_schema, tg_table_name,
+      case tg_name when 'a_reject_mutation' then 'the table is append-only'
+        when 'a_reject_delete' then 'its rows are never deleted'
+        else 'rows leave it one by one, through erasure and retention' end),
+    hint = case tg_op when 'TRUNCATE' then 'Retention removes what is due: custody.enforce_retention, and for whole months custody.drop_archived_partitions.'
+      else 'Record a new row that corrects the old one.' end,
+    schema = tg_table_schema,
+    table = tg_table_name;
+end
+$$;
+comment on function custody_data.tg_reject_mutation() is 'Statement guard: raises PC020 whatever the statement would touch.';
+
+create or replace function custody_data.tg_reject_column_change()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_old constant jsonb := to_jsonb(old);
+  v_new constant jsonb := to_jsonb(new);
+  v_column text;
+begin
+  foreach v_column in array tg_argv loop
+    if v_column like '+%' then
+      if v_old -> substr(v_column, 2) <> 'null'::jsonb and v_new is distinct from v_old then
+        raise exception using
+          errcode = 'PC020',
+          message = format('a row of %I.%I is final: %s is set', tg_table_schema, tg_table_name, substr(v_column, 2)),
+          hint = 'What is closed stays as it is: record a new row.',
+          schema = tg_table_schema, table = tg_table_name, column = substr(v_column, 2);
+      end if;
+    elsif v_new -> v_column is distinct from v_old -> v_column then
+      raise exception using
+        errcode = 'PC030',
+        message = format('column %s of %I.%I never changes', v_column, tg_table_schema, tg_table_name),
+        hint = 'Delete the row and write another, where that is allowed.',
+        schema = tg_table_schema, table = tg_table_name, column = v_column;
+    end if;
+  end loop;
+  return new;
+end
+$$;
+comment on function custody_data.tg_reject_column_change() is
+'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020).';
+
+create or replace function custody_data.tg_touch_row()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  new.version := old.version + 1;
+  new.updated_at := now();
+  return new;
+end
+$$;
+comment on function custody_data.tg_touch_row() is 'Counts version up and sets updated_at on every update.';
+
+-- definer: the lock on identities needs UPDATE on it, which no role has
+create or replace function custody_data.tg_require_live_identity()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_missing bigint;
+begin
+  with wanted as (
+    select distinct n.tenant_id, n.identity_id from new_rows n
+  ), live as (
+    select i.tenant_id, i.identity_id
+    from custody_data.identities i
+    where (i.tenant_id, i.identity_id) in (select w.tenant_id, w.identity_id from wanted w) and i.erased_at is null
+    for key share of i
+  )
+  select (select count(*) from wanted) - (select count(*) from live) into v_missing;
+  if v_missing > 0 then
+    raise exception using
+      errcode = 'PC021',
+      message = format('%s of %I.%I refused: subject erased', lower(tg_op), tg_table_schema, tg_table_name),
+      detail = format('%s identities of the statement are erased or unknown.', v_missing),
+      hint = 'Write through the functions of schema custody: they find the identity that the user_id has now.',
+      schema = tg_table_schema,
+      table = tg_table_name;
+  end if;
+  return null;
+end
+$$;
+comment on function custody_data.tg_require_live_identity() is 'Statement guard: every new row is about an identity that is there and not erased (PC021), and stays so until commit.';
+
+create or replace function custody_data.consent_expires_at(p_row custody_data.consent_records)
+returns timestamptz
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  -- A grant ends with the next record for the same purpose or with the person's erasure; a withdrawal at once.
+  select least(
+      case when (p_row).granted then (
+        select min(c.occurred_at) from custody_data.consent_records c
+        where c.tenant_id = (p_row).tenant_id and c.identity_id = (p_row).identity_id and c.purpose = (p_row).purpose
+          and (c.occurred_at, c.recorded_at, c.consent_id) > ((p_row).occurred_at, (p_row).recorded_at, (p_row).consent_id)
+      ) else (p_row).occurred_at end,
+      (select i.erased_at from custody_data.identities i where i.tenant_id = (p_row).tenant_id and i.identity_id = (p_row).identity_id)
+    ) + (select p.keep from custody_data.retention_policies p
+      where p.class = 'consent' and p.tenant_id in ((p_row).tenant_id, 'system')
+      order by p.tenant_id = 'system' limit 1);
+$$;
+revoke all on function custody_data.consent_expires_at(custody_data.consent_records) from public;
+comment on function custody_data.consent_expires_at(custody_data.consent_records) is 'When a consent record may go: its end plus the policy consent; null while it is in force.';
+
+-- definer: reads policies, holds and identities whatever the role
+create or replace function custody_data.tg_reject_early_delete()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_expires_at constant timestamptz := custody_data.consent_expires_at(old);
+begin
+  if v_expires_at is null or v_expires_at >= now() then
+    raise exception using
+      errcode = 'PC020',
+      message = format('delete of %I.%I refused: the record is append-only until its retention ends', tg_table_schema, tg_table_name),
+      detail = case when v_expires_at is null then 'The consent is in force.' else format('It is kept until %s.', v_expires_at at time zone 'UTC') end,
+      hint = 'custody.enforce_retention(''consent'', …) deletes what is due.',
+      schema = tg_table_schema,
+      table = tg_table_name;
+  end if;
+  return old;
+end
+$$;
+comment on function custody_data.tg_reject_early_delete() is 'Row guard of consent_records: lets go only what the policy has released (PC020).';
+
+-- Holds are placed one at a time and against deletions of the tenant: whoever deletes shares this lock, whoever
+-- places a hold takes it alone, so each sees the other's work or waits for it.
+create or replace function custody_data.lock_holds(p_tenant text, p_exclusive boolean default false)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if p_exclusive then
+    perform pg_advisory_xact_lock(hashtextextended('pgcustody.holds.' || p_tenant, 0));
+  else
+    perform pg_advisory_xact_lock_shared(hashtextextended('pgcustody.holds.' || p_tenant, 0));
+  end if;
+end
+$$;
+revoke all on function custody_data.lock_holds(text, boolean) from public;
+comment on function custody_data.lock_holds(text, boolean) is 'Lock between placing holds and deleting, for one tenant, until the transaction ends.';
+
+-- definer: sees every hold, whatever the role and the subject
+create or replace function custody_data.tg_reject_held()
+returns trigger
+language plpgsql
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_held bigint;
+begin
+  perform custody_data.lock_holds(custody_data.require_context());
+  if exists (select from custody_data.active_holds()) then
+    execute format($q$
+      select count(*) from old_rows r
+      where exists (
+        select from custody_data.active_holds() h
+        where h.tenant_id = r.tenant_id and (h.scope = 'tenant'
+          or (h.scope = 'person' and h.identity_id = r.identity_id)
+          or (h.scope = 'row' and h.table_name = $1 and h.row_id = r.%I::text and h.identity_id is not distinct from r.identity_id))) $q$, tg_argv[0])
+    into v_held using tg_table_name;
+    if v_held > 0 then
+      raise exception using
+        errcode = 'PC032',
+        message = format('delete from %I.%I refused: %s rows are under legal hold', tg_table_schema, tg_table_name, v_held),
+        hint = 'See custody.holds; the deletion is possible once custody.release_hold has released them.',
+        schema = tg_table_schema,
+        table = tg_table_name;
+    end if;
+  end if;
+  return null;
+end
+$$;
+comment on function custody_data.tg_reject_held() is 'Statement guard: refuses to delete what a legal hold covers (PC032). Argument: the column that names a row within its person.';
+
+create or replace function custody_data.tg_write_audit()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_actor_id constant uuid := coalesce(custody.current_actor_id(), custody_data.require_actor());
+  v_key constant text := tg_argv[0];
+  v_groups text;
+begin
+  perform custody_data.require_partition(clock_timestamp());
+  -- One event for each person that the statement touched (and, for updates, for each set of changed columns):
+  -- it names every row and no value.
+  v_groups := case tg_op
+    when 'UPDATE' then format($q$
+      select n.identity_id, n.%1$I::text as row_id,
+        array(select o2.key from jsonb_each(to_jsonb(o)) o2
+          where o2.value is distinct from to_jsonb(n) -> o2.key and o2.key <> all (array['version', 'updated_at'])
+          order by o2.key) as columns
+      from new_rows n join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id and o.%1$I = n.%1$I $q$, v_key)
+    else format('select r.identity_id, r.%I::text as row_id, null::text[] as columns from %s r', v_key,
+      case tg_op when 'INSERT' then 'new_rows' else 'old_rows' end)
+    end;
+  execute format($q$
+    insert into custody_data.audit_logs
+      (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata)
+    select $1, custody_data.new_entry_id(), clock_timestamp(), $2, g.identity_id, $3, $4,
+      case when count(*) = 1 then min(g.row_id) end, 'success', $5,
+      case when g.columns is null then '{}'::jsonb else jsonb_build_object('columns', g.columns) end
+        || case when count(*) = 1 then '{}'::jsonb else jsonb_build_object('rows', count(*), 'row_ids', jsonb_agg(g.row_id order by g.row_id)) end
+    from (%s) g
+    group by g.identity_id, g.columns $q$, v_groups)
+  using v_tenant, v_actor_id, 'record.' || lower(tg_op), tg_table_name, custody.current_purpose();
+  return null;
+end
+$$;
+comment on function custody_data.tg_write_audit() is
+'Statement trigger: appends record.insert, record.update or record.delete to the trail. Argument: the column that names a row within its person.';
+
+do $$
+declare
+  v_function regprocedure;
+begin
+  -- Trigger functions are run by their triggers, never called.
+  for v_function in
+    select p.oid::regprocedure from pg_catalog.pg_proc p
+    where p.pronamespace = 'custody_data'::regnamespace and p.prorettype = 'pg_catalog.trigger'::regtype
+  loop
+    execute pg_catalog.format('revoke all on function %s from public', v_function);
+  end loop;
+end
+$$;

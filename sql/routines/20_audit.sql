@@ -1,0 +1,603 @@
+-- The audit trail: appending, partitions, the canonical entry, reading, vocabulary.
+-- control: HIPAA 164.312(b); ISO 27001 A.8.15; SOC 2 CC7.2; GDPR Art. 5(2), 30
+-- reviewed by: DBA, auditor
+--
+-- Appending looks identities up before it makes them, touches no row that another appender touches, and takes
+-- no lock that another waits for.
+
+create or replace function custody_data.new_entry_id()
+returns uuid
+language sql
+volatile
+parallel safe
+return pg_catalog.encode(
+  -- 48 bits of milliseconds over a random version 4 uuid, then the version's nibble set to 7
+  pg_catalog.set_bit(pg_catalog.set_bit(
+    overlay(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
+      placing substring(pg_catalog.int8send((extract(epoch from pg_catalog.clock_timestamp()) * 1000)::bigint) from 3)
+      from 1 for 6),
+    52, 1), 53, 1), 'hex')::uuid;
+revoke all on function custody_data.new_entry_id() from public;
+grant execute on function custody_data.new_entry_id() to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.new_entry_id() is 'A new log_entry_id, ordered by time: RFC 9562 version 7.';
+
+-- definer: DDL on the trail; callers need no more than to append
+create or replace function custody.ensure_audit_partitions(p_from timestamptz, p_to timestamptz)
+returns integer
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_month timestamp;
+  v_name text;
+  v_made text[] := array[]::text[];
+begin
+  if p_from is null or p_to is null or not isfinite(p_from) or not isfinite(p_to) or p_to < p_from
+      or p_from < '1970-01-01 00:00:00+00' or p_to > now() + interval '13 months' then
+    raise exception using
+      errcode = 'PC009',
+      message = 'time out of range for partitions of the audit trail',
+      detail = format('From %s to %s.', coalesce(p_from::text, 'null'), coalesce(p_to::text, 'null')),
+      hint = 'Give a finite range between 1970 and 13 months from now.';
+  end if;
+  for v_month in
+    select generate_series(date_trunc('month', p_from at time zone 'UTC'), date_trunc('month', p_to at time zone 'UTC'), interval '1 month')
+  loop
+    v_name := 'audit_logs_' || to_char(v_month, 'YYYY_MM');
+    continue when to_regclass(format('custody_data.%I', v_name)) is not null;
+    -- One maker at a time; whoever waited looks again.
+    perform pg_advisory_xact_lock(hashtextextended('pgcustody.partitions', 0));
+    continue when to_regclass(format('custody_data.%I', v_name)) is not null;
+
+    -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice.
+    execute format('create table custody_data.%I (like custody_data.audit_logs including all)', v_name);
+    execute format('comment on table custody_data.%I is %L', v_name,
+      format('Events of %s (UTC). Read and written through audit_logs alone.', to_char(v_month, 'YYYY-MM')));
+    execute format('alter table custody_data.%I enable row level security, force row level security', v_name);
+    execute format('create policy %I on custody_data.%I for select to custody_backup using (true)', v_name || '_backup_select', v_name);
+    execute format('grant select on custody_data.%I to custody_backup', v_name);
+    execute format('create trigger a_reject_mutation before update or delete or truncate on custody_data.%I
+      for each statement execute function custody_data.tg_reject_mutation()', v_name);
+    execute format('alter table custody_data.%I enable always trigger a_reject_mutation', v_name);
+    execute format('alter table custody_data.audit_logs attach partition custody_data.%I for values from (%L) to (%L)',
+      v_name, (v_month at time zone 'UTC')::text, ((v_month + interval '1 month') at time zone 'UTC')::text);
+    v_made := v_made || v_name;
+  end loop;
+  if v_made <> '{}' and custody.current_tenant() is not null then
+    perform custody_data.append_event('partition.create', 'partition', null, 'success', jsonb_build_object('partitions', v_made), null);
+  end if;
+  return cardinality(v_made);
+end
+$$;
+revoke all on function custody.ensure_audit_partitions(timestamptz, timestamptz) from public;
+grant execute on function custody.ensure_audit_partitions(timestamptz, timestamptz) to
+  custody_readwrite, custody_worker, custody_privacy, custody_admin, custody_auditor;
+comment on function custody.ensure_audit_partitions(timestamptz, timestamptz) is
+'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event.
+Errors: PC009 for a range that is not finite, before 1970 or more than 13 months ahead.
+Callers: custody_worker (daily, three months ahead), custody_admin; appending calls it where a month is missing.';
+
+create or replace function custody_data.require_partition(p_at timestamptz)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if to_regclass('custody_data.audit_logs_' || to_char(p_at at time zone 'UTC', 'YYYY_MM')) is null then
+    perform custody.ensure_audit_partitions(p_at, p_at);
+  end if;
+end
+$$;
+revoke all on function custody_data.require_partition(timestamptz) from public;
+grant execute on function custody_data.require_partition(timestamptz) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.require_partition(timestamptz) is 'Makes the month of a time where it is missing.';
+
+create or replace function custody_data.append_event(
+  p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid, p_personal jsonb default null
+)
+returns uuid
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_actor_id constant uuid := coalesce(custody.current_actor_id(), custody_data.require_actor());
+  v_now constant timestamptz := clock_timestamp();
+  v_id constant uuid := custody_data.new_entry_id();
+begin
+  perform custody_data.require_partition(v_now);
+  insert into custody_data.audit_logs
+    (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal)
+  values
+    (v_tenant, v_id, v_now, v_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, custody.current_purpose(), p_metadata, p_personal);
+  return v_id;
+end
+$$;
+revoke all on function custody_data.append_event(text, text, text, text, jsonb, uuid, jsonb) from public;
+grant execute on function custody_data.append_event(text, text, text, text, jsonb, uuid, jsonb) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.append_event(text, text, text, text, jsonb, uuid, jsonb) is
+'Appends an event of the shared vocabulary under the actor in context: for the functions of this schema, whose words are known to be right.';
+
+create or replace function custody_data.event_content(
+  p_occurred_at timestamptz, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text,
+  p_result text, p_metadata jsonb, p_personal jsonb
+)
+returns bytea
+language sql
+stable
+parallel safe
+return pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.jsonb_build_array(
+  extract(epoch from p_occurred_at), p_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, p_metadata, p_personal)::text, 'UTF8'));
+revoke all on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, jsonb) from public;
+grant execute on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, jsonb) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, jsonb) is
+'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids.';
+
+create or replace function custody.record_audit_event(
+  p_action text,
+  p_resource_type text default null,
+  p_resource_id text default null,
+  p_result text default 'success',
+  p_metadata jsonb default '{}',
+  p_subject_user_id text default null,
+  p_occurred_at timestamptz default null,
+  p_log_entry_id uuid default null,
+  p_personal jsonb default null
+)
+returns uuid
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := nullif(current_setting('custody.tenant', true), '');
+  v_now constant timestamptz := clock_timestamp();
+  v_occurred_at constant timestamptz := coalesce(p_occurred_at, v_now);
+  v_metadata constant jsonb := coalesce(p_metadata, '{}');
+  v_actor_id uuid := nullif(current_setting('custody.actor_id', true), '')::uuid;
+  v_keys text[];
+  v_type_known boolean;
+  v_resource_identity uuid;
+  v_subject_id uuid;
+  v_id uuid := p_log_entry_id;
+  v_content bytea;
+  v_first bytea;
+begin
+  if v_tenant is null then
+    perform custody_data.require_context();
+  end if;
+  if v_actor_id is null then
+    v_actor_id := custody_data.require_actor();
+  end if;
+
+  -- One round of look-ups: the tenant's word goes before the shared one.
+  select
+    (select a.metadata_keys from custody_data.audit_actions a
+      where a.tenant_id in (v_tenant, 'system') and a.action = p_action order by a.tenant_id = 'system' limit 1),
+    p_resource_type is null or exists (
+      select from custody_data.audit_resource_types t where t.tenant_id in (v_tenant, 'system') and t.resource_type = p_resource_type),
+    case when p_resource_id is not null then
+      (select i.identity_id from custody_data.identities i where i.tenant_id = v_tenant and i.user_id = p_resource_id) end,
+    case when p_subject_user_id is not null then
+      (select i.identity_id from custody_data.identities i where i.tenant_id = v_tenant and i.user_id = p_subject_user_id) end
+  into v_keys, v_type_known, v_resource_identity, v_subject_id;
+
+  if v_keys is null then
+    raise exception using
+      errcode = 'PC004',
+      message = format('unknown action %s', coalesce(quote_literal(left(p_action, 128)), 'null')),
+      detail = 'Neither the tenant nor the shared vocabulary has it.',
+      hint = 'Correct the name, or add it with custody.register_action.';
+  end if;
+  if not v_type_known then
+    raise exception using
+      errcode = 'PC005',
+      message = format('unknown resource type %s', quote_literal(left(p_resource_type, 128))),
+      detail = 'Neither the tenant nor the shared vocabulary has it.',
+      hint = 'Correct the name, or add it with custody.register_resource_type.';
+  end if;
+  if p_result is null or p_result not in ('success', 'failure', 'denied', 'partial') then
+    raise exception using
+      errcode = 'PC007',
+      message = format('unknown result %s', coalesce(quote_literal(left(p_result, 64)), 'null')),
+      hint = 'Give success, failure, denied or partial.';
+  end if;
+  if v_metadata <> '{}' then
+    if jsonb_typeof(v_metadata) <> 'object' then
+      raise exception using
+        errcode = 'PC023',
+        message = 'invalid metadata: not a JSON object',
+        detail = format('It is of type %s.', jsonb_typeof(v_metadata)),
+        hint = 'Give an object whose keys are on the action''s list.';
+    end if;
+    if v_metadata - v_keys <> '{}' then
+      raise exception using
+        errcode = 'PC006',
+        message = format('metadata key not allowed for action %s', p_action),
+        detail = format('%s keys are not on its list, which is: %s.',
+          (select count(*) from jsonb_object_keys(v_metadata - v_keys)), coalesce(nullif(array_to_string(v_keys, ', '), ''), 'empty')),
+        hint = 'Put what is about a person into p_personal; add a key with custody.register_action.';
+    end if;
+  end if;
+  if p_personal is not null and jsonb_typeof(p_personal) <> 'object' then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid personal part: not a JSON object',
+      detail = format('It is of type %s.', jsonb_typeof(p_personal)),
+      hint = 'Give an object.';
+  end if;
+  if p_occurred_at is not null and (not isfinite(p_occurred_at) or p_occurred_at < '1970-01-01 00:00:00+00'
+      or p_occurred_at > v_now + interval '24 hours' or p_occurred_at < v_now - interval '24 hours') then
+    raise exception using
+      errcode = 'PC009',
+      message = 'time out of range',
+      detail = 'occurred_at is infinite, before 1970, or more than a day from now.',
+      hint = 'Live events are recorded within a day; older ones come in with pgcustody import.';
+  end if;
+  if p_subject_user_id is not null and v_subject_id is null then
+    v_subject_id := custody_data.claim_identity(p_subject_user_id);
+  end if;
+  if nullif(current_setting('custody.subject', true), '') is not null
+      and coalesce(v_subject_id, v_resource_identity) is distinct from custody.current_subject_id()
+      and coalesce(v_subject_id, v_resource_identity) is not null then
+    raise exception using
+      errcode = 'PC015',
+      message = 'this transaction is confined to another person',
+      detail = 'set_context was given a subject, and the event is about somebody else.',
+      hint = 'Name the subject of the context, or set a context without p_subject.';
+  end if;
+
+  if to_regclass('custody_data.audit_logs_' || to_char(v_occurred_at at time zone 'UTC', 'YYYY_MM')) is null then
+    perform custody.ensure_audit_partitions(v_occurred_at, v_occurred_at);
+  end if;
+
+  if v_id is null then
+    v_id := custody_data.new_entry_id();
+  else
+    v_content := custody_data.event_content(p_occurred_at, v_actor_id, coalesce(v_subject_id, v_resource_identity), p_action,
+      p_resource_type, coalesce(v_resource_identity::text, p_resource_id), p_result, v_metadata, p_personal);
+    insert into custody_data.audit_entry_ids (tenant_id, log_entry_id, occurred_at, content)
+    values (v_tenant, v_id, v_occurred_at, v_content)
+    on conflict do nothing;
+    if not found then
+      select e.content into v_first from custody_data.audit_entry_ids e where e.tenant_id = v_tenant and e.log_entry_id = v_id;
+      if v_first = v_content then
+        return v_id;
+      end if;
+      -- The error takes every row of this transaction with it; the server's log keeps this line.
+      raise log 'pgcustody: log_entry_id % of tenant % given again with other content by %', v_id, v_tenant, session_user;
+      raise exception using
+        errcode = 'PC010',
+        message = format('log_entry_id %s was given before with other content', v_id),
+        detail = 'The first event stands.',
+        hint = 'Draw a new id for a new event; retry an old one with the same content.';
+    end if;
+  end if;
+
+  insert into custody_data.audit_logs
+    (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal)
+  values
+    (v_tenant, v_id, v_occurred_at, v_actor_id, coalesce(v_subject_id, v_resource_identity), p_action, p_resource_type,
+      coalesce(v_resource_identity::text, p_resource_id), p_result, nullif(current_setting('custody.purpose', true), ''), v_metadata, p_personal);
+  return v_id;
+end
+$$;
+revoke all on function custody.record_audit_event(text, text, text, text, jsonb, text, timestamptz, uuid, jsonb) from public;
+grant execute on function custody.record_audit_event(text, text, text, text, jsonb, text, timestamptz, uuid, jsonb) to
+  custody_readwrite, custody_worker, custody_privacy;
+comment on function custody.record_audit_event(text, text, text, text, jsonb, text, timestamptz, uuid, jsonb) is
+'Appends an event under the actor and purpose in context and returns its log_entry_id.
+p_action, p_resource_type: words of the vocabulary. p_resource_id: what was acted on; a known user_id is stored as the identity. p_result: success, failure, denied, partial.
+p_metadata: JSON object, keys from the action''s list, names nobody. p_personal: JSON object for whatever is about a person. p_subject_user_id: whom it is about.
+p_occurred_at: within a day of now; default now. p_log_entry_id: unique in the tenant for 90 days; the same id with the same content is the first event.
+Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023.
+Callers: custody_readwrite, custody_worker, custody_privacy.';
+
+create or replace function custody.record_audit_events(p_events jsonb)
+returns bigint
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_event jsonb;
+  v_count bigint := 0;
+begin
+  perform custody_data.require_context();
+  if p_events is null or jsonb_typeof(p_events) <> 'array' then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid events: not a JSON array',
+      hint = 'Give an array of objects with the parameter names of record_audit_event without p_.';
+  end if;
+  for v_event in select e.value from jsonb_array_elements(p_events) with ordinality as e (value, n) order by e.n loop
+    v_count := v_count + 1;
+    if jsonb_typeof(v_event) <> 'object'
+        or v_event - array['action', 'resource_type', 'resource_id', 'result', 'metadata', 'subject_user_id', 'occurred_at', 'log_entry_id', 'personal'] <> '{}' then
+      raise exception using
+        errcode = 'PC023',
+        message = format('invalid event %s of the array', v_count),
+        detail = 'It is not an object, or has a member that record_audit_event does not take.',
+        hint = 'Members: action, resource_type, resource_id, result, metadata, subject_user_id, occurred_at, log_entry_id, personal.';
+    end if;
+    perform custody.record_audit_event(
+      v_event ->> 'action', v_event ->> 'resource_type', v_event ->> 'resource_id', coalesce(v_event ->> 'result', 'success'),
+      nullif(v_event -> 'metadata', 'null'), v_event ->> 'subject_user_id', (v_event ->> 'occurred_at')::timestamptz,
+      (v_event ->> 'log_entry_id')::uuid, nullif(v_event -> 'personal', 'null'));
+  end loop;
+  return v_count;
+end
+$$;
+revoke all on function custody.record_audit_events(jsonb) from public;
+grant execute on function custody.record_audit_events(jsonb) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody.record_audit_events(jsonb) is
+'Appends the events of a JSON array, all or none, and returns how many. Each is an object with the parameter names of record_audit_event without p_; occurred_at in ISO 8601 with an offset.
+Errors: those of record_audit_event, PC023. Callers: custody_readwrite, custody_worker, custody_privacy.';
+
+create or replace function custody.register_action(p_action text, p_metadata_keys text[], p_description text)
+returns text
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+begin
+  if p_action is null or p_action !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$' or p_metadata_keys is null or array_position(p_metadata_keys, null) is not null then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid action or metadata keys',
+      hint = 'Name an action by 1 to 128 letters, digits, dots, colons, _ and -, and give an array of keys, which may be empty.';
+  end if;
+  insert into custody_data.audit_actions as a (tenant_id, action, metadata_keys, description)
+  values (v_tenant, p_action, p_metadata_keys, coalesce(p_description, ''))
+  on conflict (tenant_id, action) do update
+    set metadata_keys = excluded.metadata_keys, description = excluded.description
+    where (a.metadata_keys, a.description) is distinct from (excluded.metadata_keys, excluded.description);
+  if found then
+    perform custody_data.append_event('vocabulary.register', null, null, 'success',
+      jsonb_build_object('action', p_action, 'metadata_keys', p_metadata_keys), null);
+  end if;
+  return p_action;
+end
+$$;
+revoke all on function custody.register_action(text, text[], text) from public;
+grant execute on function custody.register_action(text, text[], text) to custody_readwrite, custody_worker;
+comment on function custody.register_action(text, text[], text) is
+'Adds an action to the tenant''s vocabulary, or sets its keys and description, and returns it. The change is an event.
+p_metadata_keys: keys that its metadata may carry; none of them for what is about a person.
+Errors: PC001, PC023. Callers: custody_readwrite, custody_worker.';
+
+create or replace function custody.register_resource_type(p_resource_type text, p_description text)
+returns text
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+begin
+  if p_resource_type is null or p_resource_type !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$' then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid resource type',
+      hint = 'Name it by 1 to 128 letters, digits, dots, colons, _ and -.';
+  end if;
+  insert into custody_data.audit_resource_types as t (tenant_id, resource_type, description)
+  values (v_tenant, p_resource_type, coalesce(p_description, ''))
+  on conflict (tenant_id, resource_type) do update
+    set description = excluded.description
+    where t.description is distinct from excluded.description;
+  if found then
+    perform custody_data.append_event('vocabulary.register', null, null, 'success', jsonb_build_object('resource_type', p_resource_type), null);
+  end if;
+  return p_resource_type;
+end
+$$;
+revoke all on function custody.register_resource_type(text, text) from public;
+grant execute on function custody.register_resource_type(text, text) to custody_readwrite, custody_worker;
+comment on function custody.register_resource_type(text, text) is
+'Adds a resource type to the tenant''s vocabulary and returns it. The change is an event.
+Errors: PC001, PC023. Callers: custody_readwrite, custody_worker.';
+
+-- Canonical entry, version 1: one line of JSON, fixed members in fixed order, null members left out, times as
+-- UTC with microseconds. Built by concatenation: the text of to_jsonb(row) changes with TimeZone and with
+-- later columns, and a jsonb object costs half of the speed.
+create or replace function custody_data.entry_time(p_at timestamptz)
+returns text
+language sql
+stable
+parallel safe
+return pg_catalog.to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+revoke all on function custody_data.entry_time(timestamptz) from public;
+grant execute on function custody_data.entry_time(timestamptz) to custody_worker, custody_auditor, custody_privacy, custody_readonly, custody_readwrite;
+comment on function custody_data.entry_time(timestamptz) is 'A time as canonical entries write it: UTC, ISO 8601, six digits, Z.';
+
+create or replace function custody.audit_entry(p_row custody_data.audit_logs)
+returns text
+language sql
+stable
+parallel safe
+return '{"v":1,"log_entry_id":"' || (p_row).log_entry_id::text
+  || '","occurred_at":"' || custody_data.entry_time((p_row).occurred_at)
+  || '","recorded_at":"' || custody_data.entry_time((p_row).recorded_at)
+  || '","tenant_id":"' || (p_row).tenant_id
+  || '","actor_id":"' || (p_row).actor_id::text || '"'
+  || coalesce(',"subject_id":"' || (p_row).subject_id::text || '"', '')
+  || ',"action":' || pg_catalog.to_json((p_row).action)::text
+  || coalesce(',"resource_type":' || pg_catalog.to_json((p_row).resource_type)::text, '')
+  || coalesce(',"resource_id":' || pg_catalog.to_json((p_row).resource_id)::text, '')
+  || ',"result":"' || (p_row).result || '"'
+  || coalesce(',"purpose":' || pg_catalog.to_json((p_row).purpose)::text, '')
+  || ',"metadata":' || (p_row).metadata::text
+  || coalesce(',"personal":' || (p_row).personal::text, '')
+  || coalesce(',"import_id":"' || (p_row).import_id::text || '"', '')
+  || ',"db_role":' || pg_catalog.to_json((p_row).db_role)::text
+  || ',"xid":"' || (p_row).xid::text || '"}';
+revoke all on function custody.audit_entry(custody_data.audit_logs) from public;
+grant execute on function custody.audit_entry(custody_data.audit_logs) to custody_worker, custody_auditor, custody_privacy;
+comment on function custody.audit_entry(custody_data.audit_logs) is
+'Canonical entry of an event, version 1: a line of JSON with the members v, log_entry_id, occurred_at, recorded_at, tenant_id, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id, db_role, xid, in this order, null members left out, times as UTC with six digits.
+Callers: custody_worker, custody_auditor, custody_privacy.';
+
+create or replace view custody.audit_entries with (security_invoker = true) as
+select a.tenant_id, a.occurred_at, a.xid, a.recorded_at, a.log_entry_id, custody.audit_entry(a) as entry
+from custody_data.audit_logs a;
+grant select on custody.audit_entries to custody_worker;
+comment on view custody.audit_entries is 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
+
+create or replace view custody.audit_trail with (security_invoker = true) as
+select
+  a.log_entry_id, a.occurred_at, a.recorded_at,
+  actor.user_id as actor, a.actor_id, subject.user_id as subject, a.subject_id,
+  a.action, a.resource_type, a.resource_id, a.result, a.purpose, a.metadata, a.personal, a.import_id,
+  ((extract(epoch from a.occurred_at) * 1000000)::bigint::text || '.' || a.log_entry_id::text) as cursor,
+  null::timestamptz as complete_from
+from custody_data.audit_logs a
+left join custody_data.identities actor on actor.tenant_id = a.tenant_id and actor.identity_id = a.actor_id
+left join custody_data.identities subject on subject.tenant_id = a.tenant_id and subject.identity_id = a.subject_id;
+comment on view custody.audit_trail is
+'Shape of what audit_events returns: actor and subject are user_ids, empty once erased; personal is for custody_privacy alone; cursor goes into p_cursor; before complete_from only the archive is complete. Nobody selects from it: reading the trail is an event.';
+
+-- definer: incarnations of the archive are read whatever the role
+create or replace function custody.audit_complete_from()
+returns timestamptz
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  select max(d.range_to) from custody_data.partition_drops d;
+$$;
+revoke all on function custody.audit_complete_from() from public;
+grant execute on function custody.audit_complete_from() to custody_auditor, custody_privacy, custody_worker, custody_readwrite;
+comment on function custody.audit_complete_from() is
+'From when on Postgres holds every event: the end of the newest month that was dropped after archiving, or null where none was. Needs a context.
+Callers: custody_auditor, custody_privacy, custody_worker, custody_readwrite.';
+
+-- definer: the trail is read through this function alone, and reading it is an event
+create or replace function custody.audit_events(
+  p_from timestamptz,
+  p_to timestamptz,
+  p_user_id text default null,
+  p_action text default null,
+  p_limit integer default 100,
+  p_cursor text default null
+)
+returns setof custody.audit_trail
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_with_personal constant boolean := custody_data.caller_is('custody_privacy');
+  v_complete_from constant timestamptz := custody.audit_complete_from();
+  v_identity_id uuid;
+  v_before timestamptz := timestamptz 'infinity';
+  v_before_id uuid;
+  v_count bigint;
+begin
+  perform custody_data.require_context();
+  if not (custody_data.caller_is('custody_auditor') or custody_data.caller_is('custody_privacy') or custody.has_subject()) then
+    raise exception using
+      errcode = 'PC015',
+      message = 'the audit trail is not for this role',
+      detail = format('Role %s is not a member of custody_auditor or custody_privacy.', custody_data.caller_role()),
+      hint = 'An application reads it for one person: give set_context a p_subject.';
+  end if;
+  if p_from is null or p_to is null or p_to <= p_from then
+    raise exception using
+      errcode = 'PC009',
+      message = 'time out of range: audit_events needs p_from before p_to',
+      hint = 'Bound the search in time: only the months between are read.';
+  end if;
+  if p_limit is null or p_limit not between 1 and 10000 then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 and go on with p_cursor.';
+  end if;
+  if p_user_id is not null then
+    v_identity_id := custody_data.require_person(p_user_id);
+  end if;
+  if p_cursor is not null then
+    if p_cursor !~ '^[0-9]{1,17}\.[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' then
+      raise exception using errcode = 'PC023', message = 'invalid p_cursor', hint = 'Give the cursor column of the last row.';
+    end if;
+    v_before := 'epoch'::timestamptz + split_part(p_cursor, '.', 1)::bigint * interval '1 microsecond';
+    v_before_id := split_part(p_cursor, '.', 2)::uuid;
+  end if;
+  if v_complete_from > p_from then
+    raise notice 'events before % are complete in the archive alone', custody_data.entry_time(v_complete_from);
+  end if;
+
+  return query
+  select t.log_entry_id, t.occurred_at, t.recorded_at, t.actor, t.actor_id, t.subject, t.subject_id, t.action, t.resource_type,
+    t.resource_id, t.result, t.purpose, t.metadata, case when v_with_personal then t.personal end, t.import_id, t.cursor, v_complete_from
+  from (
+    -- Two arms, so that each has an index; an event that the person did to themselves comes from the first.
+    select a.* from custody.audit_trail a
+    where a.occurred_at >= p_from and a.occurred_at < p_to and a.occurred_at <= v_before
+      and (v_identity_id is null or a.subject_id = v_identity_id)
+      and (p_action is null or a.action = p_action)
+      and (v_before_id is null or (a.occurred_at, a.log_entry_id) < (v_before, v_before_id))
+    union all
+    select a.* from custody.audit_trail a
+    where v_identity_id is not null and a.actor_id = v_identity_id and a.subject_id is distinct from v_identity_id
+      and a.occurred_at >= p_from and a.occurred_at < p_to and a.occurred_at <= v_before
+      and (p_action is null or a.action = p_action)
+      and (v_before_id is null or (a.occurred_at, a.log_entry_id) < (v_before, v_before_id))
+  ) t
+  order by t.occurred_at desc, t.log_entry_id desc
+  limit p_limit;
+  get diagnostics v_count = row_count;
+  perform custody_data.append_event('audit.read', 'audit_logs', null, 'success',
+    jsonb_strip_nulls(jsonb_build_object('from', custody_data.entry_time(p_from), 'to', custody_data.entry_time(p_to),
+      'rows', v_count, 'by_person', v_identity_id is not null, 'action', p_action)), v_identity_id);
+end
+$$;
+revoke all on function custody.audit_events(timestamptz, timestamptz, text, text, integer, text) from public;
+grant execute on function custody.audit_events(timestamptz, timestamptz, text, text, integer, text) to custody_auditor, custody_privacy, custody_readwrite;
+comment on function custody.audit_events(timestamptz, timestamptz, text, text, integer, text) is
+'Events of the tenant, newest first; the reading is itself an event (audit.read), so it needs a transaction that may write.
+p_from (inclusive), p_to (exclusive): bounds of occurred_at. p_user_id: events about or by this person. p_action: this action only. p_limit: 1 to 10000. p_cursor: cursor of the last row of the page before.
+Returns rows of custody.audit_trail; complete_from says from when on Postgres holds every event, and a notice says so where p_from lies before it.
+Errors: PC001, PC003, PC009, PC011, PC015, PC023. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
+
+-- definer: as audit_events
+create or replace function custody.audit_event(p_log_entry_id uuid)
+returns jsonb
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_event jsonb;
+  v_subject_id uuid;
+begin
+  perform custody_data.require_context();
+  if not (custody_data.caller_is('custody_auditor') or custody_data.caller_is('custody_privacy') or custody.has_subject()) then
+    raise exception using
+      errcode = 'PC015',
+      message = 'the audit trail is not for this role',
+      detail = format('Role %s is not a member of custody_auditor or custody_privacy.', custody_data.caller_role()),
+      hint = 'An application reads it for one person: give set_context a p_subject.';
+  end if;
+  select to_jsonb(t) - case when custody_data.caller_is('custody_privacy') then array['cursor'] else array['cursor', 'personal'] end
+      || jsonb_build_object('complete_from', custody.audit_complete_from()), t.subject_id
+  into v_event, v_subject_id
+  from custody.audit_trail t
+  where t.log_entry_id = p_log_entry_id;
+  perform custody_data.append_event('audit.read', 'audit_logs', p_log_entry_id::text, 'success',
+    jsonb_build_object('rows', case when v_event is null then 0 else 1 end), v_subject_id);
+  return v_event;
+end
+$$;
+revoke all on function custody.audit_event(uuid) from public;
+grant execute on function custody.audit_event(uuid) to custody_auditor, custody_privacy, custody_readwrite;
+comment on function custody.audit_event(uuid) is
+'One event as a JSON object with the columns of custody.audit_trail, or null for the unknown; the reading is itself an event.
+Errors: PC001. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';

@@ -1,0 +1,472 @@
+-- Erasure: plan, search for residue, erase in one transaction, certify, verify, replay after a restore.
+-- control: GDPR Art. 17, 19, 5(2); ISO 27001 A.8.10; SOC 2 P4.3
+-- reviewed by: privacy officer, DBA, auditor
+--
+-- What erasing deletes: profile, preferences, conversations. What it keeps, pseudonymous because user_id is
+-- emptied: consent records and the audit trail, without a row of them being touched. Lock order: request,
+-- holds of the tenant (shared), identity (for update), rows.
+
+create or replace function custody_data.identifiers_of(p_identity_id uuid)
+returns text[]
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(array_agg(distinct v.value), '{}')
+  from (
+    select i.user_id as value from custody_data.identities i
+    where i.tenant_id = custody.current_tenant() and i.identity_id = p_identity_id and i.user_id is not null
+    union all
+    select x.value from custody_data.user_profiles p
+    cross join lateral (values (p.email), (p.phone), (p.full_name)) x (value)
+    where p.tenant_id = custody.current_tenant() and p.identity_id = p_identity_id and char_length(btrim(x.value)) >= 6
+  ) v;
+$$;
+revoke all on function custody_data.identifiers_of(uuid) from public;
+comment on function custody_data.identifiers_of(uuid) is 'What names a person directly: user_id, and e-mail, telephone number and name of at least 6 characters.';
+
+create or replace function custody_data.identifier_pattern(p_identifiers text[])
+returns text
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Whole words, as text and as JSON writes them; of fewer than 4 characters only as a whole JSON string.
+  select '(' || string_agg(
+    case when char_length(e.value) < 4 then '^' || q.plain || '$|"' || q.plain || '"'
+      else '(^|[^[:alnum:]_])(' || q.plain || case when q.json <> q.plain then '|' || q.json else '' end || ')([^[:alnum:]_]|$)' end, '|') || ')'
+  from unnest(p_identifiers) e (value)
+  cross join lateral (select
+    regexp_replace(e.value, '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as plain,
+    regexp_replace(btrim(to_json(e.value)::text, '"'), '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as json) q;
+$$;
+revoke all on function custody_data.identifier_pattern(text[]) from public;
+comment on function custody_data.identifier_pattern(text[]) is 'A regular expression that finds identifiers in text and in the text of JSON.';
+
+create or replace function custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamptz)
+returns jsonb
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_pattern constant text := custody_data.identifier_pattern(custody_data.identifiers_of(p_identity_id));
+  v_findings jsonb := jsonb '[]';
+  v_rows bigint;
+begin
+  if v_pattern is null then
+    return v_findings;
+  end if;
+  select v_findings || coalesce(jsonb_agg(jsonb_build_object('table', f.tbl, 'column', f.col, 'rows', f.n) order by f.tbl, f.col), '[]')
+  into v_findings
+  from (
+    select 'audit_logs' as tbl, x.col, count(*) as n
+    from custody_data.audit_logs a
+    cross join lateral (values ('resource_id', a.resource_id), ('metadata', nullif(a.metadata::text, '{}')), ('purpose', a.purpose)) x (col, value)
+    where a.xid >= p_since_xid and a.tenant_id = v_tenant and x.value ~* v_pattern
+    group by x.col
+    union all
+    select 'requests', x.col, count(*)
+    from custody_data.requests r
+    cross join lateral (values ('reason', r.reason), ('extension_reason', r.extension_reason), ('close_reason', r.close_reason)) x (col, value)
+    where r.tenant_id = v_tenant and x.value ~* v_pattern
+    group by x.col
+    union all
+    select 'legal_holds', x.col, count(*)
+    from custody_data.legal_holds h
+    cross join lateral (values ('reference', h.reference), ('reason', h.reason), ('release_reason', h.release_reason)) x (col, value)
+    where h.tenant_id = v_tenant and x.value ~* v_pattern
+    group by x.col
+    union all
+    select 'job_runs', x.col, count(*)
+    from custody_data.job_runs j
+    cross join lateral (values ('counts', j.counts::text), ('error', j.error)) x (col, value)
+    where j.tenant_id = v_tenant and j.started_at >= p_since - interval '1 day' and x.value ~* v_pattern
+    group by x.col
+    union all
+    select 'erasure_notices', 'last_status', count(*)
+    from custody_data.erasure_notices n
+    where n.tenant_id = v_tenant and n.created_at >= p_since - interval '1 day' and n.last_status ~* v_pattern
+    having count(*) > 0
+  ) f;
+  if to_regclass('river.river_job') is not null then
+    execute 'select count(*) from river.river_job j where (j.args::text ~* $1 or j.errors::text ~* $1 or j.metadata::text ~* $1)'
+    into v_rows using v_pattern;
+    if v_rows > 0 then
+      v_findings := v_findings || jsonb_build_object('table', 'river_job', 'column', 'args, errors or metadata', 'rows', v_rows);
+    end if;
+  end if;
+  return v_findings;
+end
+$$;
+revoke all on function custody_data.find_residue(uuid, xid8, timestamptz) from public;
+comment on function custody_data.find_residue(uuid, xid8, timestamptz) is
+'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, job runs and River''s jobs. Names nobody.';
+
+-- definer: reads what the caller may not
+create or replace function custody.search_residue(p_request_id uuid)
+returns jsonb
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_request custody_data.requests;
+  v_horizon constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
+  v_findings jsonb;
+  v_rows bigint;
+begin
+  v_request := custody_data.require_request(p_request_id, 'erasure');
+  if v_request.status in ('done', 'cancelled') then
+    raise exception using errcode = 'PC018', message = format('request %s is %s', p_request_id, v_request.status),
+      hint = 'verify_erasure looks at an erasure that is done.';
+  end if;
+  v_findings := custody_data.find_residue(v_request.identity_id, '0', '-infinity');
+  select coalesce(sum((f ->> 'rows')::bigint), 0) into v_rows from jsonb_array_elements(v_findings) f;
+  update custody_data.requests r
+  set residue_searched_at = now(), residue_searched_xid = v_horizon, residue_rows = v_rows
+  where r.tenant_id = v_request.tenant_id and r.request_id = p_request_id;
+  perform custody_data.append_event('request.search', 'request', p_request_id::text, 'success',
+    jsonb_build_object('request_id', p_request_id, 'findings', v_findings, 'rows', v_rows), v_request.identity_id);
+  return v_findings;
+end
+$$;
+revoke all on function custody.search_residue(uuid) from public;
+grant execute on function custody.search_residue(uuid) to custody_privacy, custody_worker;
+comment on function custody.search_residue(uuid) is
+'Searches the whole tenant for the identifiers of the person of an open erasure request where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
+Returns an array of {"table", "column", "rows"}, empty where all is clean.
+Errors: PC001, PC016, PC018. Callers: custody_privacy, custody_worker.';
+
+create or replace function custody_data.kept_on_erasure(p_identity_id uuid)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_array(
+    jsonb_build_object('table', 'consent_records',
+      'rows', (select count(*) from custody_data.consent_records c where c.tenant_id = custody.current_tenant() and c.identity_id = p_identity_id),
+      'reason', (select p.basis from custody.retention_policies p where p.class = 'consent'),
+      'until', now() + custody_data.keep_of('consent'),
+      'form', 'pseudonymous; evidence stays readable until sealed columns'),
+    jsonb_build_object('table', 'audit_logs',
+      'reason', (select p.basis from custody.retention_policies p where p.class = 'audit'),
+      'until', greatest(
+        (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = custody.current_tenant() and a.subject_id = p_identity_id),
+        (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = custody.current_tenant() and a.actor_id = p_identity_id),
+        now()) + custody_data.keep_of('audit'),
+      'form', 'pseudonymous; personal part stays readable until sealed columns'));
+$$;
+revoke all on function custody_data.kept_on_erasure(uuid) from public;
+comment on function custody_data.kept_on_erasure(uuid) is 'What an erasure keeps, with reason and until when.';
+
+-- definer: counts what the caller may not read
+create or replace function custody.plan_erasure(p_user_id text)
+returns jsonb
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_identity_id constant uuid := custody_data.require_person(p_user_id);
+  v_residue constant jsonb := custody_data.find_residue(v_identity_id, '0', '-infinity');
+  v_holds constant uuid[] := custody_data.holds_on(v_identity_id);
+begin
+  return jsonb_build_object(
+    'identity_id', v_identity_id,
+    'delete', jsonb_build_object(
+      'user_profiles', (select count(*) from custody_data.user_profiles t where t.tenant_id = v_tenant and t.identity_id = v_identity_id),
+      'user_preferences', (select count(*) from custody_data.user_preferences t where t.tenant_id = v_tenant and t.identity_id = v_identity_id),
+      'conversations', (select count(*) from custody_data.conversations t where t.tenant_id = v_tenant and t.identity_id = v_identity_id)),
+    'keep', custody_data.kept_on_erasure(v_identity_id),
+    'audit_events', (select count(*) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.subject_id = v_identity_id)
+      + (select count(*) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.actor_id = v_identity_id and a.subject_id is distinct from v_identity_id),
+    'holders', (select coalesce(jsonb_agg(h.holder order by h.holder), '[]') from custody_data.holders h where h.tenant_id = v_tenant and h.retired_at is null),
+    'holds', to_jsonb(v_holds),
+    'open_requests', (select coalesce(jsonb_agg(r.request_id order by r.received_at), '[]') from custody_data.requests r
+      where r.tenant_id = v_tenant and r.identity_id = v_identity_id and r.status in ('received', 'held')),
+    'residue', v_residue,
+    'possible', cardinality(v_holds) = 0 and v_residue = '[]');
+end
+$$;
+revoke all on function custody.plan_erasure(text) from public;
+grant execute on function custody.plan_erasure(text) to custody_privacy, custody_worker;
+comment on function custody.plan_erasure(text) is
+'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), possible.
+Errors: PC001, PC003, PC011 unknown person. Callers: custody_privacy, custody_worker.';
+
+-- definer: erases what the worker itself may not touch
+create or replace function custody.erase_subject(p_request_id uuid, p_residue_basis text default null)
+returns jsonb
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_request custody_data.requests;
+  v_holds uuid[];
+  v_residue jsonb;
+  v_deleted jsonb;
+  v_kept jsonb;
+  v_user_id text;
+  v_erased_at timestamptz;
+  v_profiles bigint;
+  v_preferences bigint;
+  v_conversations bigint;
+  v_holders jsonb;
+  v_event_id uuid;
+begin
+  perform custody_data.require_read_committed();
+  v_request := custody_data.require_request(p_request_id, 'erasure');
+  if v_request.status = 'done' then
+    return custody.get_certificate(p_request_id);
+  end if;
+  if v_request.status = 'cancelled' then
+    raise exception using
+      errcode = 'PC018',
+      message = format('request %s is cancelled', p_request_id),
+      hint = 'Make a new request.';
+  end if;
+  if v_request.xid = pg_current_xact_id() then
+    raise exception using
+      errcode = 'PC017',
+      message = format('request %s is not committed yet', p_request_id),
+      detail = 'It was made in this transaction: if the erasure failed, no record of the request would be left.',
+      hint = 'Commit after request_erasure and erase in a transaction of its own.';
+  end if;
+
+  perform custody_data.lock_holds(v_tenant);
+  select i.user_id, i.erased_at into v_user_id, v_erased_at
+  from custody_data.identities i
+  where i.tenant_id = v_tenant and i.identity_id = v_request.identity_id
+  for update;
+
+  v_holds := custody_data.holds_on(v_request.identity_id);
+  if cardinality(v_holds) > 0 then
+    if v_request.status <> 'held' then
+      update custody_data.requests r set status = 'held' where r.tenant_id = v_tenant and r.request_id = p_request_id;
+      perform custody_data.append_event('account.erase', 'request', p_request_id::text, 'denied',
+        jsonb_build_object('request_id', p_request_id, 'holds', to_jsonb(v_holds)), v_request.identity_id);
+    end if;
+    return jsonb_build_object('request_id', p_request_id, 'status', 'held', 'holds', to_jsonb(v_holds));
+  end if;
+
+  -- Where search_residue has looked before, only what later transactions wrote is left to look at.
+  v_residue := custody_data.find_residue(v_request.identity_id, coalesce(v_request.residue_searched_xid, '0'),
+    coalesce(v_request.residue_searched_at, '-infinity'));
+  if v_request.residue_rows > 0 then
+    v_residue := v_residue || jsonb_build_object('table', 'found by search_residue', 'column', 'see event request.search', 'rows', v_request.residue_rows);
+  end if;
+  if v_residue <> '[]' and nullif(btrim(p_residue_basis), '') is null then
+    raise exception using
+      errcode = 'PC019',
+      message = format('residue found: request %s cannot be certified', p_request_id),
+      detail = (select string_agg(format('%s.%s: %s rows', f ->> 'table', f ->> 'column', f ->> 'rows'), '; ') from jsonb_array_elements(v_residue) f),
+      hint = 'Remove the identifiers there and call custody.search_residue again. Where they stand in append-only rows that the law lets you keep, give that basis as p_residue_basis; the certificate names it.';
+  end if;
+
+  delete from custody_data.conversations t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id;
+  get diagnostics v_conversations = row_count;
+  delete from custody_data.user_preferences t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id;
+  get diagnostics v_preferences = row_count;
+  delete from custody_data.user_profiles t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id;
+  get diagnostics v_profiles = row_count;
+  v_deleted := jsonb_build_object('user_profiles', v_profiles, 'user_preferences', v_preferences, 'conversations', v_conversations);
+  v_kept := custody_data.kept_on_erasure(v_request.identity_id);
+
+  with notices as (
+    insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id)
+    select v_tenant, p_request_id, h.holder, v_user_id
+    from custody_data.holders h
+    where h.tenant_id = v_tenant and h.retired_at is null and v_user_id is not null
+    returning holder
+  )
+  select coalesce(jsonb_agg(n.holder order by n.holder), '[]') into v_holders from notices n;
+
+  v_event_id := custody_data.append_event('account.erase', 'identity', v_request.identity_id::text, 'success',
+    jsonb_build_object('request_id', p_request_id, 'deleted', v_deleted, 'kept', v_kept, 'holders', v_holders)
+      || case when v_residue <> '[]' then jsonb_build_object('residue_basis', p_residue_basis) else '{}'::jsonb end,
+    v_request.identity_id);
+  if v_erased_at is null then
+    update custody_data.identities i set user_id = null, erased_at = now()
+    where i.tenant_id = v_tenant and i.identity_id = v_request.identity_id
+    returning i.erased_at into v_erased_at;
+  end if;
+  insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, certificate)
+  values (v_tenant, p_request_id, v_request.identity_id, jsonb_build_object(
+    'version', 1, 'tenant_id', v_tenant, 'request_id', p_request_id, 'identity_id', v_request.identity_id,
+    'requested_at', v_request.received_at, 'erased_at', v_erased_at, 'deleted', v_deleted, 'kept', v_kept, 'residue', v_residue,
+    'residue_basis', case when v_residue <> '[]' then p_residue_basis end, 'audit_event', v_event_id));
+  update custody_data.requests r set status = 'done', closed_at = now()
+  where r.tenant_id = v_tenant and r.request_id = p_request_id;
+  return custody.get_certificate(p_request_id);
+end
+$$;
+revoke all on function custody.erase_subject(uuid, text) from public;
+grant execute on function custody.erase_subject(uuid, text) to custody_privacy, custody_worker;
+comment on function custody.erase_subject(uuid, text) is
+'Carries an erasure request out, all or nothing, and returns the certificate as get_certificate does; called again it returns the same one. Under a legal hold it deletes nothing and returns {"request_id", "status": "held", "holds": […]}: commit that, it is on record, and the request goes on when the hold ends.
+p_residue_basis: where identifiers stand in rows that may be kept, the legal basis for keeping them; the certificate names it.
+Errors: PC001, PC016, PC017 request not committed, PC018, PC019 residue found, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
+
+-- definer: certificates name nobody, but the table is not for applications
+create or replace function custody.get_certificate(p_request_id uuid)
+returns jsonb
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_holders jsonb;
+  v_open bigint;
+begin
+  select coalesce(jsonb_agg(jsonb_build_object('holder', n.holder, 'notified_at', n.sent_at, 'acknowledged_at', n.acknowledged_at, 'evidence', n.evidence) order by n.holder), '[]'),
+    count(*) filter (where n.acknowledged_at is null)
+  into v_holders, v_open
+  from custody_data.erasure_notices n
+  where n.tenant_id = v_tenant and n.request_id = p_request_id;
+  return (
+    select c.certificate || jsonb_build_object('status', case when v_open = 0 then 'complete' else 'awaiting_holders' end,
+      'issued_at', c.issued_at, 'external_holders', v_holders)
+    from custody_data.erasure_certificates c
+    where c.tenant_id = v_tenant and c.request_id = p_request_id);
+end
+$$;
+revoke all on function custody.get_certificate(uuid) from public;
+grant execute on function custody.get_certificate(uuid) to custody_privacy, custody_worker, custody_auditor;
+comment on function custody.get_certificate(uuid) is
+'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
+
+-- definer: looks where the caller may not
+create or replace function custody.verify_erasure(p_request_id uuid)
+returns jsonb
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_request custody_data.requests;
+  v_findings jsonb;
+  v_pending bigint;
+begin
+  v_request := custody_data.require_request(p_request_id, 'erasure');
+  -- While the identifiers are known they are looked for; afterwards what hangs on the identity is.
+  v_findings := custody_data.find_residue(v_request.identity_id, '0', '-infinity');
+  if v_request.status = 'done' then
+    select v_findings || coalesce(jsonb_agg(jsonb_build_object('table', f.tbl, 'column', f.col, 'rows', f.n) order by f.tbl), '[]')
+    into v_findings
+    from (
+      select 'identities' as tbl, 'user_id' as col, count(*) as n from custody_data.identities i
+        where i.tenant_id = v_tenant and i.identity_id = v_request.identity_id and (i.user_id is not null or i.erased_at is null)
+      union all select 'user_profiles', '*', count(*) from custody_data.user_profiles t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id
+      union all select 'user_preferences', '*', count(*) from custody_data.user_preferences t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id
+      union all select 'conversations', '*', count(*) from custody_data.conversations t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id
+      union all select 'erasure_certificates', '*', 1 where not exists (
+        select from custody_data.erasure_certificates c where c.tenant_id = v_tenant and c.request_id = p_request_id)
+    ) f
+    where f.n > 0;
+  end if;
+  select count(*) into v_pending from custody_data.erasure_notices n
+  where n.tenant_id = v_tenant and n.request_id = p_request_id and n.acknowledged_at is null;
+  return jsonb_build_object('request_id', p_request_id, 'status', v_request.status, 'clean', v_findings = '[]',
+    'findings', v_findings, 'notices_open', v_pending, 'searched_at', now());
+end
+$$;
+revoke all on function custody.verify_erasure(uuid) from public;
+grant execute on function custody.verify_erasure(uuid) to custody_privacy, custody_worker, custody_auditor;
+comment on function custody.verify_erasure(uuid) is
+'Looks for what an erasure should not leave: before it, the person''s identifiers in resource ids, metadata, purposes, reasons, run and job records; after it, whatever hangs on the identity. Returns request_id, status, clean, findings (table, column, rows), notices_open (holders that have not acknowledged and whose notice still names the person), searched_at.
+Errors: PC001, PC016, PC018 not an erasure. Callers: custody_privacy, custody_worker, custody_auditor.';
+
+-- definer: as erase_subject
+create or replace function custody.replay_erasures(p_certificates jsonb)
+returns jsonb
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_certificate jsonb;
+  v_request_id uuid;
+  v_identity custody_data.identities;
+  v_replayed integer := 0;
+  v_standing integer := 0;
+  v_unknown integer := 0;
+  v_deleted jsonb;
+  v_rows bigint;
+  v_table text;
+begin
+  perform custody_data.require_read_committed();
+  if p_certificates is null or jsonb_typeof(p_certificates) <> 'array' then
+    raise exception using errcode = 'PC023', message = 'invalid certificates: not a JSON array', hint = 'Give the certificates from the locked store as an array.';
+  end if;
+  perform custody_data.lock_holds(v_tenant);
+  for v_certificate in select e.value from jsonb_array_elements(p_certificates) e loop
+    if v_certificate ->> 'tenant_id' is distinct from v_tenant or v_certificate ->> 'version' is distinct from '1' then
+      raise exception using errcode = 'PC023', message = format('certificate of request %s is not of tenant %s and version 1', coalesce(v_certificate ->> 'request_id', 'unknown'), v_tenant),
+        hint = 'Replay the certificates of each tenant in its own context.';
+    end if;
+    v_request_id := (v_certificate ->> 'request_id')::uuid;
+    select i.* into v_identity from custody_data.identities i
+    where i.tenant_id = v_tenant and i.identity_id = (v_certificate ->> 'identity_id')::uuid
+    for update;
+    if not found then
+      -- The backup is older than the person.
+      v_unknown := v_unknown + 1;
+      continue;
+    end if;
+    if v_identity.erased_at is not null and exists (
+      select from custody_data.erasure_certificates c where c.tenant_id = v_tenant and c.request_id = v_request_id) then
+      v_standing := v_standing + 1;
+      continue;
+    end if;
+    -- A hold that the backup brought back does not undo an erasure that has taken place: it is released here.
+    update custody_data.legal_holds h
+    set released_at = now(), released_by = custody_data.require_actor(), release_reason = 'erased before the restore, certificate replayed'
+    where h.tenant_id = v_tenant and h.identity_id = v_identity.identity_id and h.released_at is null;
+    v_deleted := '{}';
+    foreach v_table in array array['conversations', 'user_preferences', 'user_profiles'] loop
+      execute format('delete from custody_data.%I t where t.tenant_id = $1 and t.identity_id = $2', v_table) using v_tenant, v_identity.identity_id;
+      get diagnostics v_rows = row_count;
+      v_deleted := v_deleted || jsonb_build_object(v_table, v_rows);
+    end loop;
+    if v_identity.erased_at is null then
+      update custody_data.identities i set user_id = null, erased_at = (v_certificate ->> 'erased_at')::timestamptz
+      where i.tenant_id = v_tenant and i.identity_id = v_identity.identity_id;
+    end if;
+    insert into custody_data.requests as r (tenant_id, request_id, kind, identity_id, status, requested_by, received_at, due_at, closed_at)
+    values (v_tenant, v_request_id, 'erasure', v_identity.identity_id, 'done', custody_data.require_actor(),
+      (v_certificate ->> 'requested_at')::timestamptz, (v_certificate ->> 'requested_at')::timestamptz + interval '1 month', now())
+    on conflict (tenant_id, request_id) do update set status = 'done', closed_at = now() where r.status in ('received', 'held');
+    insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, issued_at, certificate)
+    values (v_tenant, v_request_id, v_identity.identity_id, coalesce((v_certificate ->> 'issued_at')::timestamptz, now()),
+      v_certificate - array['status', 'issued_at', 'external_holders'])
+    on conflict do nothing;
+    perform custody_data.append_event('account.erase', 'identity', v_identity.identity_id::text, 'success',
+      jsonb_build_object('request_id', v_request_id, 'deleted', v_deleted, 'replayed', true), v_identity.identity_id);
+    v_replayed := v_replayed + 1;
+  end loop;
+  return jsonb_build_object('replayed', v_replayed, 'standing', v_standing, 'unknown', v_unknown);
+end
+$$;
+revoke all on function custody.replay_erasures(jsonb) from public;
+grant execute on function custody.replay_erasures(jsonb) to custody_privacy, custody_worker;
+comment on function custody.replay_erasures(jsonb) is
+'Repeats, after a restore, the erasures of the tenant in context from their certificates (an array, as the locked store holds them), before anybody reads. Holds of the person that the backup brought back are released, since the data was gone already.
+Returns how many were replayed, were standing already, or name an identity that the backup does not know (unknown). Safe to repeat.
+Errors: PC001, PC023, PC026. Callers: custody_privacy, custody_worker.';

@@ -1,0 +1,98 @@
+-- Runs of jobs, and the clusters that this database has lived in.
+-- control: HIPAA 164.308(a)(1)(ii)(D); SOC 2 CC7.2; ISO 27001 A.8.15
+-- reviewed by: operator, DBA
+
+-- definer: runs are written by these functions alone
+create or replace function custody.start_run(p_job text, p_river_job_id bigint default null, p_run_id uuid default null)
+returns uuid
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_run_id constant uuid := coalesce(p_run_id, gen_random_uuid());
+begin
+  if coalesce(p_job, '') !~ '^[a-z][a-z0-9_.-]{0,63}$' then
+    raise exception using errcode = 'PC023', message = 'invalid name of a job', hint = 'Give 1 to 64 characters of a-z, 0-9, dots, _ and -.';
+  end if;
+  insert into custody_data.job_runs (tenant_id, run_id, job, river_job_id)
+  values (v_tenant, v_run_id, p_job, p_river_job_id)
+  on conflict (tenant_id, run_id) do nothing;
+  return v_run_id;
+end
+$$;
+revoke all on function custody.start_run(text, bigint, uuid) from public;
+grant execute on function custody.start_run(text, bigint, uuid) to custody_worker;
+comment on function custody.start_run(text, bigint, uuid) is
+'Records that a run of a job began and returns its id; the same p_run_id is the same run.
+Errors: PC001, PC023. Callers: custody_worker.';
+
+-- definer: as start_run
+create or replace function custody.finish_run(p_run_id uuid, p_status text, p_counts jsonb default '{}', p_bytes bigint default 0, p_error text default null)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_job text;
+begin
+  if p_status is null or p_status not in ('succeeded', 'failed') then
+    raise exception using errcode = 'PC023', message = 'invalid status of a run', hint = 'Give succeeded or failed.';
+  end if;
+  update custody_data.job_runs r
+  set status = p_status, ended_at = clock_timestamp(), counts = coalesce(p_counts, '{}'), bytes = coalesce(p_bytes, 0), error = left(p_error, 1000)
+  where r.tenant_id = v_tenant and r.run_id = p_run_id and r.ended_at is null
+  returning r.job into v_job;
+  if found and p_status = 'failed' then
+    perform custody_data.append_event('job.fail', null, null, 'failure', jsonb_build_object('job', v_job, 'error_code', left(p_error, 200)), null);
+  end if;
+end
+$$;
+revoke all on function custody.finish_run(uuid, text, jsonb, bigint, text) from public;
+grant execute on function custody.finish_run(uuid, text, jsonb, bigint, text) to custody_worker;
+comment on function custody.finish_run(uuid, text, jsonb, bigint, text) is
+'Records how a run ended; a failed one is also an event. A run that has ended stays as it is.
+p_status: succeeded or failed. p_counts: JSON object of numbers. p_bytes: bytes moved. p_error: codes and objects, never personal data.
+Errors: PC001, PC023. Callers: custody_worker.';
+
+create or replace view custody.job_runs with (security_invoker = true) as
+select r.tenant_id, r.run_id, r.job, r.river_job_id, r.status, r.started_at, r.ended_at, r.ended_at - r.started_at as took, r.counts, r.bytes, r.error
+from custody_data.job_runs r;
+grant select on custody.job_runs to custody_worker, custody_privacy, custody_auditor;
+comment on view custody.job_runs is 'Runs of jobs of the tenant in context. Readers: custody_worker, custody_privacy, custody_auditor.';
+
+-- definer: incarnations are written by this function alone
+create or replace function custody.open_incarnation()
+returns custody_data.incarnations
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_here constant bigint := (select c.system_identifier from pg_control_system() c);
+  v_last custody_data.incarnations;
+begin
+  perform custody_data.require_context();
+  select i.* into v_last from custody_data.incarnations i order by i.opened_at desc limit 1;
+  if v_last.system_identifier is distinct from v_here then
+    perform pg_advisory_xact_lock(hashtextextended('pgcustody.incarnation', 0));
+    select i.* into v_last from custody_data.incarnations i order by i.opened_at desc limit 1;
+    if v_last.system_identifier is distinct from v_here then
+      insert into custody_data.incarnations (system_identifier) values (v_here) returning * into v_last;
+      perform custody_data.append_event('incarnation.open', null, null, 'success', jsonb_build_object('system_identifier', v_here::text), null);
+    end if;
+  end if;
+  return v_last;
+end
+$$;
+revoke all on function custody.open_incarnation() from public;
+grant execute on function custody.open_incarnation() to custody_worker;
+comment on function custody.open_incarnation() is
+'The incarnation of this database, opened where the cluster''s system identifier is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
+Errors: PC001. Callers: custody_worker.';
