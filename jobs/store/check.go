@@ -23,39 +23,37 @@ const (
 )
 
 func (s *s3Store) Check(ctx context.Context) error {
-	if _, err := s.client.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &s.bucket}); err != nil {
-		mapped := s.error(ctx, "check", "", err)
-		if errors.Is(mapped, ErrNotFound) {
-			return &Error{Op: "check", Object: s.URL(), Kind: ErrBucketMissing,
-				Hint: "create bucket " + s.bucket + " with Object Lock, or correct PGCUSTODY_STORE"}
-		}
-		return mapped
+	if _, err := s.listOne(ctx); err != nil {
+		return err
 	}
-	versioning, err := s.client.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: &s.bucket})
-	if err != nil {
-		return s.error(ctx, "check", "", err)
-	}
-	if versioning.Status != types.BucketVersioningStatusEnabled {
-		return &Error{Op: "check", Object: s.URL(), Kind: ErrNoVersioning,
-			Hint: "create a bucket with Object Lock, which versions it"}
-	}
-	if err := s.checkLockConfiguration(ctx); err != nil {
+	if err := s.checkSettings(ctx); err != nil {
 		return err
 	}
 	return s.checkCanary(ctx, canaryLock)
 }
 
-func (s *s3Store) checkLockConfiguration(ctx context.Context) error {
-	out, err := s.client.GetObjectLockConfiguration(ctx, &s3.GetObjectLockConfigurationInput{Bucket: &s.bucket})
+// checkSettings reads what the bucket says about itself.
+func (s *s3Store) checkSettings(ctx context.Context) error {
+	versioning, err := s.client.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: &s.bucket})
+	if err != nil {
+		return s.error(ctx, "check", "", err)
+	}
+	var unversioned error
+	if versioning.Status != types.BucketVersioningStatusEnabled {
+		unversioned = ErrNoVersioning
+	}
+	lock, err := s.client.GetObjectLockConfiguration(ctx, &s3.GetObjectLockConfigurationInput{Bucket: &s.bucket})
 	var api smithy.APIError
 	switch {
 	case errors.As(err, &api) && api.ErrorCode() == "ObjectLockConfigurationNotFoundError",
-		err == nil && (out.ObjectLockConfiguration == nil ||
-			out.ObjectLockConfiguration.ObjectLockEnabled != types.ObjectLockEnabledEnabled):
-		return &Error{Op: "check", Object: s.URL(), Kind: ErrNoObjectLock,
+		err == nil && (lock.ObjectLockConfiguration == nil ||
+			lock.ObjectLockConfiguration.ObjectLockEnabled != types.ObjectLockEnabledEnabled):
+		return &Error{Op: "check", Object: s.URL(), Kind: ErrNoObjectLock, Err: unversioned,
 			Hint: "turn Object Lock on for bucket " + s.bucket + ", or name one that has it in PGCUSTODY_STORE"}
 	case err != nil:
 		return s.error(ctx, "check", "", err)
+	case unversioned != nil:
+		return &Error{Op: "check", Object: s.URL(), Kind: ErrNoVersioning, Hint: "turn versioning on for bucket " + s.bucket}
 	}
 	return nil
 }

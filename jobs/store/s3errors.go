@@ -5,10 +5,10 @@ import (
 	"errors"
 	"net/http"
 
-	smithyhttp "github.com/aws/smithy-go/transport/http"
-
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/smithy-go"
+	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
 // error turns what the SDK returns into an *Error. A store answers a HEAD
@@ -35,25 +35,24 @@ func (s *s3Store) error(ctx context.Context, op, key string, err error) error {
 	if errors.As(err, &api) {
 		code = api.ErrorCode()
 	}
-	missing := func() *Error {
-		e.Kind, e.Hint = ErrBucketMissing, "create bucket "+s.bucket+" with Object Lock, or correct PGCUSTODY_STORE"
-		e.Object = s.URL()
-		return e
-	}
-
 	switch {
 	case code == "NoSuchBucket":
-		return missing()
-	case code == "NoSuchKey", code == "NoSuchVersion", code == "NoSuchUpload",
-		status == http.StatusNotFound, status == http.StatusMethodNotAllowed && (op == "head" || op == "get"):
-		// A delete marker, asked for by its version, answers 405.
-		if op == "head" && s.bucketGone(ctx) {
-			return missing()
+		e.Kind, e.Hint = ErrBucketMissing, "create bucket "+s.bucket+" with Object Lock, or correct PGCUSTODY_STORE"
+		e.Object = s.URL()
+	case code == "NoSuchKey", code == "NoSuchVersion", code == "NoSuchUpload":
+		e.Kind = ErrNotFound
+	case op == "head" && status == http.StatusNotFound:
+		if _, err := s.listOne(ctx); err != nil {
+			return err
 		}
+		e.Kind = ErrNotFound
+	case status == http.StatusMethodNotAllowed && (op == "head" || op == "get"):
+		// So answers a delete marker that is asked for by its version.
 		e.Kind = ErrNotFound
 	case code == "PreconditionFailed", status == http.StatusPreconditionFailed:
 		e.Kind = ErrExists
-	case code == "InvalidAccessKeyId", code == "SignatureDoesNotMatch", code == "AuthorizationHeaderMalformed":
+	case code == "InvalidAccessKeyId", code == "SignatureDoesNotMatch", code == "AuthorizationHeaderMalformed",
+		code == "XAdminUserNotFound": // versitygw's word for an unknown key
 		e.Kind, e.Hint = ErrAccessDenied, "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION"
 	case code == "ExpiredToken", code == "InvalidToken":
 		e.Kind, e.Hint = ErrAccessDenied, "renew the AWS credentials"
@@ -94,7 +93,7 @@ func (s *s3Store) putError(ctx context.Context, key string, opts PutOptions, err
 		}
 	case http.StatusBadRequest:
 		if !opts.RetainUntil.IsZero() {
-			if lockErr := s.checkLockConfiguration(ctx); lockErr != nil {
+			if lockErr := s.checkSettings(ctx); lockErr != nil {
 				return lockErr
 			}
 		}
@@ -102,10 +101,16 @@ func (s *s3Store) putError(ctx context.Context, key string, opts PutOptions, err
 	return mapped
 }
 
-func (s *s3Store) bucketGone(ctx context.Context) bool {
-	_, err := s.client.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &s.bucket})
-	var response *smithyhttp.ResponseError
-	return errors.As(err, &response) && response.HTTPStatusCode() == http.StatusNotFound
+// listOne asks for the first object, which tells whether the bucket is there
+// and these credentials are known.
+func (s *s3Store) listOne(ctx context.Context) (*s3.ListObjectsV2Output, error) {
+	out, err := s.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
+		Bucket: &s.bucket, Prefix: &s.prefix, MaxKeys: aws.Int32(1),
+	})
+	if err != nil {
+		return nil, s.error(ctx, "list", "", err)
+	}
+	return out, nil
 }
 
 // shorten drops the SDK's wrapping, which repeats operation, request ids and
