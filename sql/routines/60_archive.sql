@@ -169,46 +169,36 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select w.*
-  from (
+  -- Of this cluster's transactions only this one's own rows can lie at or beyond the snapshot's end and be seen.
+  with beyond as materialized (
+    select greatest(pg_snapshot_xmax(pg_current_snapshot())::text::bigint, pg_current_xact_id_if_assigned()::text::bigint + 1)::text::xid8 as xid
+  ), days as (
     select distinct (a.occurred_at at time zone 'UTC')::date as day
     from custody_data.audit_logs a
-    where a.xid >= (select pg_snapshot_xmax(pg_current_snapshot()))
-  ) d
-  cross join lateral custody_data.uncovered_windows(d.day, pg_snapshot_xmax(pg_current_snapshot()), null) w
+    where a.xid >= (select b.xid from beyond b)
+  )
+  select w.*
+  from days d
+  cross join lateral custody_data.uncovered_windows(d.day, (select b.xid from beyond b), null) w
   order by w.day, w.xid_from;
 $$;
 revoke all on function custody_data.foreign_windows() from public;
 comment on function custody_data.foreign_windows() is
 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them.';
 
-create or replace function custody_data.current_incarnation()
-returns custody_data.incarnations
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-  select i.* from (
-    select n.* from custody_data.incarnations n where n.tenant_id = 'system' order by n.opened_at desc limit 1
-  ) i
-  where i.system_identifier = (select c.system_identifier from pg_control_system() c);
-$$;
-revoke all on function custody_data.current_incarnation() from public;
-comment on function custody_data.current_incarnation() is 'The record of the cluster that the database lives in, or null where the last one seen was another.';
-
-create or replace function custody_data.open_segment(p_day date, p_from xid8, p_to xid8)
+create or replace function custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamptz)
 returns void
 language sql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-  insert into custody_data.archive_segments (tenant_id, day, part, xid_from, xid_to)
-  select 'system', p_day, coalesce(max(s.part), 0) + 1, p_from, p_to
+  insert into custody_data.archive_segments (tenant_id, day, part, xid_from, xid_to, opened_at)
+  select 'system', p_day, coalesce(max(s.part), 0) + 1, p_from, p_to, p_opened_at
   from custody_data.archive_segments s
   where s.tenant_id = 'system' and s.day = p_day;
 $$;
-revoke all on function custody_data.open_segment(date, xid8, xid8) from public;
-comment on function custody_data.open_segment(date, xid8, xid8) is 'Writes a window down as the next part of its day.';
+revoke all on function custody_data.open_segment(date, xid8, xid8, timestamptz) from public;
+comment on function custody_data.open_segment(date, xid8, xid8, timestamptz) is 'Writes a window down as the next part of its day.';
 
 -- definer: reads the trail of all tenants and writes segments, which no role may
 create or replace function custody.open_segments(
@@ -234,17 +224,13 @@ begin
   perform pg_advisory_xact_lock(hashtextextended('pgcustody.archive', 0));
   v_horizon := pg_snapshot_xmin(pg_current_snapshot());
 
-  v_incarnation := custody_data.current_incarnation();
-  if v_incarnation.incarnation_id is null then
-    -- What a restore brought is opened before the new record: its windows must not pass for this cluster's.
-    perform custody_data.open_segment(w.day, w.xid_from, w.xid_to) from custody_data.foreign_windows() w;
-    insert into custody_data.incarnations (system_identifier)
-    select c.system_identifier from pg_control_system() c
-    returning * into v_incarnation;
-    perform custody_data.append_event('incarnation.open', null, v_incarnation.incarnation_id::text, 'success',
-      jsonb_build_object('system_identifier', v_incarnation.system_identifier::text), null);
+  v_incarnation := custody.open_incarnation();
+  if not exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_incarnation.opened_at) then
+    -- What a restore brought belongs to the time before: its windows must not pass for this cluster's horizon.
+    perform custody_data.open_segment(w.day, w.xid_from, w.xid_to, v_incarnation.opened_at - interval '1 microsecond')
+    from custody_data.foreign_windows() w;
   end if;
-  perform custody_data.open_segment(w.day, w.xid_from, w.xid_to)
+  perform custody_data.open_segment(w.day, w.xid_from, w.xid_to, clock_timestamp())
   from custody_data.unarchived_windows(p_before, v_horizon, v_incarnation.opened_at) w;
 
   for v_segment in
@@ -279,10 +265,18 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_incarnation constant custody_data.incarnations := custody_data.current_incarnation();
+  v_opened_at timestamptz;
+  v_swept boolean;
 begin
   perform custody_data.require_archiver();
   perform custody_data.check_archive_day(p_before);
+  select i.opened_at into v_opened_at
+  from (
+    select n.* from custody_data.incarnations n where n.tenant_id = 'system' order by n.opened_at desc limit 1
+  ) i
+  where i.system_identifier = (select c.system_identifier from pg_control_system() c);
+  v_swept := exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_opened_at);
+
   return query
   select s.day, s.part, (
       select count(*) from custody_data.audit_logs a
@@ -295,10 +289,10 @@ begin
   return query
   select w.day, null::integer, w.rows, custody_data.segment_retain_until(w.day)
   from (
-    select f.* from custody_data.foreign_windows() f where v_incarnation.incarnation_id is null
+    select f.* from custody_data.foreign_windows() f where not v_swept
     union all
     select u.* from custody_data.unarchived_windows(
-      p_before, pg_snapshot_xmin(pg_current_snapshot()), coalesce(v_incarnation.opened_at, 'infinity')) u
+      p_before, pg_snapshot_xmin(pg_current_snapshot()), coalesce(v_opened_at, 'infinity')) u
   ) w
   order by w.day, w.xid_from;
 end
