@@ -1,0 +1,133 @@
+-- Control views: whether the guards stand as this schema put them up.
+-- control: SOC 2 CC4.1, CC7.1; ISO 27001 A.8.9, A.5.36; HIPAA 164.308(a)(8)
+-- reviewed by: DBA, auditor
+--
+-- No guard stops the owner from DDL, and on Postgres 15 a role with CREATEROLE can make itself a member of
+-- the owner. What they did is found here. A clean database shows no row.
+
+create or replace view custody_check.personal_columns with (security_invoker = true) as
+select c.relname::text as table_name, a.attname::text as column_name,
+  pg_catalog.btrim(pg_catalog.split_part(d.description, '@custody', 1)) as description,
+  substring(d.description from '@custody({.*})')::jsonb ->> 'sensitivity' as sensitivity,
+  substring(d.description from '@custody({.*})')::jsonb ->> 'retention' as retention
+from pg_catalog.pg_class c
+join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+join pg_catalog.pg_description d on d.classoid = 'pg_catalog.pg_class'::regclass and d.objoid = c.oid and d.objsubid = a.attnum
+where c.relnamespace = 'custody_data'::regnamespace and not c.relispartition and d.description like '%@custody{%';
+grant select on custody_check.personal_columns to custody_admin, custody_auditor, custody_worker, custody_privacy;
+grant usage on schema custody_check to custody_privacy;
+comment on view custody_check.personal_columns is 'Every column that holds personal data, with its sensitivity and retention class, as its comment says.';
+
+create or replace view custody_check.findings with (security_invoker = true) as
+with tables as (
+  select c.oid, c.relname::text as name, c.relkind, c.relispartition, c.relrowsecurity, c.relforcerowsecurity, c.relowner, c.relacl
+  from pg_catalog.pg_class c
+  where c.relnamespace in ('custody_data'::regnamespace, 'custody_keys'::regnamespace) and c.relkind in ('r', 'p')
+), expected_guards (name, trigger_name) as (
+  select t.name, 'a_reject_mutation' from tables t
+  where t.name in ('audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
+  union all
+  select t.name, 'a_reject_delete' from tables t
+  where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments',
+    'audit_actions', 'audit_resource_types', 'retention_policies')
+  union all
+  select t.name, g.trigger_name from tables t
+  cross join (values ('a_reject_truncate'), ('a_require_live_identity'), ('a_reject_held'), ('z_audit_insert'), ('z_audit_update'), ('z_audit_delete')) g (trigger_name)
+  where t.name in ('user_profiles', 'user_preferences', 'conversations')
+  union all
+  values ('consent_records', 'a_reject_early_delete'), ('consent_records', 'a_require_live_identity'), ('consent_records', 'a_reject_held'),
+    ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate')
+)
+select 'rls-forced' as id, 'Row-level security is not enabled and forced' as title, 'error' as level, 'HIPAA 164.312(a)(1)' as control,
+  t.name as object, pg_catalog.format('enabled %s, forced %s', t.relrowsecurity, t.relforcerowsecurity) as detail,
+  'alter table … enable row level security, force row level security' as remediation
+from tables t where not (t.relrowsecurity and t.relforcerowsecurity)
+union all
+select 'guard-missing', 'A guard is missing', 'error', 'HIPAA 164.312(b)', g.name, pg_catalog.format('trigger %s', g.trigger_name),
+  'Find out who dropped it and when; put it back as in sql/00009_guards.sql'
+from expected_guards g
+where not exists (
+  select from tables t join pg_catalog.pg_trigger r on r.tgrelid = t.oid where t.name = g.name and r.tgname = g.trigger_name)
+union all
+select 'guard-disabled', 'A guard is not ENABLE ALWAYS', 'error', 'HIPAA 164.312(b)', t.name, pg_catalog.format('trigger %s is in state %s', r.tgname, r.tgenabled),
+  pg_catalog.format('alter table custody_data.%I enable always trigger %I', t.name, r.tgname)
+from tables t join pg_catalog.pg_trigger r on r.tgrelid = t.oid
+where not r.tgisinternal and r.tgenabled <> 'A'
+union all
+select 'guard-replaced', 'A guard calls another function than its own', 'error', 'HIPAA 164.312(b)', t.name,
+  pg_catalog.format('trigger %s calls %s', r.tgname, r.tgfoid::regprocedure), 'Put it back as in sql/00009_guards.sql'
+from tables t join pg_catalog.pg_trigger r on r.tgrelid = t.oid
+join pg_catalog.pg_proc p on p.oid = r.tgfoid
+where not r.tgisinternal and (p.pronamespace <> 'custody_data'::regnamespace or p.proname not like 'tg\_%')
+union all
+select 'partition-detached', 'A month of the trail is not attached', 'error', 'HIPAA 164.312(b)', t.name, 'its events are out of sight',
+  'alter table custody_data.audit_logs attach partition …; find out who detached it'
+from tables t where t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$' and not t.relispartition
+union all
+select 'partition-foreign', 'The trail has a partition that was not made by custody.ensure_audit_partitions', 'error', 'HIPAA 164.312(b)',
+  i.inhrelid::regclass::text, 'its name is not that of a month', 'Find out who attached it'
+from pg_catalog.pg_inherits i
+where i.inhparent = 'custody_data.audit_logs'::regclass and i.inhrelid::regclass::text !~ '^custody_data\.audit_logs_[0-9]{4}_[0-9]{2}$'
+union all
+select 'partition-ahead', 'The trail has no partition for next month', 'warning', 'SOC 2 A1.2', 'audit_logs', 'appending makes it, in the first transaction that needs it',
+  'pgcustody run partitions; see why the job did not'
+where pg_catalog.to_regclass('custody_data.audit_logs_' || pg_catalog.to_char((pg_catalog.now() + interval '1 month') at time zone 'UTC', 'YYYY_MM')) is null
+union all
+select 'owner', 'An object does not belong to custody_owner', 'error', 'SOC 2 CC6.1', o.name, pg_catalog.format('owner %s', pg_catalog.pg_get_userbyid(o.owner)),
+  'alter … owner to custody_owner'
+from (
+  select t.name, t.relowner as owner from tables t
+  union all
+  select p.oid::regprocedure::text, p.proowner from pg_catalog.pg_proc p where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace)
+  union all
+  select c.oid::regclass::text, c.relowner from pg_catalog.pg_class c where c.relnamespace in ('custody'::regnamespace, 'custody_check'::regnamespace) and c.relkind in ('v', 'm')
+) o
+where pg_catalog.pg_get_userbyid(o.owner) <> 'custody_owner'
+union all
+select 'owner-login', 'custody_owner can log in or is a superuser', 'error', 'SOC 2 CC6.1', r.rolname, 'the owner is nobody', 'alter role custody_owner nologin nosuperuser'
+from pg_catalog.pg_roles r where r.rolname = 'custody_owner' and (r.rolcanlogin or r.rolsuper)
+union all
+select 'migrator-open', 'A login can act as custody_owner', 'warning', 'SOC 2 CC8.1', r.rolname, 'between migrations nobody should',
+  pg_catalog.format('alter role %I nologin', r.rolname)
+from pg_catalog.pg_roles r
+where r.rolcanlogin and not r.rolsuper and pg_catalog.pg_has_role(r.oid, 'custody_owner', 'member')
+union all
+select 'public-grant', 'PUBLIC has a privilege on a table', 'error', 'HIPAA 164.308(a)(4)', t.name, x.privilege_type, 'revoke … from public'
+from tables t cross join lateral pg_catalog.aclexplode(t.relacl) x where x.grantee = 0
+union all
+select 'partition-grant', 'A role other than custody_backup has a privilege on a partition', 'error', 'HIPAA 164.312(a)(1)', t.name,
+  pg_catalog.format('%s has %s', x.grantee::regrole, x.privilege_type), 'revoke it: partitions are read through audit_logs'
+from tables t cross join lateral pg_catalog.aclexplode(t.relacl) x
+where t.relispartition and x.grantee <> t.relowner and not (pg_catalog.pg_get_userbyid(x.grantee) = 'custody_backup' and x.privilege_type = 'SELECT')
+union all
+select 'public-execute', 'PUBLIC may call a function', 'error', 'HIPAA 164.308(a)(4)', p.oid::regprocedure::text, 'only the helpers of policies are for everybody',
+  'revoke all on function … from public'
+from pg_catalog.pg_proc p
+cross join lateral pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x
+where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace) and x.grantee = 0
+  and p.proname not in ('current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id', 'has_subject', 'caller_role', 'caller_is')
+union all
+select 'search-path', 'A function has no fixed search_path', 'error', 'SOC 2 CC6.1', p.oid::regprocedure::text, coalesce(pg_catalog.array_to_string(p.proconfig, ', '), 'none'),
+  'set search_path = pg_catalog, pg_temp, or a SQL-standard body'
+from pg_catalog.pg_proc p
+where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace) and p.prosqlbody is null
+  and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
+union all
+select 'view-invoker', 'A view runs with its owner''s rights', 'error', 'HIPAA 164.312(a)(1)', c.oid::regclass::text, 'row-level security of the caller does not hold in it',
+  'alter view … set (security_invoker = true)'
+from pg_catalog.pg_class c
+where c.relnamespace in ('custody'::regnamespace, 'custody_check'::regnamespace) and c.relkind in ('v', 'm')
+  and not coalesce(c.reloptions @> array['security_invoker=true'], false)
+union all
+select 'bypassrls', 'A login bypasses row-level security', 'warning', 'HIPAA 164.312(a)(1)', r.rolname, 'BYPASSRLS', pg_catalog.format('alter role %I nobypassrls', r.rolname)
+from pg_catalog.pg_roles r where r.rolcanlogin and r.rolbypassrls and not r.rolsuper
+union all
+select 'unclassified', 'A column of a table of record says nothing of its class', 'warning', 'GDPR Art. 30(1)(c)', c.relname || '.' || a.attname, 'free text or JSON without a class or description',
+  'comment on column …'
+from pg_catalog.pg_class c
+join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where c.oid in ('custody_data.user_profiles'::regclass, 'custody_data.user_preferences'::regclass, 'custody_data.conversations'::regclass)
+  and a.atttypid in ('text'::regtype, 'jsonb'::regtype) and a.attname <> 'conversation_id' and pg_catalog.col_description(c.oid, a.attnum) is null
+order by 3, 1, 5;
+grant select on custody_check.findings to custody_admin, custody_auditor, custody_worker, custody_privacy;
+comment on view custody_check.findings is 'What does not stand as this schema put it up: id, title, level (error, warning), control, object, detail, remediation. Empty where all is well.';
