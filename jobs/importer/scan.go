@@ -19,7 +19,7 @@ type syntaxError struct {
 }
 
 func (e *syntaxError) problem(field string) *problem {
-	return &problem{field: field, text: fmt.Sprintf("%s at byte %d", e.what, e.at+1)}
+	return problemf(field, "%s at byte %d", e.what, e.at+1)
 }
 
 const nulText = "NUL character, which the database cannot store,"
@@ -105,8 +105,8 @@ type members struct {
 	key        []byte // with its quotes; nil in an array
 	keyEscaped bool
 	value      []byte
-	valueAt    int // offset of value in b
-	index      int // of the member, from 0
+	index      int  // of the member, from 0
+	inValue    bool // err stands in the value of the member key
 
 	array bool
 	begun bool
@@ -166,10 +166,10 @@ func (m *members) next() bool {
 	}
 	end, err := skipValue(b, m.i, m.depth+1)
 	if err != nil {
-		m.err = err
+		m.err, m.inValue = err, true
 		return false
 	}
-	m.value, m.valueAt = b[m.i:end], m.i
+	m.value = b[m.i:end]
 	m.i = end
 	return true
 }
@@ -277,16 +277,15 @@ func skipNumber(b []byte, i int) (int, *syntaxError) {
 		}
 		return i > from
 	}
-	bad := &syntaxError{start, "invalid JSON: no number, though it begins as one,"}
 	if i < len(b) && b[i] == '0' {
 		i++
 	} else if !digits() {
-		return i, bad
+		return i, &syntaxError{start, "invalid JSON: no number, though it begins as one,"}
 	}
 	if i < len(b) && b[i] == '.' {
 		i++
 		if !digits() {
-			return i, bad
+			return i, &syntaxError{start, "invalid JSON: no number, though it begins as one,"}
 		}
 	}
 	if i < len(b) && (b[i] == 'e' || b[i] == 'E') {
@@ -296,7 +295,7 @@ func skipNumber(b []byte, i int) (int, *syntaxError) {
 		}
 		from := i
 		if !digits() {
-			return i, bad
+			return i, &syntaxError{start, "invalid JSON: no number, though it begins as one,"}
 		}
 		exponent := 0
 		for _, c := range b[from:i] {
