@@ -45,7 +45,7 @@ func (q *Queries) EraseSubject(ctx context.Context, db DBTX, arg EraseSubjectPar
 }
 
 const getCertificate = `-- name: GetCertificate :one
-select custody.get_certificate($1)::jsonb as certificate
+select custody.get_certificate($1) as certificate
 `
 
 func (q *Queries) GetCertificate(ctx context.Context, db DBTX, requestID uuid.UUID) (json.RawMessage, error) {

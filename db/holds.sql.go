@@ -13,6 +13,62 @@ import (
 	"github.com/google/uuid"
 )
 
+const listHolds = `-- name: ListHolds :many
+select h.hold_id, h.scope, h.identity_id, h.table_name, h.row_id, h.reference, h.reason, h.placed_at, h.until_at,
+  h.released_at, h.release_reason, h.active::boolean as active
+from custody.holds h
+where h.active or $1::boolean
+order by h.placed_at, h.hold_id
+`
+
+type ListHoldsRow struct {
+	HoldID        uuid.UUID
+	Scope         string
+	IdentityID    *uuid.UUID
+	TableName     *string
+	RowID         *string
+	Reference     string
+	Reason        string
+	PlacedAt      time.Time
+	UntilAt       *time.Time
+	ReleasedAt    *time.Time
+	ReleaseReason *string
+	Active        bool
+}
+
+func (q *Queries) ListHolds(ctx context.Context, db DBTX, released bool) ([]ListHoldsRow, error) {
+	rows, err := db.Query(ctx, listHolds, released)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListHoldsRow{}
+	for rows.Next() {
+		var i ListHoldsRow
+		if err := rows.Scan(
+			&i.HoldID,
+			&i.Scope,
+			&i.IdentityID,
+			&i.TableName,
+			&i.RowID,
+			&i.Reference,
+			&i.Reason,
+			&i.PlacedAt,
+			&i.UntilAt,
+			&i.ReleasedAt,
+			&i.ReleaseReason,
+			&i.Active,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const placeHold = `-- name: PlaceHold :one
 select custody.place_hold($1, $2, $3, $4)::uuid as hold_id
 `
@@ -36,8 +92,8 @@ func (q *Queries) PlaceHold(ctx context.Context, db DBTX, arg PlaceHoldParams) (
 	return hold_id, err
 }
 
-const releaseHold = `-- name: ReleaseHold :exec
-select custody.release_hold($1, $2)
+const releaseHold = `-- name: ReleaseHold :one
+select custody.release_hold($1, $2)::bigint as resumed
 `
 
 type ReleaseHoldParams struct {
@@ -45,7 +101,9 @@ type ReleaseHoldParams struct {
 	Reason string
 }
 
-func (q *Queries) ReleaseHold(ctx context.Context, db DBTX, arg ReleaseHoldParams) error {
-	_, err := db.Exec(ctx, releaseHold, arg.HoldID, arg.Reason)
-	return err
+func (q *Queries) ReleaseHold(ctx context.Context, db DBTX, arg ReleaseHoldParams) (int64, error) {
+	row := db.QueryRow(ctx, releaseHold, arg.HoldID, arg.Reason)
+	var resumed int64
+	err := row.Scan(&resumed)
+	return resumed, err
 }

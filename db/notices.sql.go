@@ -13,7 +13,7 @@ import (
 )
 
 const dueNotices = `-- name: DueNotices :many
-select n.notice_id
+select n.notice_id, n.sent_at
 from custody_data.erasure_notices n
 join custody_data.holders h on h.tenant_id = n.tenant_id and h.holder = n.holder
 where n.acknowledged_at is null and h.endpoint is not null and h.retired_at is null
@@ -27,20 +27,25 @@ type DueNoticesParams struct {
 	MaxRows      int32
 }
 
+type DueNoticesRow struct {
+	NoticeID uuid.UUID
+	SentAt   *time.Time
+}
+
 // Notices to send: those never taken, and those taken before remind_before and not acknowledged yet.
-func (q *Queries) DueNotices(ctx context.Context, db DBTX, arg DueNoticesParams) ([]uuid.UUID, error) {
+func (q *Queries) DueNotices(ctx context.Context, db DBTX, arg DueNoticesParams) ([]DueNoticesRow, error) {
 	rows, err := db.Query(ctx, dueNotices, arg.RemindBefore, arg.MaxRows)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	items := []uuid.UUID{}
+	items := []DueNoticesRow{}
 	for rows.Next() {
-		var notice_id uuid.UUID
-		if err := rows.Scan(&notice_id); err != nil {
+		var i DueNoticesRow
+		if err := rows.Scan(&i.NoticeID, &i.SentAt); err != nil {
 			return nil, err
 		}
-		items = append(items, notice_id)
+		items = append(items, i)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -49,16 +54,17 @@ func (q *Queries) DueNotices(ctx context.Context, db DBTX, arg DueNoticesParams)
 }
 
 const markNoticeSent = `-- name: MarkNoticeSent :exec
-select custody.mark_notice_sent($1, $2)
+select custody.mark_notice_sent($1, $2, $3)
 `
 
 type MarkNoticeSentParams struct {
-	NoticeID uuid.UUID
-	Status   string
+	NoticeID  uuid.UUID
+	Status    string
+	Delivered bool
 }
 
 func (q *Queries) MarkNoticeSent(ctx context.Context, db DBTX, arg MarkNoticeSentParams) error {
-	_, err := db.Exec(ctx, markNoticeSent, arg.NoticeID, arg.Status)
+	_, err := db.Exec(ctx, markNoticeSent, arg.NoticeID, arg.Status, arg.Delivered)
 	return err
 }
 

@@ -13,47 +13,60 @@ import (
 	"github.com/google/uuid"
 )
 
-const cancelRequest = `-- name: CancelRequest :exec
-select custody.cancel_request($1, $2)
+const cancelRequest = `-- name: CancelRequest :one
+select custody.cancel_request($1, $2)::text as status
 `
 
 type CancelRequestParams struct {
 	RequestID uuid.UUID
-	Reason    string
+	Reason    *string
 }
 
-func (q *Queries) CancelRequest(ctx context.Context, db DBTX, arg CancelRequestParams) error {
-	_, err := db.Exec(ctx, cancelRequest, arg.RequestID, arg.Reason)
+func (q *Queries) CancelRequest(ctx context.Context, db DBTX, arg CancelRequestParams) (string, error) {
+	row := db.QueryRow(ctx, cancelRequest, arg.RequestID, arg.Reason)
+	var status string
+	err := row.Scan(&status)
+	return status, err
+}
+
+const completeExport = `-- name: CompleteExport :exec
+select custody.complete_export($1, $2)
+`
+
+type CompleteExportParams struct {
+	RequestID uuid.UUID
+	Bytes     int64
+}
+
+func (q *Queries) CompleteExport(ctx context.Context, db DBTX, arg CompleteExportParams) error {
+	_, err := db.Exec(ctx, completeExport, arg.RequestID, arg.Bytes)
 	return err
 }
 
 const dueRequests = `-- name: DueRequests :many
-select r.request_id, r.received_at from custody.due_requests($1, $2) r order by r.received_at
+select r.request_id
+from custody.due_requests($1, $2, pg_catalog.now() - pg_catalog.make_interval(secs => $3)) r
 `
 
 type DueRequestsParams struct {
-	Kind    string
-	MaxRows int32
+	Kind         string
+	MaxRows      int32
+	GraceSeconds float64
 }
 
-type DueRequestsRow struct {
-	RequestID  uuid.UUID
-	ReceivedAt time.Time
-}
-
-func (q *Queries) DueRequests(ctx context.Context, db DBTX, arg DueRequestsParams) ([]DueRequestsRow, error) {
-	rows, err := db.Query(ctx, dueRequests, arg.Kind, arg.MaxRows)
+func (q *Queries) DueRequests(ctx context.Context, db DBTX, arg DueRequestsParams) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, dueRequests, arg.Kind, arg.MaxRows, arg.GraceSeconds)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	items := []DueRequestsRow{}
+	items := []uuid.UUID{}
 	for rows.Next() {
-		var i DueRequestsRow
-		if err := rows.Scan(&i.RequestID, &i.ReceivedAt); err != nil {
+		var request_id uuid.UUID
+		if err := rows.Scan(&request_id); err != nil {
 			return nil, err
 		}
-		items = append(items, i)
+		items = append(items, request_id)
 	}
 	if err := rows.Err(); err != nil {
 		return nil, err
@@ -61,8 +74,8 @@ func (q *Queries) DueRequests(ctx context.Context, db DBTX, arg DueRequestsParam
 	return items, nil
 }
 
-const extendRequest = `-- name: ExtendRequest :exec
-select custody.extend_request($1, $2)
+const extendRequest = `-- name: ExtendRequest :one
+select custody.extend_request($1, $2)::timestamptz as due_at
 `
 
 type ExtendRequestParams struct {
@@ -70,13 +83,15 @@ type ExtendRequestParams struct {
 	Reason    string
 }
 
-func (q *Queries) ExtendRequest(ctx context.Context, db DBTX, arg ExtendRequestParams) error {
-	_, err := db.Exec(ctx, extendRequest, arg.RequestID, arg.Reason)
-	return err
+func (q *Queries) ExtendRequest(ctx context.Context, db DBTX, arg ExtendRequestParams) (time.Time, error) {
+	row := db.QueryRow(ctx, extendRequest, arg.RequestID, arg.Reason)
+	var due_at time.Time
+	err := row.Scan(&due_at)
+	return due_at, err
 }
 
 const listRequests = `-- name: ListRequests :many
-select r.request_id, r.kind, r.status, r.received_at, r.due_at, r.extended_at, r.closed_at
+select r.request_id, r.kind, r.status, r.identity_id, r.received_at, r.due_at, r.extended_at, r.closed_at, r.overdue::boolean as overdue
 from custody.list_requests($1, $2, $3) r
 `
 
@@ -90,10 +105,12 @@ type ListRequestsRow struct {
 	RequestID  uuid.UUID
 	Kind       string
 	Status     string
+	IdentityID uuid.UUID
 	ReceivedAt time.Time
 	DueAt      time.Time
 	ExtendedAt *time.Time
 	ClosedAt   *time.Time
+	Overdue    bool
 }
 
 func (q *Queries) ListRequests(ctx context.Context, db DBTX, arg ListRequestsParams) ([]ListRequestsRow, error) {
@@ -109,10 +126,12 @@ func (q *Queries) ListRequests(ctx context.Context, db DBTX, arg ListRequestsPar
 			&i.RequestID,
 			&i.Kind,
 			&i.Status,
+			&i.IdentityID,
 			&i.ReceivedAt,
 			&i.DueAt,
 			&i.ExtendedAt,
 			&i.ClosedAt,
+			&i.Overdue,
 		); err != nil {
 			return nil, err
 		}
@@ -124,13 +143,61 @@ func (q *Queries) ListRequests(ctx context.Context, db DBTX, arg ListRequestsPar
 	return items, nil
 }
 
+const openErasures = `-- name: OpenErasures :many
+select r.request_id
+from custody_data.requests r
+join custody_data.identities i on i.tenant_id = r.tenant_id and i.identity_id = r.identity_id
+where i.user_id = $1::text and r.kind = 'erasure' and r.status in ('received', 'held')
+order by r.received_at, r.request_id
+`
+
+func (q *Queries) OpenErasures(ctx context.Context, db DBTX, userID string) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, openErasures, userID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var request_id uuid.UUID
+		if err := rows.Scan(&request_id); err != nil {
+			return nil, err
+		}
+		items = append(items, request_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const openRequestCounts = `-- name: OpenRequestCounts :one
+select count(*)::bigint as open, count(*) filter (where r.status = 'held')::bigint as held,
+  count(*) filter (where r.due_at < pg_catalog.now())::bigint as overdue
+from custody_data.requests r
+where r.status in ('received', 'held')
+`
+
+type OpenRequestCountsRow struct {
+	Open    int64
+	Held    int64
+	Overdue int64
+}
+
+func (q *Queries) OpenRequestCounts(ctx context.Context, db DBTX) (OpenRequestCountsRow, error) {
+	row := db.QueryRow(ctx, openRequestCounts)
+	var i OpenRequestCountsRow
+	err := row.Scan(&i.Open, &i.Held, &i.Overdue)
+	return i, err
+}
+
 const requestErasure = `-- name: RequestErasure :one
 select custody.request_erasure($1, $2, $3)::uuid as request_id
 `
 
 type RequestErasureParams struct {
 	UserID    string
-	Reason    string
+	Reason    *string
 	RequestID *uuid.UUID
 }
 
@@ -147,7 +214,7 @@ select custody.request_export($1, $2, $3)::uuid as request_id
 
 type RequestExportParams struct {
 	UserID    string
-	Reason    string
+	Reason    *string
 	RequestID *uuid.UUID
 }
 
@@ -159,7 +226,7 @@ func (q *Queries) RequestExport(ctx context.Context, db DBTX, arg RequestExportP
 }
 
 const requestStatus = `-- name: RequestStatus :one
-select custody.request_status($1)::jsonb as status
+select custody.request_status($1) as status
 `
 
 func (q *Queries) RequestStatus(ctx context.Context, db DBTX, requestID uuid.UUID) (json.RawMessage, error) {

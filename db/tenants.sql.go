@@ -33,16 +33,18 @@ func (q *Queries) ListTenants(ctx context.Context, db DBTX) ([]Tenant, error) {
 	return items, nil
 }
 
-const registerTenant = `-- name: RegisterTenant :exec
-select custody.register_tenant($1, $2)
+const registerTenant = `-- name: RegisterTenant :one
+select custody.register_tenant($1, $2)::text as tenant
 `
 
 type RegisterTenantParams struct {
 	Tenant string
-	Name   string
+	Name   *string
 }
 
-func (q *Queries) RegisterTenant(ctx context.Context, db DBTX, arg RegisterTenantParams) error {
-	_, err := db.Exec(ctx, registerTenant, arg.Tenant, arg.Name)
-	return err
+func (q *Queries) RegisterTenant(ctx context.Context, db DBTX, arg RegisterTenantParams) (string, error) {
+	row := db.QueryRow(ctx, registerTenant, arg.Tenant, arg.Name)
+	var tenant string
+	err := row.Scan(&tenant)
+	return tenant, err
 }

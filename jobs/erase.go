@@ -144,8 +144,9 @@ func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error
 	})
 }
 
-// over tells a request that was executed before: its certificate is there.
-func over(err error) bool { return state(err) == "PC018" || state(err) == "PC021" }
+// over tells a request that is done or cancelled: there is nothing to search, and
+// the erasure itself says which.
+func over(err error) bool { return state(err) == "PC018" }
 
 // notify inserts the jobs for the request's notices in the erasure's own
 // transaction, so that neither goes without the other.
@@ -190,17 +191,22 @@ func (w *EraseWorker) keep(ctx context.Context, key string, document []byte, unt
 	if err != nil {
 		return err
 	}
-	if !sameJSON(stored, document) {
+	if !sameCertificate(stored, document) {
 		return &Failure{Step: "store certificate", Code: "another certificate is stored for this request"}
 	}
 	return nil
 }
 
-// sameJSON compares two documents, not their spelling.
-func sameJSON(a, b []byte) bool {
-	var x, y any
+// sameCertificate compares two certificates, not their spelling, and without what the
+// holders' answers change.
+func sameCertificate(a, b []byte) bool {
+	var x, y map[string]any
 	if json.Unmarshal(a, &x) != nil || json.Unmarshal(b, &y) != nil {
 		return false
+	}
+	for _, changing := range []string{"status", "external_holders"} {
+		delete(x, changing)
+		delete(y, changing)
 	}
 	p, _ := json.Marshal(x)
 	q, _ := json.Marshal(y)

@@ -1,11 +1,13 @@
 package jobs
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 
@@ -17,7 +19,7 @@ import (
 	"pgcustody/jobs/store"
 )
 
-// ExportArgs asks for one committed export request to be executed.
+// ExportArgs asks for one committed export request to be carried out.
 type ExportArgs struct {
 	Tenant    string    `json:"tenant"`
 	RequestID uuid.UUID `json:"request_id"`
@@ -43,8 +45,11 @@ func (c ExportConfig) withDefaults() ExportConfig {
 	return c
 }
 
-// ExportWorker writes what the database holds about a person to the store, or to
-// whatever the command in the same process takes it with.
+// ExportWorker streams what the database holds about a person to the store, or to
+// whatever the command in the same process takes it with, in constant memory. The
+// event of the export and the end of the request commit after the document is
+// there, together; an attempt that died in between finds the document and only
+// repeats what is on record.
 type ExportWorker struct {
 	river.WorkerDefaults[ExportArgs]
 	Deps
@@ -59,19 +64,154 @@ func ExportKey(tenant string, request uuid.UUID) string {
 	return "exports/" + tenant + "/" + request.String() + ".json"
 }
 
+// erased is the SQLSTATE of an export of somebody who has been erased.
+const erased = "PC021"
+
 func (w *ExportWorker) Work(ctx context.Context, job *river.Job[ExportArgs]) error {
 	config := w.Config.Export.withDefaults()
-	return record(ctx, w.Deps, job, job.Args.Tenant, func(ctx context.Context, run *Run) error {
+	tenant, id := job.Args.Tenant, job.Args.RequestID
+	return record(ctx, w.Deps, job, tenant, func(ctx context.Context, run *Run) error {
 		if w.ExportTo == nil && w.Store == nil {
 			return later(job, config.Again, &Failure{Step: "write export", Code: "no store: set PGCUSTODY_STORE"})
 		}
-		_ = db.New()
-		_ = bytes.NewReader
-		_ = json.Marshal
-		_ = errors.Is
-		_ = io.EOF
-		_ = store.ErrExists
-		var _ pgx.Tx
-		return errors.New("not built yet")
+		scope := w.scope(tenant, "export request")
+		scope.Isolation = pgx.RepeatableRead // all parts are of one moment
+		err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) error {
+			written, err := w.export(ctx, tx, run, ExportKey(tenant, id), id)
+			if err != nil {
+				return err
+			}
+			run.Bytes(written)
+			return db.New().CompleteExport(ctx, tx, db.CompleteExportParams{RequestID: id, Bytes: written})
+		})
+		switch {
+		case state(err) == erased:
+			// The request would come back for ever; there is nobody left to answer.
+			run.Count("cancelled", 1)
+			return fail("cancel request", InContext(ctx, w.Pool, w.scope(tenant, "export request"), func(tx pgx.Tx) error {
+				_, err := db.New().CancelRequest(ctx, tx, db.CancelRequestParams{RequestID: id, Reason: optional("the person has been erased")})
+				return err
+			}))
+		case err != nil:
+			return fail("export subject", err)
+		}
+		run.Count("exported", 1)
+		return nil
 	})
+}
+
+// export writes the document where it belongs and returns its size.
+func (w *ExportWorker) export(ctx context.Context, tx pgx.Tx, run *Run, key string, id uuid.UUID) (int64, error) {
+	if w.Store != nil && w.ExportTo == nil {
+		there, err := w.Store.Head(ctx, key, "")
+		if err == nil {
+			// An attempt before this one died after its Put: put it on record again.
+			return there.Size, w.document(ctx, tx, run, id, io.Discard)
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return 0, err
+		}
+	}
+
+	reader, writer := io.Pipe()
+	written := make(chan error, 1)
+	go func() {
+		err := w.document(ctx, tx, run, id, writer)
+		writer.CloseWithError(err) // nil is the end of the document
+		written <- err
+	}()
+	var size int64
+	var err error
+	if w.ExportTo != nil {
+		size, err = w.ExportTo(ctx, key, reader)
+	} else {
+		var put store.PutResult
+		put, err = w.Store.Put(ctx, key, reader, store.PutOptions{ContentType: "application/json", IfNoneMatch: true})
+		size = put.Size
+	}
+	// Whoever reads no further ends the writer too: the transaction is its alone until then.
+	reader.CloseWithError(cmp.Or[error](err, io.ErrClosedPipe))
+	if documentErr := <-written; documentErr != nil && !errors.Is(documentErr, io.ErrClosedPipe) {
+		return 0, documentErr
+	}
+	return size, err
+}
+
+// single are the parts that are one value, or null, rather than a list.
+var single = map[string]bool{"profile": true, "preferences": true}
+
+// document puts the items of an export together as the object that
+// custody.export_subject returns.
+func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uuid.UUID, out io.Writer) error {
+	buffered := bufio.NewWriterSize(out, 64<<10)
+	// sqlc reads all rows before it returns one.
+	rows, err := tx.Query(ctx, "select e.part, e.kind, e.body from custody.export_items($1) e", id)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+
+	open, items, total := "", 0, int64(0)
+	closePart := func() {
+		switch {
+		case open == "":
+		case !single[open]:
+			buffered.WriteString("]}")
+		case items == 0:
+			buffered.WriteString("null}")
+		default:
+			buffered.WriteString("}")
+		}
+	}
+	for rows.Next() {
+		var part, kind string
+		var body json.RawMessage
+		if err := rows.Scan(&part, &kind, &body); err != nil {
+			return err
+		}
+		switch kind {
+		case "head":
+			if err := writeOpen(buffered, body); err != nil {
+				return err
+			}
+		case "part":
+			closePart()
+			open, items = part, 0
+			fmt.Fprintf(buffered, ",%q:", part)
+			if err := writeOpen(buffered, body); err != nil {
+				return err
+			}
+			buffered.WriteString(`,"data":`)
+			if !single[part] {
+				buffered.WriteByte('[')
+			}
+		case "item":
+			if items > 0 {
+				buffered.WriteByte(',')
+			}
+			buffered.Write(body)
+			items++
+			total++
+			run.Progress("items", total, 0)
+		default:
+			return fmt.Errorf("export has an item of unknown kind %q", kind)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	closePart()
+	buffered.WriteByte('}')
+	run.Count("items", total)
+	return buffered.Flush()
+}
+
+// writeOpen writes an object without its last brace, so that more can follow.
+func writeOpen(out io.Writer, object json.RawMessage) error {
+	trimmed, ok := bytes.CutSuffix(bytes.TrimSpace(object), []byte("}"))
+	if !ok || len(trimmed) < 2 {
+		return errors.New("export has a part that is no object")
+	}
+	_, err := out.Write(trimmed)
+	return err
 }

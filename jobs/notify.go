@@ -21,6 +21,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/rivertype"
 
 	"pgcustody/db"
 )
@@ -51,8 +52,8 @@ type NotifyConfig struct {
 	// Backoff is the wait after the first failure, doubled each time up to
 	// MaxBackoff; defaults 30 s and 6 h.
 	Backoff, MaxBackoff time.Duration
-	// RemindAfter sends a notice again that was taken but not acknowledged;
-	// default 7 days.
+	// RemindAfter sends a notice again that was taken so long ago and not
+	// acknowledged, once a day from then on; default 7 days.
 	RemindAfter time.Duration
 }
 
@@ -65,18 +66,27 @@ func (c NotifyConfig) withDefaults() NotifyConfig {
 }
 
 // eachDueNotice calls add with the notices of the context's tenant that have to
-// be sent; without a key there are none.
-func eachDueNotice(ctx context.Context, d Deps, tx pgx.Tx, batch int32, add func(uuid.UUID)) error {
+// be sent, and whether it is a reminder; without a key there are none.
+func eachDueNotice(ctx context.Context, d Deps, tx pgx.Tx, batch int32, add func(id uuid.UUID, reminder bool)) error {
 	if len(d.Config.Notify.Key) == 0 {
 		return nil
 	}
 	due, err := db.New().DueNotices(ctx, tx, db.DueNoticesParams{
 		RemindBefore: time.Now().Add(-d.Config.Notify.withDefaults().RemindAfter), MaxRows: batch,
 	})
-	for _, id := range due {
-		add(id)
+	for _, notice := range due {
+		add(notice.NoticeID, notice.SentAt != nil)
 	}
 	return err
+}
+
+// reminder is how a notice is inserted that was taken before: not more often than
+// once a day, finished jobs counted.
+func reminder() *river.InsertOpts {
+	opts := once()
+	opts.ByPeriod = 24 * time.Hour
+	opts.ByState = append(opts.ByState, rivertype.JobStateCompleted)
+	return &river.InsertOpts{UniqueOpts: opts}
 }
 
 // Notice is the body of a webhook, version 1.
@@ -186,7 +196,7 @@ func (w *NotifyWorker) Work(ctx context.Context, job *river.Job[NotifyArgs]) err
 		defer cancel()
 		if err := InContext(closing, w.Pool, scope, func(tx pgx.Tx) error {
 			queries := db.New()
-			if err := queries.MarkNoticeSent(closing, tx, db.MarkNoticeSentParams{NoticeID: job.Args.NoticeID, Status: status}); err != nil {
+			if err := queries.MarkNoticeSent(closing, tx, db.MarkNoticeSentParams{NoticeID: job.Args.NoticeID, Status: status, Delivered: sendErr == nil}); err != nil {
 				return err
 			}
 			if !acknowledged {
@@ -273,4 +283,21 @@ func checkEndpoint(endpoint string) string {
 		return ""
 	}
 	return "endpoint is not https"
+}
+
+// DueNotices lists the notices that wait, of one tenant or of all, as jobs.
+func DueNotices(ctx context.Context, d Deps, tenant string) ([]river.JobArgs, error) {
+	tenants, err := d.tenants(ctx, tenant)
+	if err != nil {
+		return nil, fail("list tenants", err)
+	}
+	var due []river.JobArgs
+	for _, tenant := range tenants {
+		if err := InContext(ctx, d.Pool, d.scope(tenant, "erasure notice"), func(tx pgx.Tx) error {
+			return eachDueNotice(ctx, d, tx, 10000, func(id uuid.UUID, _ bool) { due = append(due, NotifyArgs{Tenant: tenant, NoticeID: id}) })
+		}); err != nil {
+			return nil, fail("look for notices", err)
+		}
+	}
+	return due, nil
 }

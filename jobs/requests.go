@@ -95,21 +95,29 @@ func (w *RequestsWorker) due(ctx context.Context, job *river.Job[RequestsArgs], 
 	err = InContext(ctx, w.Pool, w.scope(tenant, "requests"), func(tx pgx.Tx) error {
 		queries := db.New()
 		for _, kind := range []string{"erasure", "export"} {
-			requests, err := queries.DueRequests(ctx, tx, db.DueRequestsParams{Kind: kind, MaxRows: batch})
+			grace := time.Duration(0)
+			if kind == "erasure" {
+				grace = config.ErasureGrace
+			}
+			due, err := queries.DueRequests(ctx, tx, db.DueRequestsParams{Kind: kind, MaxRows: batch, GraceSeconds: grace.Seconds()})
 			if err != nil {
 				return err
 			}
-			for _, request := range requests {
-				switch {
-				case kind == "export":
-					add(ExportArgs{Tenant: tenant, RequestID: request.RequestID})
-				case time.Since(request.ReceivedAt) >= config.ErasureGrace:
-					add(EraseArgs{Tenant: tenant, RequestID: request.RequestID})
+			for _, id := range due {
+				if kind == "erasure" {
+					add(EraseArgs{Tenant: tenant, RequestID: id})
+				} else {
+					add(ExportArgs{Tenant: tenant, RequestID: id})
 				}
 			}
 		}
-		return eachDueNotice(ctx, w.Deps, tx, batch, func(id uuid.UUID) { add(NotifyArgs{Tenant: tenant, NoticeID: id}) })
+		return eachDueNotice(ctx, w.Deps, tx, batch, func(id uuid.UUID, again bool) {
+			opts := follow(job.Queue)
+			if again && opts == nil {
+				opts = reminder()
+			}
+			jobs = append(jobs, river.InsertManyParams{Args: NotifyArgs{Tenant: tenant, NoticeID: id}, InsertOpts: opts})
+		})
 	})
 	return jobs, err
 }
-

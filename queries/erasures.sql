@@ -6,7 +6,7 @@ select custody.acknowledge_erasure(@request_id, @holder, sqlc.narg(evidence));
 select custody.erase_subject(@request_id, sqlc.narg(residue_basis))::jsonb as certificate;
 
 -- name: GetCertificate :one
-select custody.get_certificate(@request_id)::jsonb as certificate;
+select custody.get_certificate(@request_id) as certificate;
 
 -- name: PlanErasure :one
 select custody.plan_erasure(@user_id)::jsonb as plan;

@@ -1,5 +1,5 @@
 -- name: ListTenants :many
 select t.tenant_id, t.name, t.created_at from custody.list_tenants() t order by t.tenant_id;
 
--- name: RegisterTenant :exec
-select custody.register_tenant(@tenant, @name);
+-- name: RegisterTenant :one
+select custody.register_tenant(@tenant, sqlc.narg(name))::text as tenant;

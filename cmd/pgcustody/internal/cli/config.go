@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -37,15 +36,9 @@ type Config struct {
 	// PrivateStack is the content that the store's object `private-stack-id`
 	// must have for as long as personal columns hold plaintext.
 	PrivateStack string
-	// WebhookKey signs erasure notices; it is read when it is needed.
+	// WebhookKeyFile holds the key that signs erasure notices, in hexadecimal;
+	// the variable PGCUSTODY_WEBHOOK_KEY may hold it instead.
 	WebhookKeyFile string
-	// Listen is the address of `work`'s HTTP endpoints.
-	Listen string
-	// Every is how often `work` schedules each job; 0 switches one off.
-	RetentionEvery, ArchiveEvery, PartitionsEvery, RequestsEvery time.Duration
-	// ErasureGrace is how long a received erasure request rests before it is
-	// executed.
-	ErasureGrace time.Duration
 	// LogFormat is `text` or `json`; LogLevel debug, info, warn or error.
 	LogFormat, LogLevel string
 	// JSON asks for one JSON document on standard output.
@@ -87,8 +80,6 @@ func fromEnv(flags *pflag.FlagSet, name, env string) {
 func (c *Config) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&c.DatabaseURL, "database-url", "", "database as the runner's login; without it, PG* variables")
 	fromEnv(flags, "database-url", "PGCUSTODY_DATABASE_URL")
-	flags.StringVar(&c.MigrateURL, "migrate-url", "", "database as the login that owns it, for migrate")
-	fromEnv(flags, "migrate-url", "PGCUSTODY_MIGRATE_URL")
 	flags.StringVar(&c.Pooler, "pooler", "none", "what stands before the database: none or transaction")
 	fromEnv(flags, "pooler", "PGCUSTODY_POOLER")
 	flags.StringVar(&c.Tenant, "tenant", "", "tenant to work for")
@@ -97,6 +88,8 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "actor", "PGCUSTODY_ACTOR")
 	flags.StringVar(&c.Store, "store", "", "object store, as in s3://bucket")
 	fromEnv(flags, "store", "PGCUSTODY_STORE")
+	flags.StringVar(&c.WebhookKeyFile, "webhook-key-file", "", "file with the key that signs erasure notices, in hexadecimal; or PGCUSTODY_WEBHOOK_KEY holds it")
+	fromEnv(flags, "webhook-key-file", "PGCUSTODY_WEBHOOK_KEY_FILE")
 	flags.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fromEnv(flags, "log-format", "PGCUSTODY_LOG_FORMAT")
 	flags.StringVar(&c.LogLevel, "log-level", "", "debug, info, warn or error; default info for work, warn for the others")
@@ -206,26 +199,16 @@ func (c *Config) WebhookKey() ([]byte, error) {
 // Pool opens the database as the runner's login. step says what the connection
 // is for; application_name shows it as `pgcustody <command>/<step>`.
 func (c *Config) Pool(ctx context.Context, step string) (*pgxpool.Pool, error) {
-	return c.open(ctx, "database-url", c.DatabaseURL, step)
-}
-
-// MigratePool opens the database as the login that owns it.
-func (c *Config) MigratePool(ctx context.Context, step string) (*pgxpool.Pool, error) {
-	if c.MigrateURL == "" {
-		return nil, &ConfigError{Field: "--migrate-url", Problem: "required: the login that owns the database, or set PGCUSTODY_MIGRATE_URL"}
-	}
-	return c.open(ctx, "migrate-url", c.MigrateURL, step)
-}
-
-func (c *Config) open(ctx context.Context, flag, address, step string) (*pgxpool.Pool, error) {
+	address := c.DatabaseURL
 	config, err := pgxpool.ParseConfig(address)
 	if err != nil {
 		// The parser's own message may repeat the password.
 		if address == "" {
 			return nil, &ConfigError{Field: "PG*", Problem: "the PostgreSQL variables do not make an address: check PGPORT, PGSSLMODE, PGSSLROOTCERT"}
 		}
-		return nil, c.wrong(flag, redact(address), "not a PostgreSQL address, as in postgres://user@host:port/database")
+		return nil, c.wrong("database-url", redact(address), "not a PostgreSQL address, as in postgres://user@host:port/database")
 	}
+	config.MaxConns = max(config.MaxConns, minConnections)
 	name := "pgcustody " + c.Command + "/" + step
 	config.ConnConfig.RuntimeParams["application_name"] = name[:min(len(name), 63)]
 	if c.Pooler == "transaction" {
@@ -241,6 +224,10 @@ func (c *Config) open(ctx context.Context, flag, address, step string) (*pgxpool
 	}
 	return pool, nil
 }
+
+// minConnections is how many the workers of a process may want at once, with
+// River's own.
+const minConnections = 12
 
 // redact keeps a URL's shape and takes out what may be secret.
 func redact(address string) string {

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"pgcustody/jobs/store"
 )
 
 // Exit codes. README lists them; a script may rely on them.
@@ -50,6 +52,7 @@ func explain(err error) (code int, line string) {
 	var config *ConfigError
 	var usage *usageError
 	var coder exitCoder
+	var object *store.Error
 	var pg *pgconn.PgError
 	var connect *pgconn.ConnectError
 	switch {
@@ -66,6 +69,8 @@ func explain(err error) (code int, line string) {
 	case errors.As(err, &connect):
 		return ExitDatabase, fmt.Sprintf("database unreachable: %s:%d/%s: check that it runs and that the PG* variables or --database-url are right",
 			connect.Config.Host, connect.Config.Port, connect.Config.Database)
+	case errors.As(err, &object):
+		return ExitObjectStore, object.Error()
 	case errors.As(err, &coder):
 		return coder.ExitCode(), err.Error()
 	case errors.Is(err, context.Canceled):
@@ -86,6 +91,8 @@ func explainPostgres(pg *pgconn.PgError) (int, string) {
 	switch {
 	case pg.Code == "PC015", pg.Code == "42501":
 		return ExitPermission, line
+	case pg.Code == "PC019", pg.Code == "PC029":
+		return ExitCheck, line
 	case pg.Code == "PC031":
 		return ExitDatabase, line
 	case strings.HasPrefix(pg.Code, "PC"), strings.HasPrefix(pg.Code, "22"):

@@ -46,7 +46,16 @@ type App struct {
 // commands lists every command; each has a file of its own.
 func commands() []func(*App) *cobra.Command {
 	return []func(*App) *cobra.Command{
-		// one constructor a line, in alphabetical order
+		newEraseCmd,
+		newExportCmd,
+		newHoldCmd,
+		newMigrateCmd,
+		newRequestsCmd,
+		newRetentionCmd,
+		newRunCmd,
+		newStatusCmd,
+		newTenantsCmd,
+		newWorkCmd,
 	}
 }
 

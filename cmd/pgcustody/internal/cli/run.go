@@ -1,0 +1,125 @@
+package cli
+
+import (
+	"context"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
+	"github.com/spf13/cobra"
+
+	"pgcustody/jobs"
+)
+
+type jobArgs = river.JobArgs
+
+func newRunCmd(app *App) *cobra.Command {
+	r := &runJob{App: app}
+	cmd := &cobra.Command{
+		Use:   "run JOB",
+		Short: "Run one job now, through River, and wait for it",
+		Long: `Run one job now, through River, and wait for it. The job goes to a queue of this
+command's own and is worked in this process: no daemon is needed, and one that
+runs is not disturbed. What the job inserts in turn is worked too.
+
+Jobs: ` + strings.Join(slices.Sorted(maps.Keys(runnable)), ", ") + `.
+erase and export want --tenant and --request; notify sends what waits, of
+--tenant or of all.`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error { return r.Run(cmd.Context(), args[0]) },
+	}
+	cmd.Flags().StringVar(&r.Request, "request", "", "request to carry out, for erase and export")
+	return cmd
+}
+
+type runJob struct {
+	*App
+	Request string
+}
+
+// runnable makes the arguments of each job that `run` knows.
+var runnable = map[string]func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error){
+	"retention": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.RetentionArgs{Tenant: r.Tenant}}, nil
+	},
+	"partitions": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.PartitionsArgs{}}, nil
+	},
+	"requests": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.RequestsArgs{Tenant: r.Tenant}}, nil
+	},
+	"erase": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
+		tenant, id, err := r.request()
+		return []jobArgs{jobs.EraseArgs{Tenant: tenant, RequestID: id}}, err
+	},
+	"export": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
+		tenant, id, err := r.request()
+		return []jobArgs{jobs.ExportArgs{Tenant: tenant, RequestID: id}}, err
+	},
+	"notify": func(ctx context.Context, r *runJob, pool *pgxpool.Pool, deps *jobs.Deps) ([]jobArgs, error) {
+		if len(deps.Config.Notify.Key) == 0 {
+			return nil, &ConfigError{Field: "--webhook-key-file", Problem: "required: the key that signs notices, or set PGCUSTODY_WEBHOOK_KEY"}
+		}
+		return jobs.DueNotices(ctx, *deps, r.Tenant)
+	},
+}
+
+// wantsStore are the jobs that cannot do without a store.
+var wantsStore = map[string]bool{"archive": true, "export": true}
+
+func (r *runJob) request() (string, uuid.UUID, error) {
+	tenant, err := r.NeedTenant()
+	if err != nil {
+		return "", uuid.Nil, err
+	}
+	id, err := parseID("--request", r.Request)
+	if err != nil {
+		return "", uuid.Nil, err
+	}
+	if id == nil {
+		return "", uuid.Nil, &ConfigError{Field: "--request", Problem: "required: the request to carry out"}
+	}
+	return tenant, *id, nil
+}
+
+func (r *runJob) Run(ctx context.Context, name string) error {
+	build, ok := runnable[name]
+	if !ok {
+		return &ConfigError{"JOB", name, "must be one of " + strings.Join(slices.Sorted(maps.Keys(runnable)), ", ")}
+	}
+	return r.runJobs(ctx, name, wantsStore[name], func(pool *pgxpool.Pool, deps *jobs.Deps) ([]jobArgs, error) {
+		return build(ctx, r, pool, deps)
+	})
+}
+
+// runJobs opens what jobs need, works those that build names, and prints their
+// run records.
+func (a *App) runJobs(ctx context.Context, step string, storeRequired bool, build func(*pgxpool.Pool, *jobs.Deps) ([]jobArgs, error)) error {
+	return a.withDatabase(ctx, step, func(pool *pgxpool.Pool) error {
+		opened, err := a.openStore(ctx, storeRequired)
+		if err != nil {
+			return err
+		}
+		deps, err := a.deps(pool, opened)
+		if err != nil {
+			return err
+		}
+		list, err := build(pool, &deps)
+		if err != nil {
+			return err
+		}
+		reports := []jobs.Report{}
+		var failed error
+		if len(list) > 0 {
+			reports, failed = a.workNow(ctx, deps, list...)
+		}
+		if err := a.Print(map[string]any{"runs": reports}, func(out io.Writer) { printReports(out, reports) }); err != nil {
+			return err
+		}
+		return failed
+	})
+}

@@ -1,0 +1,208 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"github.com/spf13/cobra"
+
+	"pgcustody/jobs"
+	"pgcustody/sql"
+)
+
+func newWorkCmd(app *App) *cobra.Command {
+	w := &work{App: app}
+	cmd := &cobra.Command{
+		Use:   "work",
+		Short: "Run scheduled jobs and carry requests out, until SIGTERM",
+		Long: `Run scheduled jobs and carry requests out, until SIGTERM or an interrupt.
+
+Several may run at once: one of them leads and schedules. On SIGTERM no new job
+begins, running ones have --stop-after to end, then they are interrupted; the
+next worker goes on with them. A schedule of 0 switches a job off.
+
+/healthz says that the process lives, /readyz that it works jobs on a database
+that it fits, /metrics is for Prometheus.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return w.Run(cmd.Context()) },
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&w.Listen, "listen", "127.0.0.1:9187", "address of the HTTP endpoints")
+	fromEnv(flags, "listen", "PGCUSTODY_LISTEN")
+	for _, every := range []struct {
+		name, env, what string
+		at              *time.Duration
+		by              time.Duration
+	}{
+		{"retention-every", "PGCUSTODY_RETENTION_EVERY", "how often retention deletes what is due", &w.Schedule.Retention, time.Hour},
+		{"archive-every", "PGCUSTODY_ARCHIVE_EVERY", "how often closed days are archived", &w.Schedule.Archive, 24 * time.Hour},
+		{"partitions-every", "PGCUSTODY_PARTITIONS_EVERY", "how often partitions are made ahead", &w.Schedule.Partitions, 24 * time.Hour},
+		{"requests-every", "PGCUSTODY_REQUESTS_EVERY", "how often due requests and notices are looked for", &w.Schedule.Requests, time.Minute},
+		{"erasure-grace", "PGCUSTODY_ERASURE_GRACE", "how long an erasure request rests, and may be cancelled, before it is carried out", &w.ErasureGrace, 0},
+		{"stop-after", "PGCUSTODY_STOP_AFTER", "how long running jobs may go on after SIGTERM", &w.StopAfter, 30 * time.Second},
+	} {
+		flags.DurationVar(every.at, every.name, every.by, every.what)
+		fromEnv(flags, every.name, every.env)
+	}
+	return cmd
+}
+
+type work struct {
+	*App
+	Listen       string
+	Schedule     jobs.Schedule
+	ErasureGrace time.Duration
+	StopAfter    time.Duration
+
+	// onReady is told the address that was bound, by tests.
+	onReady func(address string)
+}
+
+// hardStop is what interrupted jobs have to write down that they were.
+const hardStop = 15 * time.Second
+
+func (w *work) check() error {
+	for _, d := range []struct {
+		flag string
+		d    time.Duration
+		min  time.Duration
+	}{
+		{"retention-every", w.Schedule.Retention, time.Second}, {"archive-every", w.Schedule.Archive, time.Second},
+		{"partitions-every", w.Schedule.Partitions, time.Second}, {"requests-every", w.Schedule.Requests, time.Second},
+		{"erasure-grace", w.ErasureGrace, 0}, {"stop-after", w.StopAfter, time.Second},
+	} {
+		off := d.d == 0 && d.flag != "stop-after"
+		if d.d < d.min && !off {
+			return w.wrong(d.flag, d.d.String(), "must be "+d.min.String()+" or more")
+		}
+	}
+	return nil
+}
+
+func (w *work) Run(ctx context.Context) error {
+	if err := w.check(); err != nil {
+		return err
+	}
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", w.Listen)
+	if err != nil {
+		return w.wrong("listen", w.Listen, "cannot be listened on: "+err.Error())
+	}
+	defer listener.Close()
+	return w.withDatabase(ctx, "work", func(pool *pgxpool.Pool) error {
+		opened, err := w.openStore(ctx, false)
+		if err != nil {
+			return err
+		}
+		w.Log.Warn(plaintextWarning)
+		if opened == nil {
+			w.Log.Warn("no store: nothing is archived, certificates are not put under lock, exports wait")
+		}
+		deps, err := w.deps(pool, opened)
+		if err != nil {
+			return err
+		}
+		if len(deps.Config.Notify.Key) == 0 {
+			w.Log.Warn("no webhook key: erasure notices wait")
+		}
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+		deps.Metrics = jobs.NewMetrics(registry, pool)
+		deps.Config.Schedule = w.Schedule
+		deps.Config.Requests.ErasureGrace = w.ErasureGrace
+		return w.serve(ctx, listener, pool, deps, registry)
+	})
+}
+
+// serve works jobs and answers HTTP until ctx ends or one of them fails.
+func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.Pool, deps jobs.Deps, registry *prometheus.Registry) error {
+	client, err := jobs.NewClient(deps, jobs.ClientOptions{PollOnly: w.Pooler == "transaction", SoftStop: w.StopAfter})
+	if err != nil {
+		return err
+	}
+	var ready atomic.Bool
+	server := &http.Server{
+		Handler:           w.handler(&ready, pool, registry),
+		ReadHeaderTimeout: 5 * time.Second,
+		WriteTimeout:      30 * time.Second,
+	}
+	failed := make(chan error, 1)
+	go func() { failed <- server.Serve(listener) }()
+	defer server.Close()
+
+	// The client ends by its own steps, not with the signal's context.
+	if err := client.Start(context.WithoutCancel(ctx)); err != nil {
+		return fmt.Errorf("start River: %w", err)
+	}
+	ready.Store(true)
+	w.Log.Info("working", "listen", listener.Addr().String(), "actor", w.Actor,
+		"retention_every", w.Schedule.Retention, "archive_every", w.Schedule.Archive,
+		"partitions_every", w.Schedule.Partitions, "requests_every", w.Schedule.Requests, "erasure_grace", w.ErasureGrace)
+	if w.onReady != nil {
+		w.onReady(listener.Addr().String())
+	}
+
+	var serveErr error
+	select {
+	case <-ctx.Done():
+	case <-client.Stopped():
+		serveErr = errors.New("River stopped by itself")
+	case serveErr = <-failed:
+		serveErr = fmt.Errorf("serve HTTP: %w", serveErr)
+	}
+	ready.Store(false)
+	w.Log.Info("stopping", "jobs_may_take", w.StopAfter)
+
+	stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), w.StopAfter+hardStop)
+	defer cancel()
+	// Running jobs go on; River interrupts them when StopAfter is over.
+	if err := client.Stop(stopping); err != nil {
+		return errors.Join(serveErr, fmt.Errorf("jobs did not stop when interrupted: %w", err))
+	}
+	if err := server.Shutdown(stopping); err != nil {
+		return errors.Join(serveErr, fmt.Errorf("stop HTTP: %w", err))
+	}
+	w.Log.Info("stopped")
+	return serveErr
+}
+
+// readyTimeout bounds what a probe may ask of the database.
+const readyTimeout = 2 * time.Second
+
+func (w *work) handler(ready *atomic.Bool, pool *pgxpool.Pool, registry *prometheus.Registry) http.Handler {
+	answer := func(out http.ResponseWriter, code int, state string) {
+		out.Header().Set("Content-Type", "application/json")
+		out.WriteHeader(code)
+		_ = json.NewEncoder(out).Encode(map[string]string{"status": state})
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /healthz", func(out http.ResponseWriter, _ *http.Request) { answer(out, http.StatusOK, "alive") })
+	mux.HandleFunc("GET /readyz", func(out http.ResponseWriter, request *http.Request) {
+		if !ready.Load() {
+			answer(out, http.StatusServiceUnavailable, "not working jobs")
+			return
+		}
+		ctx, cancel := context.WithTimeout(request.Context(), readyTimeout)
+		defer cancel()
+		err := sql.Check(ctx, pool)
+		var state *sql.StateError
+		switch {
+		case err == nil:
+			answer(out, http.StatusOK, "ready")
+		case errors.As(err, &state):
+			answer(out, http.StatusServiceUnavailable, "database "+string(state.Relation))
+		default:
+			answer(out, http.StatusServiceUnavailable, "database unreachable")
+		}
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
+	return mux
+}
