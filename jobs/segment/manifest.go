@@ -1,0 +1,205 @@
+package segment
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ManifestVersion is the version of the manifest's own form.
+const ManifestVersion = 1
+
+// manifestLimit is more than a manifest can need.
+const manifestLimit = 64 << 10
+
+// Manifest says what an object of the archive holds. It is a JSON document under
+// the same lock. Every field is required.
+type Manifest struct {
+	// Version of this form: 1.
+	Version int `json:"version"`
+	// EntryVersion is the version of the canonical entry that each line is.
+	EntryVersion int `json:"entry_version"`
+	// SchemaVersion is the database's, the last versioned migration that it had.
+	SchemaVersion int64 `json:"schema_version"`
+	// SoftwareVersion is that of the pgcustody that wrote the object.
+	SoftwareVersion string `json:"software_version"`
+
+	// Day of the events, by occurred_at in UTC, and the part of it, from 1: events
+	// that came after the day was archived make the next part.
+	Day  Date `json:"day"`
+	Part int  `json:"part"`
+	// XIDFrom and XIDTo bound the transactions that wrote the events, the second
+	// exclusive. Within the cluster that wrote them, no other events of the day lie
+	// between.
+	XIDFrom XID `json:"xid_from"`
+	XIDTo   XID `json:"xid_to"`
+
+	// Rows is the number of lines; FirstOccurredAt and LastOccurredAt are the
+	// earliest and the latest time in them.
+	Rows            int64     `json:"rows"`
+	FirstOccurredAt time.Time `json:"first_occurred_at"`
+	LastOccurredAt  time.Time `json:"last_occurred_at"`
+
+	// ObjectKey is the key of the object, ObjectVersion the version that was
+	// written and read back: whatever lies over it is not the archive's.
+	ObjectKey     string `json:"object_key"`
+	ObjectVersion string `json:"object_version"`
+	// Compression is zstd.
+	Compression string `json:"compression"`
+	// PlainBytes and PlainSHA256 are over the lines with their line feeds,
+	// StoredBytes and StoredSHA256 over the object as it is stored.
+	PlainBytes   int64  `json:"plain_bytes"`
+	PlainSHA256  SHA256 `json:"plain_sha256"`
+	StoredBytes  int64  `json:"stored_bytes"`
+	StoredSHA256 SHA256 `json:"stored_sha256"`
+
+	// RetainUntil is until when both objects were locked when the manifest was
+	// written. The lock may have been lengthened since.
+	RetainUntil time.Time `json:"retain_until"`
+	// ArchivedAt is when the manifest was written.
+	ArchivedAt time.Time `json:"archived_at"`
+}
+
+// Name of the manifest's segment.
+func (m *Manifest) Name() Name { return Name{Day: time.Time(m.Day), Part: m.Part} }
+
+// Encode writes the manifest as it is stored.
+func (m *Manifest) Encode() ([]byte, error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	out, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode manifest: %w", err)
+	}
+	return append(out, '\n'), nil
+}
+
+// DecodeManifest reads a manifest and refuses one with unknown, repeated or
+// impossible fields: it decides what may be dropped.
+func DecodeManifest(r io.Reader) (*Manifest, error) {
+	text, err := io.ReadAll(io.LimitReader(r, manifestLimit+1))
+	if err != nil {
+		return nil, fmt.Errorf("read manifest: %w", err)
+	}
+	if len(text) > manifestLimit {
+		return nil, fmt.Errorf("decode manifest: longer than %d bytes", manifestLimit)
+	}
+	var m Manifest
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&m); err != nil {
+		return nil, fmt.Errorf("decode manifest: %w", err)
+	}
+	if _, err := decoder.Token(); err != io.EOF {
+		return nil, fmt.Errorf("decode manifest: something follows the document")
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+func (m *Manifest) check() error {
+	day := time.Time(m.Day)
+	for _, rule := range []struct {
+		holds bool
+		field string
+		value any
+	}{
+		{m.Version == ManifestVersion, "version", m.Version},
+		{m.EntryVersion == 1, "entry_version", m.EntryVersion},
+		{m.SchemaVersion > 0, "schema_version", m.SchemaVersion},
+		{m.SoftwareVersion != "", "software_version", m.SoftwareVersion},
+		{!day.IsZero(), "day", m.Day},
+		{m.Part >= 1, "part", m.Part},
+		{m.XIDFrom >= 1, "xid_from", m.XIDFrom},
+		{m.XIDTo > m.XIDFrom, "xid_to", m.XIDTo},
+		{m.Rows >= 1, "rows", m.Rows},
+		{!m.FirstOccurredAt.Before(day), "first_occurred_at", m.FirstOccurredAt},
+		{!m.LastOccurredAt.Before(m.FirstOccurredAt) && m.LastOccurredAt.Before(day.AddDate(0, 0, 1)), "last_occurred_at", m.LastOccurredAt},
+		{m.ObjectKey == m.Name().ObjectKey(), "object_key", m.ObjectKey},
+		{m.ObjectVersion != "", "object_version", m.ObjectVersion},
+		{m.Compression == "zstd", "compression", m.Compression},
+		{m.PlainBytes >= 2*m.Rows, "plain_bytes", m.PlainBytes},
+		{m.PlainSHA256 != SHA256{}, "plain_sha256", m.PlainSHA256},
+		{m.StoredBytes >= 1, "stored_bytes", m.StoredBytes},
+		{m.StoredSHA256 != SHA256{}, "stored_sha256", m.StoredSHA256},
+		{!m.RetainUntil.IsZero(), "retain_until", m.RetainUntil},
+		{!m.ArchivedAt.IsZero(), "archived_at", m.ArchivedAt},
+	} {
+		if !rule.holds {
+			return fmt.Errorf("manifest: %s cannot be %v", rule.field, rule.value)
+		}
+	}
+	return nil
+}
+
+// Same tells whether two manifests are about the same stored bytes. When and by
+// which version they were written may differ.
+func (m *Manifest) Same(other *Manifest) bool {
+	a, b := *m, *other
+	for _, x := range []*Manifest{&a, &b} {
+		x.SchemaVersion, x.SoftwareVersion = 0, ""
+		x.RetainUntil, x.ArchivedAt = time.Time{}, time.Time{}
+		x.FirstOccurredAt, x.LastOccurredAt = x.FirstOccurredAt.UTC(), x.LastOccurredAt.UTC()
+	}
+	return a == b
+}
+
+// Date is a day in UTC, written as in 2026-11-20.
+type Date time.Time
+
+func (d Date) String() string { return time.Time(d).Format(time.DateOnly) }
+
+// MarshalText writes the day.
+func (d Date) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText reads a day.
+func (d *Date) UnmarshalText(text []byte) error {
+	t, err := time.Parse(time.DateOnly, string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a day", text)
+	}
+	*d = Date(t)
+	return nil
+}
+
+// SHA256 is a digest, written in hexadecimal.
+type SHA256 [32]byte
+
+func (s SHA256) String() string { return hex.EncodeToString(s[:]) }
+
+// MarshalText writes the digest.
+func (s SHA256) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads a digest.
+func (s *SHA256) UnmarshalText(text []byte) error {
+	if len(text) != 2*len(s) || strings.ToLower(string(text)) != string(text) {
+		return fmt.Errorf("%q is not a SHA-256 in lower-case hexadecimal", text)
+	}
+	_, err := hex.Decode(s[:], text)
+	return err
+}
+
+// XID is a transaction number, written as a string since JSON readers lose
+// digits beyond 2^53.
+type XID uint64
+
+// MarshalText writes the number.
+func (x XID) MarshalText() ([]byte, error) { return strconv.AppendUint(nil, uint64(x), 10), nil }
+
+// UnmarshalText reads a number.
+func (x *XID) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 64)
+	if err != nil {
+		return fmt.Errorf("%q is not a transaction number", text)
+	}
+	*x = XID(n)
+	return nil
+}
