@@ -63,10 +63,6 @@ func openS3(ctx context.Context, bucket, prefix string) (*s3Store, error) {
 	if err != nil {
 		return nil, &Error{Op: "open", Object: s.URL(), Kind: ErrBadURL, Hint: "mend the AWS settings", Err: err}
 	}
-	if _, err := cfg.Credentials.Retrieve(ctx); err != nil {
-		return nil, &Error{Op: "open", Object: s.URL(), Kind: cmp.Or(ctx.Err(), ErrAccessDenied),
-			Hint: "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", Err: err}
-	}
 	s.client = s3.NewFromConfig(cfg, func(o *s3.Options) {
 		if o.BaseEndpoint != nil {
 			// Other servers than Amazon's rarely answer to bucket.host.
@@ -80,6 +76,10 @@ func openS3(ctx context.Context, bucket, prefix string) (*s3Store, error) {
 	})
 	if s.client.Options().Region == "" {
 		return nil, &Error{Op: "open", Object: s.URL(), Kind: ErrBadURL, Hint: "set AWS_REGION"}
+	}
+	if _, err := cfg.Credentials.Retrieve(ctx); err != nil {
+		return nil, &Error{Op: "open", Object: s.URL(), Kind: cmp.Or(ctx.Err(), ErrAccessDenied),
+			Hint: "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE", Err: err}
 	}
 	return s, nil
 }

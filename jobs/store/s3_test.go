@@ -28,10 +28,27 @@ import (
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
+
+	"pgcustody/cmd/devstack/stack/stacktest"
 )
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
+}
+
+// newBucket makes a bucket on the shared stack, empty, and sets AWS's variables.
+func newBucket(t *testing.T, lock bool) string {
+	t.Helper()
+	stack := stacktest.Shared(t)
+	for name, value := range stack.Env() {
+		if strings.HasPrefix(name, "AWS_") {
+			t.Setenv(name, value)
+		}
+	}
+	name := "store-" + strings.ToLower(rand.Text())
+	_, err := stack.S3().CreateBucket(t.Context(), &s3.CreateBucketInput{Bucket: &name, ObjectLockEnabledForBucket: &lock})
+	require.NoError(t, err)
+	return "s3://" + name
 }
 
 // open opens a bucket of the test's own, made with or without Object Lock.
@@ -233,6 +250,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 	}
 
 	t.Run("missing bucket", func(t *testing.T) {
+		newBucket(t, true)
 		requireAll(t, everything(openAt(t, "s3://no-such-bucket-here", ""), true), ErrBucketMissing, "no-such-bucket-here")
 	})
 	t.Run("bucket without Object Lock", func(t *testing.T) {
@@ -273,7 +291,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		require.NoError(t, err)
 		require.NoError(t, l.Close())
-		s := openAt(t, "s3://bucket", "http://"+l.Addr().String())
+		s := openAt(t, newBucket(t, true), "http://"+l.Addr().String())
 		quick(s)
 		requireAll(t, everything(s, true), ErrUnreachable, "connection refused")
 	})
@@ -317,6 +335,7 @@ func TestOpenURL(t *testing.T) {
 	})
 	t.Run("own CA bundle", func(t *testing.T) {
 		t.Setenv("AWS_CA_BUNDLE", "/nonexistent")
+		t.Setenv("AWS_REGION", "eu-central-1")
 		_, err := OpenURL(t.Context(), "s3://bucket")
 		require.ErrorIs(t, err, ErrBadURL)
 	})
