@@ -1,70 +1,117 @@
 -- Export: everything that the database holds about a person, with purpose, basis, retention and source of each part.
 -- control: GDPR Art. 15(1), 15(3), 20; HIPAA 164.524
 -- reviewed by: privacy officer, DBA
+--
+-- The same items in two forms: one JSON document for a call (export_subject), a stream for the export job,
+-- which writes files of any size (export_items).
 
--- definer: reads requests, holds and the trail, which the caller may not
-create or replace function custody.export_subject(p_user_id text, p_max_bytes bigint default 67108864)
+create or replace view custody.export_item with (security_invoker = true) as
+select ''::text as part, ''::text as kind, '{}'::jsonb as body
+where false;
+comment on view custody.export_item is 'Shape of export_items: kind head (about the whole document, part empty), part (purpose, basis, retention, source of a part) or item (one value of it).';
+
+create or replace function custody_data.export_parts()
+returns text[]
+language sql
+immutable
+parallel safe
+return array['profile', 'preferences', 'consents', 'conversations', 'audit_events', 'requests'];
+revoke all on function custody_data.export_parts() from public;
+comment on function custody_data.export_parts() is 'The parts of an export, in order; profile and preferences are one value, the others lists.';
+
+create or replace function custody_data.export_head(p_identity_id uuid)
 returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object(
+    'format', 'pgcustody export, version 1',
+    'tenant_id', i.tenant_id,
+    'user_id', i.user_id,
+    'exported_at', custody_data.entry_time(now()),
+    'known_since', custody_data.entry_time(i.created_at),
+    'audit_events_complete_from', custody_data.entry_time(custody.audit_complete_from()),
+    'holders', (select coalesce(jsonb_agg(h.holder order by h.holder), '[]') from custody_data.holders h where h.tenant_id = i.tenant_id and h.retired_at is null),
+    'rights', 'Rectification, erasure, restriction, objection, portability (GDPR Art. 16 to 21); complaint to a supervisory authority (Art. 77).')
+  from custody_data.identities i
+  where i.tenant_id = custody.current_tenant() and i.identity_id = p_identity_id;
+$$;
+revoke all on function custody_data.export_head(uuid) from public;
+comment on function custody_data.export_head(uuid) is 'What an export says about itself.';
+
+create or replace function custody_data.export_about(p_part text)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object('purpose', a.purpose, 'basis', a.basis, 'source', a.source, 'retention', coalesce(
+    (select jsonb_build_object('keep', p.keep::text, 'basis', p.basis) from custody.retention_policies p where p.class = a.class),
+    jsonb_build_object('until', case a.part when 'requests' then 'as long as the trail' else 'deletion or erasure' end)))
+  from (values
+    ('profile', 'To know and reach the person.', 'contract (GDPR Art. 6(1)(b))', 'The person, through the application.', null),
+    ('preferences', 'To serve the person as they wish.', 'contract (GDPR Art. 6(1)(b))', 'The person, through the application.', null),
+    ('consents', 'To prove what was agreed to.', 'legal_obligation (GDPR Art. 6(1)(c), 7(1))', 'The person, through the application.', 'consent'),
+    ('conversations', 'To continue and answer the conversation.', 'contract (GDPR Art. 6(1)(b))', 'The person, through the application.', 'conversations'),
+    ('audit_events', 'To prove who did what, for security and accountability.', 'legal_obligation (GDPR Art. 6(1)(c), 5(2), 32)', 'Recorded by the application and by the database.', 'audit'),
+    ('requests', 'To answer the person in time.', 'legal_obligation (GDPR Art. 6(1)(c), 12)', 'The person, or a privacy officer for the person.', null)
+  ) a (part, purpose, basis, source, class)
+  where a.part = p_part;
+$$;
+revoke all on function custody_data.export_about(text) from public;
+comment on function custody_data.export_about(text) is 'Purpose, legal basis, retention and source of a part of an export.';
+
+create or replace function custody_data.export_values(p_part text, p_identity_id uuid)
+returns setof jsonb
 language plpgsql
-volatile
-security definer
+stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
-  v_identity_id constant uuid := custody_data.require_person(p_user_id);
-  v_part jsonb;
-  v_parts jsonb := jsonb '{}';
-  v_bytes bigint := 0;
-  v_counts jsonb := jsonb '{}';
-  v_name text;
 begin
-  if not (custody.has_subject() or custody_data.caller_is('custody_privacy') or custody_data.caller_is('custody_worker')) then
-    raise exception using
-      errcode = 'PC015',
-      message = format('role %s may not export the data of others', custody_data.caller_role()),
-      hint = 'Give set_context the p_subject that asks, or let a privacy officer export.';
-  end if;
-  -- The trail can be large: its size is looked at before it is built.
-  select v_bytes + coalesce(sum(pg_column_size(c.messages)), 0) into v_bytes
-  from custody_data.conversations c where c.tenant_id = v_tenant and c.identity_id = v_identity_id;
-  select v_bytes + 250 * (
-      (select count(*) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.subject_id = v_identity_id)
-      + (select count(*) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.actor_id = v_identity_id)) into v_bytes;
-  if v_bytes > p_max_bytes then
-    perform custody_data.export_too_large(p_max_bytes);
-  end if;
-
-  v_bytes := 0;
-  foreach v_name in array array['profile', 'preferences', 'consents', 'conversations', 'audit_events', 'requests'] loop
-    v_part := custody_data.export_part(v_name, v_identity_id);
-    v_bytes := v_bytes + octet_length(v_part::text);
-    if v_bytes > p_max_bytes then
-      perform custody_data.export_too_large(p_max_bytes);
-    end if;
-    v_parts := v_parts || jsonb_build_object(v_name, v_part);
-    v_counts := v_counts || jsonb_build_object(v_name, case jsonb_typeof(v_part -> 'data') when 'array' then jsonb_array_length(v_part -> 'data') when 'null' then 0 else 1 end);
-  end loop;
-  perform custody_data.append_event('account.export', 'identity', v_identity_id::text, 'success',
-    jsonb_build_object('counts', v_counts, 'bytes', v_bytes), v_identity_id);
-  return jsonb_build_object(
-    'format', 'pgcustody export, version 1',
-    'tenant_id', v_tenant,
-    'user_id', p_user_id,
-    'exported_at', custody_data.entry_time(now()),
-    'known_since', (select custody_data.entry_time(i.created_at) from custody_data.identities i where i.tenant_id = v_tenant and i.identity_id = v_identity_id),
-    'audit_events_complete_from', custody_data.entry_time(custody.audit_complete_from()),
-    'holders', (select coalesce(jsonb_agg(h.holder order by h.holder), '[]') from custody_data.holders h where h.tenant_id = v_tenant and h.retired_at is null),
-    'rights', 'Rectification, erasure, restriction, objection, portability (GDPR Art. 16 to 21); complaint to a supervisory authority (Art. 77).'
-  ) || v_parts;
+  case p_part
+    when 'profile' then
+      return query
+      select to_jsonb(p) - array['tenant_id', 'identity_id', 'email_index']
+      from custody_data.user_profiles p where p.tenant_id = v_tenant and p.identity_id = p_identity_id;
+    when 'preferences' then
+      return query
+      select p.preferences from custody_data.user_preferences p where p.tenant_id = v_tenant and p.identity_id = p_identity_id;
+    when 'consents' then
+      return query
+      select to_jsonb(c) - array['tenant_id', 'identity_id']
+      from custody.consents c where c.tenant_id = v_tenant and c.identity_id = p_identity_id
+      order by c.occurred_at, c.consent_id;
+    when 'conversations' then
+      return query
+      select to_jsonb(c) - array['tenant_id', 'identity_id']
+      from custody_data.conversations c where c.tenant_id = v_tenant and c.identity_id = p_identity_id
+      order by c.started_at, c.conversation_id;
+    when 'audit_events' then
+      return query
+      select jsonb_strip_nulls(jsonb_build_object('log_entry_id', a.log_entry_id, 'occurred_at', custody_data.entry_time(a.occurred_at),
+          'action', a.action, 'by_the_person', a.actor_id = p_identity_id, 'resource_type', a.resource_type, 'resource_id', a.resource_id,
+          'result', a.result, 'purpose', a.purpose)) || jsonb_build_object('metadata', a.metadata)
+          || case when a.personal is not null then jsonb_build_object('personal', a.personal) else '{}'::jsonb end
+      from (
+        -- Two arms, so that each has an index.
+        select s.* from custody_data.audit_logs s where s.tenant_id = v_tenant and s.subject_id = p_identity_id
+        union all
+        select s.* from custody_data.audit_logs s where s.tenant_id = v_tenant and s.actor_id = p_identity_id and s.subject_id is distinct from p_identity_id
+      ) a
+      order by a.occurred_at, a.log_entry_id;
+    when 'requests' then
+      return query
+      select to_jsonb(r) - array['tenant_id', 'identity_id', 'xid', 'residue_searched_xid', 'requested_by']
+      from custody_data.requests r where r.tenant_id = v_tenant and r.identity_id = p_identity_id
+      order by r.received_at, r.request_id;
+  end case;
 end
 $$;
-revoke all on function custody.export_subject(text, bigint) from public;
-grant execute on function custody.export_subject(text, bigint) to custody_readwrite, custody_privacy, custody_worker;
-comment on function custody.export_subject(text, bigint) is
-'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. What the archive holds beyond audit_events_complete_from is the export job''s.
-p_max_bytes: bound, default 64 MiB.
-Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
+revoke all on function custody_data.export_values(text, uuid) from public;
+comment on function custody_data.export_values(text, uuid) is 'What the database holds about a person, of one part of an export.';
 
 create or replace function custody_data.export_too_large(p_max_bytes bigint)
 returns void
@@ -81,60 +128,107 @@ $$;
 revoke all on function custody_data.export_too_large(bigint) from public;
 comment on function custody_data.export_too_large(bigint) is 'Raises PC022.';
 
--- definer: as export_subject
-create or replace function custody_data.export_part(p_part text, p_identity_id uuid)
+-- definer: reads requests, holds and the trail, which the caller may not
+create or replace function custody.export_subject(p_user_id text, p_max_bytes bigint default 67108864)
 returns jsonb
 language plpgsql
-stable
+volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
-  v_class constant text := case p_part when 'consents' then 'consent' when 'conversations' then 'conversations' when 'audit_events' then 'audit' end;
+  v_identity_id constant uuid := custody_data.require_person(p_user_id);
+  v_part text;
   v_data jsonb;
+  v_document jsonb;
+  v_counts jsonb := jsonb '{}';
+  v_bytes bigint;
 begin
-  case p_part
-    when 'profile' then
-      select to_jsonb(p) - array['tenant_id', 'identity_id', 'email_index'] into v_data
-      from custody_data.user_profiles p where p.tenant_id = v_tenant and p.identity_id = p_identity_id;
-    when 'preferences' then
-      select p.preferences into v_data from custody_data.user_preferences p where p.tenant_id = v_tenant and p.identity_id = p_identity_id;
-    when 'consents' then
-      select coalesce(jsonb_agg(to_jsonb(c) - array['tenant_id', 'identity_id'] order by c.occurred_at), '[]') into v_data
-      from custody.consents c where c.tenant_id = v_tenant and c.identity_id = p_identity_id;
-    when 'conversations' then
-      select coalesce(jsonb_agg(to_jsonb(c) - array['tenant_id', 'identity_id'] order by c.started_at), '[]') into v_data
-      from custody_data.conversations c where c.tenant_id = v_tenant and c.identity_id = p_identity_id;
-    when 'audit_events' then
-      select coalesce(jsonb_agg(jsonb_strip_nulls(jsonb_build_object('log_entry_id', a.log_entry_id, 'occurred_at', custody_data.entry_time(a.occurred_at),
-          'action', a.action, 'by_the_person', a.actor_id = p_identity_id, 'resource_type', a.resource_type, 'resource_id', a.resource_id,
-          'result', a.result, 'purpose', a.purpose)) || jsonb_build_object('metadata', a.metadata)
-          || case when a.personal is not null then jsonb_build_object('personal', a.personal) else '{}'::jsonb end order by a.occurred_at), '[]')
-      into v_data
-      from (
-        select * from custody_data.audit_logs s where s.tenant_id = v_tenant and s.subject_id = p_identity_id
-        union all
-        select * from custody_data.audit_logs s where s.tenant_id = v_tenant and s.actor_id = p_identity_id and s.subject_id is distinct from p_identity_id
-      ) a;
-    when 'requests' then
-      select coalesce(jsonb_agg(to_jsonb(r) - array['tenant_id', 'identity_id', 'xid', 'residue_searched_xid', 'requested_by'] order by r.received_at), '[]') into v_data
-      from custody_data.requests r where r.tenant_id = v_tenant and r.identity_id = p_identity_id;
-  end case;
-  return jsonb_build_object(
-    'data', v_data,
-    'purpose', case p_part
-      when 'profile' then 'To know and reach the person.' when 'preferences' then 'To serve the person as they wish.'
-      when 'consents' then 'To prove what was agreed to.' when 'conversations' then 'To continue and answer the conversation.'
-      when 'audit_events' then 'To prove who did what, for security and accountability.' else 'To answer the person in time.' end,
-    'basis', case p_part
-      when 'profile' then 'contract (GDPR Art. 6(1)(b))' when 'preferences' then 'contract (GDPR Art. 6(1)(b))'
-      when 'consents' then 'legal_obligation (GDPR Art. 6(1)(c), 7(1))' when 'conversations' then 'contract (GDPR Art. 6(1)(b))'
-      when 'audit_events' then 'legal_obligation (GDPR Art. 6(1)(c), 5(2), 32)' else 'legal_obligation (GDPR Art. 6(1)(c), 12)' end,
-    'retention', case when v_class is null then jsonb_build_object('until', case p_part when 'requests' then 'as long as the trail' else 'deletion or erasure' end)
-      else (select jsonb_build_object('keep', p.keep::text, 'basis', p.basis) from custody.retention_policies p where p.class = v_class) end,
-    'source', case p_part when 'audit_events' then 'Recorded by the application and by the database.'
-      when 'requests' then 'The person, or a privacy officer for the person.' else 'The person, through the application.' end);
+  if not (custody.has_subject() or custody_data.caller_is('custody_privacy') or custody_data.caller_is('custody_worker')) then
+    raise exception using
+      errcode = 'PC015',
+      message = format('role %s may not export the data of others', custody_data.caller_role()),
+      hint = 'Give set_context the p_subject that asks, or let a privacy officer export.';
+  end if;
+  -- What can be large is looked at before it is built: stored sizes, and the least that an event takes.
+  select coalesce(sum(pg_column_size(c.messages)), 0)
+    + 200 * ((select count(*) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.subject_id = v_identity_id)
+      + (select count(*) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.actor_id = v_identity_id and a.subject_id is distinct from v_identity_id))
+  into v_bytes
+  from custody_data.conversations c where c.tenant_id = v_tenant and c.identity_id = v_identity_id;
+  if v_bytes > p_max_bytes then
+    perform custody_data.export_too_large(p_max_bytes);
+  end if;
+
+  v_document := custody_data.export_head(v_identity_id);
+  v_bytes := 0;
+  foreach v_part in array custody_data.export_parts() loop
+    select coalesce(jsonb_agg(e.value order by e.n), '[]') into v_data
+    from custody_data.export_values(v_part, v_identity_id) with ordinality as e (value, n);
+    v_bytes := v_bytes + octet_length(v_data::text);
+    if v_bytes > p_max_bytes then
+      perform custody_data.export_too_large(p_max_bytes);
+    end if;
+    v_counts := v_counts || jsonb_build_object(v_part, jsonb_array_length(v_data));
+    if v_part in ('profile', 'preferences') then
+      v_data := coalesce(v_data -> 0, 'null');
+    end if;
+    v_document := v_document || jsonb_build_object(v_part, jsonb_build_object('data', v_data) || custody_data.export_about(v_part));
+  end loop;
+  perform custody_data.append_event('account.export', 'identity', v_identity_id::text, 'success',
+    jsonb_build_object('counts', v_counts, 'bytes', v_bytes), v_identity_id);
+  return v_document;
 end
 $$;
-revoke all on function custody_data.export_part(text, uuid) from public;
-comment on function custody_data.export_part(text, uuid) is 'One part of an export with its purpose, legal basis, retention and source.';
+revoke all on function custody.export_subject(text, bigint) from public;
+grant execute on function custody.export_subject(text, bigint) to custody_readwrite, custody_privacy, custody_worker;
+comment on function custody.export_subject(text, bigint) is
+'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. What the archive holds beyond audit_events_complete_from is the export job''s.
+p_max_bytes: bound, default 64 MiB.
+Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
+
+-- definer: as export_subject
+create or replace function custody.export_items(p_request_id uuid)
+returns setof custody.export_item
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_request custody_data.requests;
+  v_part text;
+  v_rows bigint;
+  v_counts jsonb := jsonb '{}';
+begin
+  v_request := custody_data.require_request(p_request_id, 'export');
+  if v_request.status = 'cancelled' then
+    raise exception using errcode = 'PC018', message = format('request %s is cancelled', p_request_id), hint = 'Make a new request.';
+  end if;
+  if exists (
+    select from custody_data.identities i
+    where i.tenant_id = v_request.tenant_id and i.identity_id = v_request.identity_id and i.erased_at is not null
+  ) then
+    raise exception using
+      errcode = 'PC021',
+      message = format('the person of request %s has been erased', p_request_id),
+      hint = 'Cancel the request: what is left names nobody.';
+  end if;
+
+  return query select '', 'head', custody_data.export_head(v_request.identity_id);
+  foreach v_part in array custody_data.export_parts() loop
+    return query select v_part, 'part', custody_data.export_about(v_part);
+    return query select v_part, 'item', e.value from custody_data.export_values(v_part, v_request.identity_id) e (value);
+    get diagnostics v_rows = row_count;
+    v_counts := v_counts || jsonb_build_object(v_part, v_rows);
+  end loop;
+  perform custody_data.append_event('account.export', 'identity', v_request.identity_id::text, 'success',
+    jsonb_build_object('request_id', p_request_id, 'counts', v_counts), v_request.identity_id);
+end
+$$;
+revoke all on function custody.export_items(uuid) from public;
+grant execute on function custody.export_items(uuid) to custody_privacy, custody_worker;
+comment on function custody.export_items(uuid) is
+'What export_subject returns about the person of an export request, item by item and of any size: first the head, then each part followed by its items. The export is an event of the same transaction; its bytes are those of complete_export. Run it at repeatable read, so that the parts are of one moment.
+Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased. Callers: custody_privacy, custody_worker.';
