@@ -51,7 +51,8 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('pgcustody.partitions', 0));
     continue when to_regclass(format('custody_data.%I', v_name)) is not null;
 
-    -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice.
+    -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice. The
+    -- bounds are written out in UTC: the text of a time depends on the session's DateStyle and TimeZone.
     execute format('create table custody_data.%I (like custody_data.audit_logs including all)', v_name);
     execute format('comment on table custody_data.%I is %L', v_name,
       format('Events of %s (UTC). Read and written through audit_logs alone.', to_char(v_month, 'YYYY-MM')));
@@ -62,7 +63,7 @@ begin
       for each statement execute function custody_data.tg_reject_mutation()', v_name);
     execute format('alter table custody_data.%I enable always trigger a_reject_mutation', v_name);
     execute format('alter table custody_data.audit_logs attach partition custody_data.%I for values from (%L) to (%L)',
-      v_name, (v_month at time zone 'UTC')::text, ((v_month + interval '1 month') at time zone 'UTC')::text);
+      v_name, to_char(v_month, 'YYYY-MM-DD" 00:00:00+00"'), to_char(v_month + interval '1 month', 'YYYY-MM-DD" 00:00:00+00"'));
     v_made := v_made || v_name;
   end loop;
   if v_made <> '{}' and custody.current_tenant() is not null then

@@ -136,7 +136,7 @@ begin
     join pg_class c on c.oid = i.inhrelid
     cross join lateral (select (to_date(substr(c.relname, 12), 'YYYY_MM')::timestamp at time zone 'UTC') as range_from) m
     where i.inhparent = 'custody_data.audit_logs'::regclass and v_tenant = 'system'
-      and m.range_from + interval '1 month' < p_as_of - custody_data.keep_of('audit_hot')
+      and (m.range_from at time zone 'UTC' + interval '1 month') at time zone 'UTC' < p_as_of - custody_data.keep_of('audit_hot')
   ) p
   order by p.range_from;
 end
@@ -179,7 +179,9 @@ as $$
     select from custody_data.active_holds() h
     where exists (
       select from custody_data.audit_logs a
-      where a.occurred_at >= p_range_from and a.occurred_at < p_range_from + interval '1 month' and a.tenant_id = h.tenant_id
+      -- a month of UTC, whatever the session's TimeZone
+      where a.occurred_at >= p_range_from and a.occurred_at < (p_range_from at time zone 'UTC' + interval '1 month') at time zone 'UTC'
+        and a.tenant_id = h.tenant_id
         and (h.scope = 'tenant'
           or (h.scope = 'person' and (a.subject_id = h.identity_id or a.actor_id = h.identity_id))
           or (h.scope = 'row' and h.table_name = 'audit_logs' and a.log_entry_id::text = h.row_id))));
