@@ -251,16 +251,25 @@ func (m *migrator) routines(ctx context.Context) (Outcome, string, error) {
 	return Applied, "", m.execTx(ctx, m.bundle.routines, m.record("routines", m.bundle.routinesDigest()))
 }
 
+// pgauditPath is for pgaudit.sql alone: the extension, which is none of ours, goes
+// where psql would put it for a DBA. Names are still looked up in pg_catalog first.
+const pgauditPath = "set local search_path = public, pg_temp"
+
 // pgaudit's settings take rights that the login has on some hosts only, and an
 // extension that not every host has. Neither is a failure of the migration.
 func (m *migrator) pgaudit(ctx context.Context) (Outcome, string, error) {
-	if m.bundle.pgaudit.text == "" {
+	// Versions of this run may have added columns, so the report of its start is old.
+	report, err := inspect(ctx, m.pool, m.bundle)
+	if err != nil {
+		return "", "", err
+	}
+	if m.bundle.pgaudit.text == "" || report.part("pgaudit").State == "by hand" && !m.cfg.Force {
 		return Unchanged, "", nil
 	}
 	if err := m.asLogin(ctx); err != nil {
 		return "", "", err
 	}
-	err := m.execTx(ctx, []file{m.bundle.pgaudit}, m.record("pgaudit", digest(m.bundle.pgaudit.text)))
+	err = m.execTx(ctx, []file{{"search_path", pgauditPath}, m.bundle.pgaudit}, m.record("pgaudit", digest(m.bundle.pgaudit.text)))
 	var pg *pgconn.PgError
 	const byHand = ": a DBA has to run pgaudit.sql by hand"
 	switch {

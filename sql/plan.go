@@ -81,11 +81,11 @@ func (m *migrator) plan(report *Report, river int) string {
 		p.tx(b.river.text, bind(insertStep, "river", b.riverDigest(), b.latest()))
 	}
 
-	if b.pgaudit.text != "" && apply("pgaudit") {
+	if byHand := report.part("pgaudit").State == "by hand" && len(pending) == 0 && !m.cfg.Force; b.pgaudit.text != "" && apply("pgaudit") && !byHand {
 		p.title("%s, as the login itself. Where the login lacks the right, migrate up leaves this out and says so:", b.pgaudit.name)
 		p.WriteString("-- run it as a superuser then.\n")
 		p.add("reset role;")
-		p.tx(b.pgaudit.text, bind(insertStep, "pgaudit", digest(b.pgaudit.text), b.latest()))
+		p.tx(pgauditPath, b.pgaudit.text, bind(insertStep, "pgaudit", digest(b.pgaudit.text), b.latest()))
 	}
 	return p.String()
 }

@@ -97,7 +97,7 @@ type Version struct {
 // Part is what is applied again whenever it changes.
 type Part struct {
 	Part      string     `json:"part"`  // routines, river or pgaudit
-	State     string     `json:"state"` // applied, pending, or ahead: another binary's, and this one's before it
+	State     string     `json:"state"` // applied, by hand, pending, or ahead: another binary's, and this one's before it
 	AppliedAt *time.Time `json:"applied_at,omitempty"`
 	AppliedBy string     `json:"applied_by,omitempty"`
 }
@@ -178,6 +178,16 @@ func inspect(ctx context.Context, q Querier, b *bundle) (*Report, error) {
 		}
 	}
 
+	if pgaudit := &r.Parts[len(r.Parts)-1]; pgaudit.AppliedAt == nil {
+		var inEffect bool
+		if err := q.QueryRow(ctx, pgauditInEffect).Scan(&inEffect); err != nil {
+			return nil, err
+		}
+		if inEffect {
+			pgaudit.State = "by hand"
+		}
+	}
+
 	routines, river := r.part("routines").State, r.part("river").State
 	switch {
 	case len(applied) == 0:
@@ -205,6 +215,24 @@ func inspect(ctx context.Context, q Querier, b *bundle) (*Report, error) {
 	}
 	return r, nil
 }
+
+// pgauditInEffect tells whether a DBA ran pgaudit.sql: reads of every personal
+// column are marked for the log, and the database says by which role.
+const pgauditInEffect = `
+select exists (select from pg_catalog.pg_extension where extname = 'pgaudit')
+and exists (
+  select from pg_catalog.pg_db_role_setting s
+  join pg_catalog.pg_database d on d.oid = s.setdatabase
+  where d.datname = pg_catalog.current_database() and s.setrole = 0 and 'pgaudit.role=custody_pgaudit' = any (s.setconfig))
+and not exists (
+  select from pg_catalog.pg_class c
+  join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  join pg_catalog.pg_attribute a on a.attrelid = c.oid
+  where n.nspname = 'custody_data' and c.relkind in ('r', 'p') and not c.relispartition
+    and pg_catalog.col_description(c.oid, a.attnum) like '%@custody{%'
+    and not exists (
+      select from pg_catalog.aclexplode(a.attacl) g join pg_catalog.pg_roles r on r.oid = g.grantee
+      where r.rolname = 'custody_pgaudit' and g.privilege_type = 'SELECT'))`
 
 // parts are what is applied again, in order.
 var parts = []string{"routines", "river", "pgaudit"}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/pressly/goose/v3/database"
@@ -54,8 +55,14 @@ func (s store) Insert(ctx context.Context, db database.DBTxConn, req database.In
 }
 
 func (store) Delete(ctx context.Context, db database.DBTxConn, version int64) error {
-	_, err := db.ExecContext(ctx, `delete from custody_data.schema_migrations where version = $1`, version)
-	return err
+	done, err := db.ExecContext(ctx, `delete from custody_data.schema_migrations where version = $1`, version)
+	if err != nil {
+		return err
+	}
+	if rows, err := done.RowsAffected(); err != nil || rows != 1 {
+		return fmt.Errorf("version %d is not recorded, or hidden by row-level security", version)
+	}
+	return nil
 }
 
 func (store) GetMigration(ctx context.Context, db database.DBTxConn, version int64) (*database.GetMigrationResult, error) {
