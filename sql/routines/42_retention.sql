@@ -111,7 +111,7 @@ begin
 
   return query
   with due as (
-    select c.occurred_at as at, custody_data.is_held('consent_records', c.identity_id, c.consent_id::text) as held
+    select c.occurred_at as at, custody_data.consent_is_held(c) as held
     from custody_data.consent_records c
     where c.tenant_id = v_tenant and c.occurred_at < p_as_of - custody_data.keep_of('consent')
       and custody_data.consent_expires_at(c) < p_as_of
@@ -167,6 +167,27 @@ as $$
 $$;
 revoke all on function custody_data.is_held(text, uuid, text) from public;
 comment on function custody_data.is_held(text, uuid, text) is 'Whether a hold of the tenant in context covers a row.';
+
+create or replace function custody_data.consent_is_held(p_row custody_data.consent_records)
+returns boolean
+language sql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+  -- A held grant whose withdrawal went would be in force again, so a hold on a record keeps those after it too.
+  select exists (
+    select from custody_data.active_holds() h
+    where h.scope = 'tenant'
+      or (h.scope = 'person' and h.identity_id = (p_row).identity_id)
+      or (h.scope = 'row' and h.table_name = 'consent_records' and h.identity_id = (p_row).identity_id and exists (
+        select from custody_data.consent_records c
+        where c.tenant_id = (p_row).tenant_id and c.identity_id = (p_row).identity_id and c.purpose = (p_row).purpose
+          and c.consent_id::text = h.row_id
+          and (c.occurred_at, c.recorded_at, c.consent_id) <= ((p_row).occurred_at, (p_row).recorded_at, (p_row).consent_id))));
+$$;
+revoke all on function custody_data.consent_is_held(custody_data.consent_records) from public;
+comment on function custody_data.consent_is_held(custody_data.consent_records) is 'Whether a hold of the tenant in context covers a consent record, or an earlier one of the same person and purpose.';
 
 create or replace function custody_data.month_is_held(p_range_from timestamptz)
 returns boolean
@@ -256,7 +277,7 @@ begin
         from custody_data.consent_records c
         where c.tenant_id = v_tenant and c.occurred_at < p_as_of - v_keep
           and custody_data.consent_expires_at(c) < p_as_of
-          and (not v_holds or not custody_data.is_held('consent_records', c.identity_id, c.consent_id::text))
+          and (not v_holds or not custody_data.consent_is_held(c))
         order by c.occurred_at, c.recorded_at, c.consent_id
         limit p_limit
       )
