@@ -201,6 +201,13 @@ begin
       detail = 'Neither the tenant nor the shared vocabulary has it.',
       hint = 'Correct the name, or add it with custody.register_resource_type.';
   end if;
+  if char_length(p_resource_id) not between 1 and 1024 then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid resource_id',
+      detail = format('It has %s characters.', char_length(p_resource_id)),
+      hint = 'Give 1 to 1024 characters, or leave it out.';
+  end if;
   if p_result is null or p_result not in ('success', 'failure', 'denied', 'partial') then
     raise exception using
       errcode = 'PC007',
@@ -460,7 +467,9 @@ select
   null::timestamptz as complete_from
 from custody_data.audit_logs a
 left join custody_data.identities actor on actor.tenant_id = a.tenant_id and actor.identity_id = a.actor_id
-left join custody_data.identities subject on subject.tenant_id = a.tenant_id and subject.identity_id = a.subject_id;
+left join custody_data.identities subject on subject.tenant_id = a.tenant_id and subject.identity_id = a.subject_id
+-- in tenant system the functions that read through this view could see the events of all tenants
+where a.tenant_id = (select custody.current_tenant());
 comment on view custody.audit_trail is
 'Shape of what audit_events returns: actor and subject are user_ids, empty once erased; personal is for custody_privacy alone; cursor goes into p_cursor; before complete_from only the archive is complete. Nobody selects from it: reading the trail is an event.';
 
@@ -511,10 +520,10 @@ begin
       detail = format('Role %s is not a member of custody_auditor or custody_privacy.', custody_data.caller_role()),
       hint = 'An application reads it for one person: give set_context a p_subject.';
   end if;
-  if p_from is null or p_to is null or p_to <= p_from then
+  if p_from is null or p_to is null or not isfinite(p_from) or not isfinite(p_to) or p_to <= p_from then
     raise exception using
       errcode = 'PC009',
-      message = 'time out of range: audit_events needs p_from before p_to',
+      message = 'time out of range: audit_events needs p_from before p_to, both finite',
       hint = 'Bound the search in time: only the months between are read.';
   end if;
   if p_limit is null or p_limit not between 1 and 10000 then
