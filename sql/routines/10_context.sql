@@ -89,6 +89,31 @@ grant execute on function custody_data.require_context() to
   custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor;
 comment on function custody_data.require_context() is 'Tenant of the context; raises PC001 without one.';
 
+create or replace function custody_data.require_whole_tenant()
+returns text
+language plpgsql
+stable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+begin
+  if custody.has_subject() then
+    raise exception using
+      errcode = 'PC015',
+      message = 'this transaction is confined to one person',
+      detail = 'set_context was given a subject, and this call needs to see the whole tenant.',
+      hint = 'Set a context without p_subject.';
+  end if;
+  return v_tenant;
+end
+$$;
+revoke all on function custody_data.require_whole_tenant() from public;
+grant execute on function custody_data.require_whole_tenant() to
+  custody_readwrite, custody_worker, custody_privacy, custody_auditor;
+comment on function custody_data.require_whole_tenant() is 'Tenant of the context; raises PC001 without one, PC015 where it is confined to one person.';
+
 create or replace function custody_data.check_user_id(p_user_id text, p_what text default 'user_id')
 returns void
 language plpgsql
@@ -129,7 +154,7 @@ declare
   v_actor_id uuid;
   v_subject_id uuid;
 begin
-  -- Whatever context stood before ends here, also when this one is refused.
+  -- Whatever context stood before ends here. (After an error it stands again only where the caller goes back to a savepoint.)
   perform set_config('custody.tenant', '', true), set_config('custody.actor', '', true), set_config('custody.actor_id', '', true),
     set_config('custody.purpose', '', true), set_config('custody.subject', '', true), set_config('custody.subject_id', '', true);
   if p_tenant is null or p_tenant !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then

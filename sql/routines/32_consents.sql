@@ -35,7 +35,7 @@ declare
   v_identity_id uuid;
   v_first custody_data.consent_records;
 begin
-  if coalesce(char_length(btrim(p_purpose)), 0) not between 1 and 128 or coalesce(char_length(p_policy_version), 0) not between 1 and 64 or p_granted is null then
+  if coalesce(btrim(p_purpose), '') = '' or char_length(p_purpose) > 128 or coalesce(char_length(p_policy_version), 0) not between 1 and 64 or p_granted is null then
     raise exception using
       errcode = 'PC023',
       message = 'invalid consent',

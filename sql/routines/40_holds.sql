@@ -34,7 +34,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_table constant text := p_scope ->> 'table';
   v_row_id text := p_scope ->> 'row';
   v_user_id constant text := p_scope ->> 'user_id';
@@ -55,7 +55,7 @@ begin
       message = 'invalid scope of a hold',
       hint = 'Give {"tenant": true}, {"user_id": "…"} or {"table": "…", "row": "…"}, for a conversation with its user_id.';
   end if;
-  if coalesce(char_length(btrim(p_reference)), 0) not between 1 and 256 or coalesce(char_length(btrim(p_reason)), 0) not between 1 and 2000 then
+  if coalesce(btrim(p_reference), '') = '' or char_length(p_reference) > 256 or coalesce(btrim(p_reason), '') = '' or char_length(p_reason) > 2000 then
     raise exception using errcode = 'PC023', message = 'a hold needs a reference and a reason',
       hint = 'Give the number of the case and why it needs the data, without naming the person.';
   end if;
@@ -79,11 +79,14 @@ begin
         from custody_data.conversations c
         where c.conversation_id = v_row_id and (v_identity_id is null or c.identity_id = v_identity_id);
       when 'consent_records' then
+        v_row_id := lower(v_row_id);
         select count(*), (array_agg(c.identity_id))[1] into v_matches, v_identity_id
         from custody_data.consent_records c where c.consent_id::text = v_row_id;
       when 'audit_logs' then
+        -- in the form in which ids are written, since the row's id is compared as text
+        v_row_id := case when v_row_id ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then lower(v_row_id) end;
         select count(*), null::uuid into v_matches, v_identity_id
-        from custody_data.audit_logs a where a.log_entry_id = v_row_id::uuid;
+        from custody_data.audit_logs a where a.tenant_id = v_tenant and a.log_entry_id = v_row_id::uuid;
       else
         raise exception using errcode = 'PC023', message = format('no holds on table %s', quote_literal(left(v_table, 64))),
           hint = 'Tables: user_profiles, user_preferences, consent_records, conversations, audit_logs.';
@@ -117,7 +120,7 @@ grant execute on function custody.place_hold(jsonb, text, text, timestamptz) to 
 comment on function custody.place_hold(jsonb, text, text, timestamptz) is
 'Places a legal hold and returns its id; waits for deletions of the tenant that are under way.
 p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
-Errors: PC001, PC009, PC011, PC013 there already, PC023. Callers: custody_privacy.';
+Errors: PC001, PC003, PC009, PC011, PC013 there already, PC015 confined to one person, PC023. Callers: custody_privacy.';
 
 -- definer: as place_hold
 create or replace function custody.release_hold(p_hold_id uuid, p_reason text)
@@ -128,7 +131,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_hold custody_data.legal_holds;
   v_resumed integer := 0;
   v_request record;
@@ -167,7 +170,7 @@ revoke all on function custody.release_hold(uuid, text) from public;
 grant execute on function custody.release_hold(uuid, text) to custody_privacy;
 comment on function custody.release_hold(uuid, text) is
 'Releases a hold and returns how many erasure requests it had kept waiting and now resume. p_reason: why, 1 to 2000 characters.
-Errors: PC001, PC023, PC024 unknown or released. Callers: custody_privacy.';
+Errors: PC001, PC015 confined to one person, PC023, PC024 unknown or released. Callers: custody_privacy.';
 
 create or replace function custody_data.holds_on(p_identity_id uuid)
 returns uuid[]

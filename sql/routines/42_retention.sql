@@ -22,19 +22,15 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_before interval;
 begin
-  if custody.has_subject() then
-    raise exception using errcode = 'PC015', message = 'this transaction is confined to one person',
-      hint = 'Set a context without p_subject to change a policy.';
-  end if;
   v_before := custody_data.keep_of(p_class);
   if p_class = 'audit_hot' and v_tenant <> 'system' then
     raise exception using errcode = 'PC012', message = 'policy audit_hot holds for the whole database',
       hint = 'Set it in the context of tenant system: months are shared by all tenants.';
   end if;
-  if p_keep is null or p_keep <= interval '0' or coalesce(char_length(btrim(p_basis)), 0) not between 1 and 1000 then
+  if p_keep is null or p_keep <= interval '0' or coalesce(btrim(p_basis), '') = '' or char_length(p_basis) > 1000 then
     raise exception using errcode = 'PC023', message = 'a policy needs a positive interval and a legal basis',
       hint = 'For example: interval ''6 years'', and the law or contract that asks for it.';
   end if;
@@ -238,7 +234,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_keep constant interval := custody_data.keep_of(p_class);
   v_holds boolean;
   v_rows bigint := 0;
@@ -314,4 +310,4 @@ grant execute on function custody.enforce_retention(text, integer, timestamptz) 
 comment on function custody.enforce_retention(text, integer, timestamptz) is
 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
 p_class: conversations, consent, entry_ids; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
-Errors: PC001, PC009, PC012 unknown policy, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
+Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
