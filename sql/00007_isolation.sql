@@ -111,6 +111,8 @@ create policy erasure_certificates_backup_select on custody_data.erasure_certifi
 
 alter table custody_data.holders enable row level security, force row level security;
 create policy holders_all_all on custody_data.holders using (tenant_id = (select custody.current_tenant()) and not (select custody.has_subject()));
+-- Who asks for their own data is told who else has it.
+create policy holders_owner_select on custody_data.holders for select to custody_owner using (tenant_id = (select custody.current_tenant()));
 create policy holders_backup_select on custody_data.holders for select to custody_backup using (true);
 
 alter table custody_data.erasure_notices enable row level security, force row level security;
@@ -166,6 +168,7 @@ begin
       when v_policy.policyname = 'audit_logs_worker_insert' then 'Imports bring events under other actors than the one in context.'
       when v_policy.policyname = 'audit_logs_worker_select' then 'The archive reads all tenants, in the context of tenant system.'
       when v_policy.policyname = 'legal_holds_owner_select' then 'Guards and the dropping of months see every hold.'
+      when v_policy.policyname = 'holders_owner_select' then 'An export names the holders, to the person too.'
       when v_policy.policyname = 'tenants_owner_all' then 'The functions that register and list tenants.'
       when v_policy.policyname like '%\_select' then 'Who may see: the tenant in context, where rows are its own, and what is shared.'
       when v_policy.policyname like '%\_insert' then 'New rows belong to the tenant in context.'

@@ -239,6 +239,7 @@ as $$
 declare
   v_request custody_data.requests;
 begin
+  perform custody_data.require_context();
   if not (custody.has_subject() or custody_data.caller_is('custody_privacy')) then
     raise exception using
       errcode = 'PC015',
@@ -280,19 +281,22 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
 begin
+  if p_kind is null or p_kind not in ('erasure', 'export') or p_limit is null or p_limit not between 1 and 10000 then
+    raise exception using errcode = 'PC023', message = 'invalid p_kind or p_limit', hint = 'Give erasure or export; 1 to 10000.';
+  end if;
   return query
   select r.* from custody.requests r
   where r.tenant_id = v_tenant and r.kind = p_kind and r.received_at <= p_received_before
     and (r.status = 'received' or (r.status = 'held' and cardinality(custody_data.holds_on(r.identity_id)) = 0))
   order by r.due_at, r.request_id
-  limit least(p_limit, 10000);
+  limit p_limit;
 end
 $$;
 revoke all on function custody.due_requests(text, integer, timestamptz) from public;
 grant execute on function custody.due_requests(text, integer, timestamptz) to custody_worker, custody_privacy;
 comment on function custody.due_requests(text, integer, timestamptz) is
-'Open requests that can be carried out now, the most urgent first; held ones whose holds have ended are among them. p_kind: erasure or export. p_received_before: leaves time to cancel.
-Errors: PC001. Callers: custody_worker, custody_privacy.';
+'Open requests that can be carried out now, the most urgent first; held ones whose holds have ended are among them. p_kind: erasure or export. p_limit: 1 to 10000. p_received_before: leaves time to cancel.
+Errors: PC001, PC023. Callers: custody_worker, custody_privacy.';
 
 -- definer: as request_erasure
 create or replace function custody.complete_export(p_request_id uuid, p_bytes bigint)

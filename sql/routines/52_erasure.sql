@@ -3,8 +3,8 @@
 -- reviewed by: privacy officer, DBA, auditor
 --
 -- What erasing deletes: profile, preferences, conversations. What it keeps, pseudonymous because user_id is
--- emptied: consent records and the audit trail, without a row of them being touched. Lock order: request,
--- holds of the tenant (shared), identity (for update), rows.
+-- emptied: consent records and the audit trail, without a row of them being touched. Lock order: holds of the
+-- tenant (shared), request, identity (for update), rows. release_hold goes the same way: holds, then requests.
 
 create or replace function custody_data.identifiers_of(p_identity_id uuid)
 returns text[]
@@ -119,6 +119,7 @@ declare
   v_findings jsonb;
   v_rows bigint;
 begin
+  perform custody_data.require_whole_tenant();
   v_request := custody_data.require_request(p_request_id, 'erasure');
   if v_request.status in ('done', 'cancelled') then
     raise exception using errcode = 'PC018', message = format('request %s is %s', p_request_id, v_request.status),
@@ -139,7 +140,7 @@ grant execute on function custody.search_residue(uuid) to custody_privacy, custo
 comment on function custody.search_residue(uuid) is
 'Searches the whole tenant for the identifiers of the person of an open erasure request where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
-Errors: PC001, PC016, PC018. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_privacy, custody_worker.';
 
 create or replace function custody_data.kept_on_erasure(p_identity_id uuid)
 returns jsonb
@@ -173,7 +174,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_identity_id constant uuid := custody_data.require_person(p_user_id);
   v_residue constant jsonb := custody_data.find_residue(v_identity_id, '0', '-infinity');
   v_holds constant uuid[] := custody_data.holds_on(v_identity_id);
@@ -199,7 +200,7 @@ revoke all on function custody.plan_erasure(text) from public;
 grant execute on function custody.plan_erasure(text) to custody_privacy, custody_worker;
 comment on function custody.plan_erasure(text) is
 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), possible.
-Errors: PC001, PC003, PC011 unknown person. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person. Callers: custody_privacy, custody_worker.';
 
 -- definer: erases what the worker itself may not touch
 create or replace function custody.erase_subject(p_request_id uuid, p_residue_basis text default null)
@@ -210,7 +211,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_request custody_data.requests;
   v_holds uuid[];
   v_residue jsonb;
@@ -225,6 +226,7 @@ declare
   v_event_id uuid;
 begin
   perform custody_data.require_read_committed();
+  perform custody_data.lock_holds(v_tenant);
   v_request := custody_data.require_request(p_request_id, 'erasure');
   if v_request.status = 'done' then
     return custody.get_certificate(p_request_id);
@@ -243,7 +245,6 @@ begin
       hint = 'Commit after request_erasure and erase in a transaction of its own.';
   end if;
 
-  perform custody_data.lock_holds(v_tenant);
   select i.user_id, i.erased_at into v_user_id, v_erased_at
   from custody_data.identities i
   where i.tenant_id = v_tenant and i.identity_id = v_request.identity_id
@@ -315,7 +316,7 @@ grant execute on function custody.erase_subject(uuid, text) to custody_privacy, 
 comment on function custody.erase_subject(uuid, text) is
 'Carries an erasure request out, all or nothing, and returns the certificate as get_certificate does; called again it returns the same one. Under a legal hold it deletes nothing and returns {"request_id", "status": "held", "holds": […]}: commit that, it is on record, and the request goes on when the hold ends.
 p_residue_basis: where identifiers stand in rows that may be kept, the legal basis for keeping them; the certificate names it.
-Errors: PC001, PC016, PC017 request not committed, PC018, PC019 residue found, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
 
 -- definer: certificates name nobody, but the table is not for applications
 create or replace function custody.get_certificate(p_request_id uuid)
@@ -357,7 +358,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_request custody_data.requests;
   v_findings jsonb;
   v_pending bigint;
@@ -389,7 +390,7 @@ revoke all on function custody.verify_erasure(uuid) from public;
 grant execute on function custody.verify_erasure(uuid) to custody_privacy, custody_worker, custody_auditor;
 comment on function custody.verify_erasure(uuid) is
 'Looks for what an erasure should not leave: before it, the person''s identifiers in resource ids, metadata, purposes, reasons, run and job records; after it, whatever hangs on the identity. Returns request_id, status, clean, findings (table, column, rows), notices_open (holders that have not acknowledged and whose notice still names the person), searched_at.
-Errors: PC001, PC016, PC018 not an erasure. Callers: custody_privacy, custody_worker, custody_auditor.';
+Errors: PC001, PC015 confined to one person, PC016, PC018 not an erasure. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: as erase_subject
 create or replace function custody.replay_erasures(p_certificates jsonb)
@@ -400,7 +401,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_certificate jsonb;
   v_request_id uuid;
   v_identity custody_data.identities;
@@ -469,4 +470,4 @@ grant execute on function custody.replay_erasures(jsonb) to custody_privacy, cus
 comment on function custody.replay_erasures(jsonb) is
 'Repeats, after a restore, the erasures of the tenant in context from their certificates (an array, as the locked store holds them), before anybody reads. Holds of the person that the backup brought back are released, since the data was gone already.
 Returns how many were replayed, were standing already, or name an identity that the backup does not know (unknown). Safe to repeat.
-Errors: PC001, PC023, PC026. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023, PC026, PC032 while a hold on the tenant stands. Callers: custody_privacy, custody_worker.';

@@ -14,7 +14,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
 begin
   if p_name is null or p_name !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$' or (p_endpoint is not null and p_endpoint !~ '^https?://[^[:space:]]+$') then
     raise exception using
@@ -35,7 +35,7 @@ grant execute on function custody.register_holder(text, text, text, boolean) to 
 comment on function custody.register_holder(text, text, text, boolean) is
 'Registers a system outside Postgres that holds personal data, or changes it, and returns its name. Erasures from now on send it a notice.
 p_endpoint: http or https URL that notices are posted to; null where people carry them. p_retired: it holds nothing any more and gets no notices.
-Errors: PC001, PC023. Callers: custody_privacy.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_privacy.';
 
 -- definer: notices are written by these functions alone
 create or replace function custody.acknowledge_erasure(p_request_id uuid, p_holder text, p_evidence jsonb default null)
@@ -46,7 +46,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_notice custody_data.erasure_notices;
   v_identity_id uuid;
 begin
@@ -78,7 +78,7 @@ grant execute on function custody.acknowledge_erasure(uuid, text, jsonb) to cust
 comment on function custody.acknowledge_erasure(uuid, text, jsonb) is
 'Records that a holder has forgotten the person of an erasure, empties the notice, and returns the certificate''s status: awaiting_holders or complete. Calling it again changes nothing.
 p_evidence: what the holder answered; names nobody.
-Errors: PC001, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
 create or replace function custody.pending_notices(p_limit integer default 100)
 returns setof custody_data.erasure_notices
@@ -89,16 +89,19 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
 begin
+  if p_limit is null or p_limit not between 1 and 10000 then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000.';
+  end if;
   return query
   select n.* from custody_data.erasure_notices n
   where n.tenant_id = v_tenant and n.acknowledged_at is null
   order by n.created_at, n.notice_id
-  limit least(p_limit, 10000);
+  limit p_limit;
 end
 $$;
 revoke all on function custody.pending_notices(integer) from public;
 grant execute on function custody.pending_notices(integer) to custody_worker, custody_privacy;
-comment on function custody.pending_notices(integer) is 'Notices that no holder has acknowledged, oldest first. Errors: PC001. Callers: custody_worker, custody_privacy.';
+comment on function custody.pending_notices(integer) is 'Notices that no holder has acknowledged, oldest first. p_limit: 1 to 10000. Errors: PC001, PC023. Callers: custody_worker, custody_privacy.';
 
 -- definer: as acknowledge_erasure
 create or replace function custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean default true)

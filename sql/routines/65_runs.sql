@@ -11,7 +11,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_run_id constant uuid := coalesce(p_run_id, gen_random_uuid());
 begin
   if coalesce(p_job, '') !~ '^[a-z][a-z0-9_.-]{0,63}$' then
@@ -27,7 +27,7 @@ revoke all on function custody.start_run(text, bigint, uuid) from public;
 grant execute on function custody.start_run(text, bigint, uuid) to custody_worker;
 comment on function custody.start_run(text, bigint, uuid) is
 'Records that a run of a job began and returns its id; the same p_run_id is the same run.
-Errors: PC001, PC023. Callers: custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
 
 -- definer: as start_run
 create or replace function custody.finish_run(p_run_id uuid, p_status text, p_counts jsonb default '{}', p_bytes bigint default 0, p_error text default null)
@@ -38,7 +38,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
   v_job text;
 begin
   if p_status is null or p_status not in ('succeeded', 'failed') then
@@ -58,7 +58,7 @@ grant execute on function custody.finish_run(uuid, text, jsonb, bigint, text) to
 comment on function custody.finish_run(uuid, text, jsonb, bigint, text) is
 'Records how a run ended; a failed one is also an event. A run that has ended stays as it is.
 p_status: succeeded or failed. p_counts: JSON object of numbers. p_bytes: bytes moved. p_error: codes and objects, never personal data.
-Errors: PC001, PC023. Callers: custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
 
 create or replace view custody.job_runs with (security_invoker = true) as
 select r.tenant_id, r.run_id, r.job, r.river_job_id, r.status, r.started_at, r.ended_at, r.ended_at - r.started_at as took, r.counts, r.bytes, r.error
