@@ -61,6 +61,15 @@ $$;
 alter default privileges for role custody_owner revoke execute on functions from public;
 alter default privileges for role custody_owner revoke usage on types from public;
 
+-- Imports stage in temporary tables, and a hardened database gives PUBLIC none.
+do $$
+begin
+  if not pg_catalog.has_database_privilege('custody_worker', pg_catalog.current_database(), 'temporary') then
+    execute pg_catalog.format('grant temporary on database %I to custody_worker', pg_catalog.current_database());
+  end if;
+end
+$$;
+
 grant usage on schema custody to
   custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor, custody_backup;
 grant usage on schema custody_data to
