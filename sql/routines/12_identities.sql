@@ -68,6 +68,31 @@ comment on function custody_data.claim_identity(text, text) is
 'Identity of a user_id, made where it is missing, and kept from erasure until the transaction ends.
 Errors: PC001, PC003, PC015 when the context is confined to another person.';
 
+create or replace function custody_data.claim_person(p_user_id text)
+returns uuid
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- The actor, whom claim_identity lets through, is not whom the rows may be about.
+  if custody.has_subject() and p_user_id is distinct from custody.current_subject() then
+    perform custody_data.require_context(), custody_data.check_user_id(p_user_id);
+    raise exception using
+      errcode = 'PC015',
+      message = 'this transaction is confined to another person',
+      detail = 'set_context was given a subject, and the call names somebody else.',
+      hint = 'Name the subject of the context, or set a context without p_subject.';
+  end if;
+  return custody_data.claim_identity(p_user_id);
+end
+$$;
+revoke all on function custody_data.claim_person(text) from public;
+grant execute on function custody_data.claim_person(text) to custody_readwrite;
+comment on function custody_data.claim_person(text) is
+'Identity of the person that a row will be about, as claim_identity.
+Errors: PC001, PC003, PC015 when the context is confined to another person.';
+
 -- definer: makes the actor's identity for roles that cannot insert one
 create or replace function custody_data.require_actor()
 returns uuid
@@ -84,8 +109,7 @@ begin
 end
 $$;
 revoke all on function custody_data.require_actor() from public;
-grant execute on function custody_data.require_actor() to
-  custody_readwrite, custody_worker, custody_privacy, custody_auditor, custody_readonly, custody_admin;
+grant execute on function custody_data.require_actor() to custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.require_actor() is 'Identity of the actor in context, made where it is missing; also set in the context. Errors: PC001.';
 
 -- definer: locks identities, as above

@@ -93,7 +93,7 @@ begin
   if p_profile ? 'user_id' and p_profile ->> 'user_id' is distinct from p_user_id then
     raise exception using errcode = 'PC023', message = 'invalid profile: it names another user_id', hint = 'Leave user_id out of the profile.';
   end if;
-  v_identity_id := custody_data.claim_identity(p_user_id);
+  v_identity_id := custody_data.claim_person(p_user_id);
   insert into custody_data.user_profiles as p
     (tenant_id, identity_id, full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes)
   values (v_tenant, v_identity_id, v_profile ->> 'full_name', v_profile ->> 'email', v_profile ->> 'phone', v_profile ->> 'organisation',
@@ -291,7 +291,7 @@ declare
 begin
   perform custody_data.check_preferences(p_preferences);
   insert into custody_data.user_preferences as p (tenant_id, identity_id, preferences)
-  values (v_tenant, custody_data.claim_identity(p_user_id), p_preferences)
+  values (v_tenant, custody_data.claim_person(p_user_id), p_preferences)
   on conflict (tenant_id, identity_id) do update set preferences = excluded.preferences
   returning p.version into v_version;
   return v_version;

@@ -56,7 +56,7 @@ begin
       detail = 'occurred_at is infinite, before 1970, or more than a day ahead.',
       hint = 'Give the time at which the person decided, or leave it out for now.';
   end if;
-  v_identity_id := custody_data.claim_identity(p_user_id);
+  v_identity_id := custody_data.claim_person(p_user_id);
   -- Two retries at once: the second waits for the first and then finds its record.
   insert into custody_data.consent_records
     (tenant_id, consent_id, identity_id, purpose, granted, policy_version, legal_basis, evidence, occurred_at)

@@ -31,12 +31,14 @@ begin
   where coalesce(jsonb_typeof(e.value) <> 'object'
     or jsonb_typeof(e.value -> 'role') <> 'string' or jsonb_typeof(e.value -> 'text') <> 'string'
     or char_length(e.value ->> 'role') not between 1 and 64
-    or (e.value ? 'at' and jsonb_typeof(e.value -> 'at') not in ('string', 'null')), true);
+    or (e.value ? 'at' and jsonb_typeof(e.value -> 'at') not in ('string', 'null'))
+    -- not whatever Postgres takes for a time: "tomorrow", or an hour of the session's TimeZone
+    or coalesce(e.value ->> 'at' !~ '^\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(Z|[+-]\d\d(:?\d\d)?)$', false), true);
   if v_wrong is not null then
     raise exception using
       errcode = 'PC023',
       message = format('invalid message %s', v_wrong),
-      detail = 'A message needs a role of 1 to 64 characters and a text, both strings; at is a time in ISO 8601 or left out.',
+      detail = 'A message needs a role of 1 to 64 characters and a text, both strings; at is a time in ISO 8601 with an offset, or left out.',
       hint = 'Give an array of {"role", "text", "at"}.';
   end if;
   -- A message without a time gets that of the transaction.
@@ -118,7 +120,7 @@ begin
   end if;
   select min((e.value ->> 'at')::timestamptz), max((e.value ->> 'at')::timestamptz) into v_started_at, v_last_message_at
   from jsonb_array_elements(v_messages) e;
-  v_identity_id := custody_data.claim_identity(p_user_id);
+  v_identity_id := custody_data.claim_person(p_user_id);
   if p_if_version is not null then
     select c.version into v_version from custody_data.conversations c
     where c.tenant_id = v_tenant and c.identity_id = v_identity_id and c.conversation_id = v_id
@@ -138,7 +140,7 @@ revoke all on function custody.save_conversation(text, text, jsonb, text, intege
 grant execute on function custody.save_conversation(text, text, jsonb, text, integer) to custody_readwrite;
 comment on function custody.save_conversation(text, text, jsonb, text, integer) is
 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
-p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
+p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
 Errors: PC001, PC003, PC009 time, PC014, PC015, PC023. Callers: custody_readwrite.';
 
 create or replace function custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer default null)
