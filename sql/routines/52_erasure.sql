@@ -261,6 +261,12 @@ begin
   end if;
 
   -- Where search_residue has looked before, only what later transactions wrote is left to look at.
+  -- In another cluster than it looked in, its transaction numbers mean nothing.
+  if v_request.residue_searched_xid > pg_snapshot_xmin(pg_current_snapshot())
+      or exists (select from custody_data.incarnations i where i.opened_at > v_request.residue_searched_at) then
+    v_request.residue_searched_xid := null;
+    v_request.residue_searched_at := null;
+  end if;
   v_residue := custody_data.find_residue(v_request.identity_id, coalesce(v_request.residue_searched_xid, '0'),
     coalesce(v_request.residue_searched_at, '-infinity'));
   if v_request.residue_rows > 0 then
