@@ -21,12 +21,13 @@ test: deps build $(addprefix $(TOOLS)/,versitygw gotestsum) ## all tests, from n
 	bin/devstack with --no-fsync -- $(TOOLS)/gotestsum --format pkgname -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
 
 .PHONY: bench
-bench: deps build $(TOOLS)/versitygw ## the figures of the README, as ratios within one run, on a stack of their own
-	bin/devstack with -- bin/devstack bench
+bench: deps $(TOOLS)/versitygw ## the figures of the README, as ratios within one run, on a stack of their own
+	$(GO) build -o bin/ ./cmd/devstack/bench
+	bin/bench $(BENCHFLAGS)
 
 .PHONY: build
 build: ## build bin/pgcustody and bin/devstack
-	$(GO) build -o bin/ ./cmd/...
+	$(GO) build -o bin/ ./cmd/pgcustody ./cmd/devstack
 
 .PHONY: generate
 generate: $(TOOLS)/sqlc ## write the generated files anew

@@ -69,11 +69,17 @@ func (s *Stack) prepareCluster(ctx context.Context) error {
 	if err := s.asSuperuser(ctx, "postgres", role); err != nil {
 		return fmt.Errorf("make login %s: %w", MigratorLogin, err)
 	}
-	var pgErr *pgconn.PgError
-	if err := s.CreateDatabase(ctx, Database, ""); err != nil && !(errors.As(err, &pgErr) && pgErr.Code == "42P04") {
-		return err // 42P04 is duplicate_database
+	err = s.CreateDatabase(ctx, Database, "")
+	if isCode(err, "42P04") { // duplicate_database
+		return nil
 	}
-	return nil
+	return err
+}
+
+// isCode tells whether the server refused with this SQLSTATE.
+func isCode(err error, code string) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == code
 }
 
 // putLogin is the statement that makes a login or gives it its password again.
@@ -109,8 +115,7 @@ func (s *Stack) PutLogins(ctx context.Context, database string) error {
 		statements = append(statements, fmt.Sprintf("grant connect on database %s to %s", quote(database), l.Name))
 	}
 	err := s.asSuperuser(ctx, database, statements...)
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.Code == "42704" { // undefined_object
+	if isCode(err, "42704") { // undefined_object
 		return fmt.Errorf("make logins: the group roles are not there yet, migrate first: %w", err)
 	} else if err != nil {
 		return fmt.Errorf("make logins: %w", err)

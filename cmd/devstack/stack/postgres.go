@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -118,12 +119,7 @@ func (s *Stack) pg(ctx context.Context, program string, args ...string) (*exec.C
 // postmaster is the cluster's server as it is written in its own pid file,
 // which is there even if we were killed before we could note it.
 func (s *Stack) postmaster() (process, bool) {
-	text, err := os.ReadFile(filepath.Join(s.data(), "postmaster.pid"))
-	if err != nil {
-		return process{}, false
-	}
-	first, _, _ := strings.Cut(string(text), "\n")
-	pid, err := strconv.Atoi(first)
+	pid, err := readPid(filepath.Join(s.data(), "postmaster.pid"))
 	if err != nil {
 		return process{}, false
 	}
@@ -239,8 +235,42 @@ func (s *Stack) initialise(ctx context.Context) (err error) {
 	)
 }
 
+// dropStalePidFile removes a pid file whose number went to another program
+// since: the server would take that for itself and refuse to start. A number
+// that nobody has is left to the server, which also looks for children of a
+// dead server that still hold its memory.
+func (s *Stack) dropStalePidFile() error {
+	path := filepath.Join(s.data(), "postmaster.pid")
+	pid, err := readPid(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if _, taken := startTime(pid); err == nil && !taken {
+		return nil
+	}
+	s.log.Warn("stale_pid_file", "path", path, "pid", pid)
+	return os.Remove(path)
+}
+
+// readPid reads the number in the first line of a server's pid file.
+func readPid(path string) (int, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	first, _, _ := strings.Cut(string(text), "\n")
+	pid, err := strconv.Atoi(first)
+	if err == nil && pid <= 0 {
+		err = fmt.Errorf("%s: %d is no process", path, pid)
+	}
+	return pid, err
+}
+
 // launchPostgres starts the cluster's server on a free port.
 func (s *Stack) launchPostgres(ctx context.Context) error {
+	if err := s.dropStalePidFile(); err != nil {
+		return err
+	}
 	log := filepath.Join(s.PGHome, "start.log")
 	// Another program may take the port between the choice and the start, and a
 	// server that was killed leaves children that hold its memory for a moment.

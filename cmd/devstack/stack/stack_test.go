@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 // newDir is short, so that the cluster's socket finds room in it.
 func newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "stack-")
+	dir, err := os.MkdirTemp("", "stack-") //nolint:usetesting // t.TempDir() has the test's name in it
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
@@ -207,9 +207,13 @@ func TestStaleStateStopsNobodyElse(t *testing.T) {
 		_, ok := identify(pid, exe)
 		require.True(t, ok, "%s: the stranger was stopped", name)
 	}
-	back, err := Start(t.Context(), Options{Dir: s.Dir})
-	require.NoError(t, err)
-	requireAnswers(t, back)
+	for _, left := range []int{0, pid, 1 << 30} {
+		require.NoError(t, writeServerFile(filepath.Join(s.data(), "postmaster.pid"), fmt.Appendln(nil, left), 0o600))
+		back, err := Start(t.Context(), Options{Dir: s.Dir})
+		require.NoError(t, err, left)
+		requireAnswers(t, back)
+		require.NoError(t, back.Stop(t.Context()))
+	}
 }
 
 func TestSettings(t *testing.T) {
