@@ -80,6 +80,7 @@ type Deps struct {
 // Config is what each job may be told. Zero values mean the defaults.
 type Config struct {
 	Schedule   Schedule
+	Archive    ArchiveConfig
 	Retention  RetentionConfig
 	Partitions PartitionsConfig
 	Requests   RequestsConfig
@@ -101,6 +102,7 @@ func (d Deps) scope(tenant, purpose string) Scope {
 // Workers registers every worker.
 func Workers(d Deps) *river.Workers {
 	workers := river.NewWorkers()
+	river.AddWorker(workers, &ArchiveWorker{Deps: d})
 	river.AddWorker(workers, &EraseWorker{Deps: d})
 	river.AddWorker(workers, &ExportWorker{Deps: d})
 	river.AddWorker(workers, NewNotifyWorker(d))
@@ -122,6 +124,7 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 				&river.PeriodicJobOpts{ID: args.Kind(), RunOnStart: true}))
 		}
 	}
+	add(s.Archive, ArchiveArgs{})
 	add(s.Partitions, PartitionsArgs{})
 	add(s.Requests, RequestsArgs{})
 	add(s.Retention, RetentionArgs{})

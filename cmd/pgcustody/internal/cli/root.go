@@ -46,6 +46,7 @@ type App struct {
 // commands lists every command; each has a file of its own.
 func commands() []func(*App) *cobra.Command {
 	return []func(*App) *cobra.Command{
+		newArchiveCmd,
 		newEraseCmd,
 		newExportCmd,
 		newHoldCmd,

@@ -43,6 +43,9 @@ type runJob struct {
 
 // runnable makes the arguments of each job that `run` knows.
 var runnable = map[string]func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error){
+	"archive": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.ArchiveArgs{}}, nil
+	},
 	"retention": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.RetentionArgs{Tenant: r.Tenant}}, nil
 	},

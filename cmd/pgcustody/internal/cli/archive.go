@@ -1,0 +1,244 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"pgcustody/db"
+	"pgcustody/jobs"
+	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
+)
+
+func newArchiveCmd(app *App) *cobra.Command {
+	cmd := &cobra.Command{Use: "archive", Short: "Archive closed days of the audit trail, and prove what is archived"}
+	a := &archive{App: app}
+	run := &cobra.Command{
+		Use:   "run",
+		Short: "Archive the events of closed days, then drop months past the hot period",
+		Long: `Archive the events of closed days (UTC), of all tenants, in locked objects: each is
+read back and compared before it is on record. Then months whose events are all on
+record, and that are past the hot period and under no legal hold, leave Postgres.
+Safe to run again, and while another run is at work.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.Run(cmd.Context()) },
+	}
+	run.Flags().BoolVar(&a.DryRun, "dry-run", false, "show what would be archived and dropped, and what is kept and why")
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "List the segments on record",
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.List(cmd.Context()) },
+	}
+	verify := &cobra.Command{
+		Use:   "verify",
+		Short: "Read segments back from the store and hold them against manifest and record",
+		Long: `Read segments back from the store and hold every line against the manifest, and both
+against the record; the locks too. Without --sample all segments are read, and
+objects that are on no record are found. Exit status 4 if anything is wrong.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.Verify(cmd.Context()) },
+	}
+	verify.Flags().IntVar(&a.Sample, "sample", 0, "only this many segments: the newest, and others at random")
+	check := &cobra.Command{
+		Use:   "check",
+		Short: "Prove that the store holds a lock: versions, Object Lock, and a canary that it must refuse to give up",
+		RunE:  func(cmd *cobra.Command, _ []string) error { return a.Check(cmd.Context()) },
+	}
+	cmd.AddCommand(run, list, verify, check)
+	return cmd
+}
+
+type archive struct {
+	*App
+	DryRun bool
+	Sample int
+}
+
+func (a *archive) Run(ctx context.Context) error {
+	if a.DryRun {
+		return a.plan(ctx)
+	}
+	return a.runJobs(ctx, "run", true, func(*pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.ArchiveArgs{}}, nil
+	})
+}
+
+// inSystem runs work in the context of tenant system.
+func (a *archive) inSystem(ctx context.Context, step string, work func(pgx.Tx) error) error {
+	return a.withDatabase(ctx, step, func(pool *pgxpool.Pool) error {
+		return jobs.InContext(ctx, pool, jobs.Scope{Tenant: jobs.SystemTenant, Actor: a.Actor, Purpose: "archive " + step}, work)
+	})
+}
+
+type plannedSegment struct {
+	Day         string    `json:"day"`
+	Part        int32     `json:"part,omitempty"` // 0: not opened yet
+	Events      int64     `json:"events"`
+	RetainUntil time.Time `json:"retain_until"`
+}
+
+type plannedMonth struct {
+	Partition string    `json:"partition"`
+	From      time.Time `json:"from"`
+	To        time.Time `json:"to"`
+	State     string    `json:"state"`
+	Events    int64     `json:"events"`
+	Detail    string    `json:"detail,omitempty"`
+}
+
+func (a *archive) plan(ctx context.Context) error {
+	plan := struct {
+		Segments []plannedSegment `json:"segments"`
+		Months   []plannedMonth   `json:"months"`
+	}{[]plannedSegment{}, []plannedMonth{}}
+	err := a.inSystem(ctx, "plan", func(tx pgx.Tx) error {
+		due, err := db.New().ArchiveDue(ctx, tx)
+		if err != nil {
+			return err
+		}
+		for _, s := range due {
+			plan.Segments = append(plan.Segments, plannedSegment{s.Day.Format(time.DateOnly), s.Part, s.Rows, s.RetainUntil.UTC()})
+		}
+		months, err := db.New().AuditMonths(ctx, tx)
+		for _, m := range months {
+			plan.Months = append(plan.Months, plannedMonth{m.PartitionName, m.RangeFrom.UTC(), m.RangeTo.UTC(), m.State, m.Rows, m.Detail})
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return a.Print(plan, func(out io.Writer) {
+		if len(plan.Segments) == 0 {
+			fmt.Fprintln(out, "nothing to archive")
+		} else {
+			table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(table, "ARCHIVE\tEVENTS\tLOCKED UNTIL")
+			for _, s := range plan.Segments {
+				fmt.Fprintf(table, "%s\t%d\t%s\n", s.Day, s.Events, s.RetainUntil.Format(time.DateOnly))
+			}
+			table.Flush()
+		}
+		fmt.Fprintln(out)
+		table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(table, "MONTH\tSTATE\tEVENTS\tDETAIL")
+		for _, m := range plan.Months {
+			fmt.Fprintf(table, "%s\t%s\t%d\t%s\n", m.From.Format("2006-01"), m.State, m.Events, m.Detail)
+		}
+		table.Flush()
+	})
+}
+
+type listedSegment struct {
+	Day          string    `json:"day"`
+	Part         int32     `json:"part"`
+	Object       string    `json:"object"`
+	Manifest     string    `json:"manifest"`
+	Events       int64     `json:"events"`
+	PlainBytes   int64     `json:"plain_bytes"`
+	StoredBytes  int64     `json:"stored_bytes"`
+	PlainSHA256  string    `json:"plain_sha256"`
+	StoredSHA256 string    `json:"stored_sha256"`
+	First        time.Time `json:"first_occurred_at"`
+	Last         time.Time `json:"last_occurred_at"`
+	RetainUntil  time.Time `json:"retain_until"`
+	RecordedAt   time.Time `json:"recorded_at"`
+}
+
+func (a *archive) List(ctx context.Context) error {
+	segments := []listedSegment{}
+	err := a.inSystem(ctx, "list", func(tx pgx.Tx) error {
+		rows, err := db.New().ArchiveSegments(ctx, tx)
+		for _, s := range rows {
+			segments = append(segments, listedSegment{
+				Day: s.Day.Format(time.DateOnly), Part: s.Part, Object: s.ObjectKey, Manifest: s.ManifestKey, Events: s.Rows,
+				PlainBytes: s.PlainBytes, StoredBytes: s.StoredBytes,
+				PlainSHA256: hex.EncodeToString(s.PlainSha256), StoredSHA256: hex.EncodeToString(s.StoredSha256),
+				First: s.FirstOccurredAt.UTC(), Last: s.LastOccurredAt.UTC(), RetainUntil: s.RetainUntil.UTC(), RecordedAt: s.RecordedAt.UTC(),
+			})
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return a.Print(segments, func(out io.Writer) {
+		if len(segments) == 0 {
+			fmt.Fprintln(out, "no segments")
+			return
+		}
+		table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(table, "DAY\tPART\tEVENTS\tPLAIN\tSTORED\tLOCKED UNTIL\tOBJECT")
+		for _, s := range segments {
+			fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%s\t%s\n", s.Day, s.Part, s.Events, s.PlainBytes, s.StoredBytes, s.RetainUntil.Format(time.DateOnly), s.Object)
+		}
+		table.Flush()
+	})
+}
+
+func (a *archive) Verify(ctx context.Context) error {
+	if a.Sample < 0 {
+		return a.wrong("sample", fmt.Sprint(a.Sample), "must be 0 or more")
+	}
+	var checks []jobs.SegmentCheck
+	err := a.withDatabase(ctx, "verify", func(pool *pgxpool.Pool) error {
+		opened, err := a.openStore(ctx, true)
+		if err != nil {
+			return err
+		}
+		deps, err := a.deps(pool, opened)
+		if err != nil {
+			return err
+		}
+		bar := a.newProgress()
+		defer bar.Done()
+		checks, err = jobs.VerifyArchive(ctx, deps, a.Sample, func(done, total int) {
+			bar.Show(jobs.Progress{Job: "archive verify", Unit: "segments", Done: int64(done), Total: int64(total)})
+		})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	found := []jobs.SegmentCheck{}
+	segments, events := 0, int64(0)
+	for _, c := range checks {
+		if c.Finding != "" {
+			found = append(found, c)
+		}
+		if c.Segment != "" {
+			segments++
+			events += c.Events
+		}
+	}
+	err = a.Print(map[string]any{"segments": segments, "events": events, "findings": found}, func(out io.Writer) {
+		fmt.Fprintf(out, "%d segments with %d events verified, %d findings\n", segments, events, len(found))
+		for _, c := range found {
+			fmt.Fprintf(out, "%s: %s\n", c.Object, c.Finding)
+		}
+	})
+	if err == nil && len(found) > 0 {
+		return &Failure{Code: ExitCheck, What: fmt.Sprintf("the archive does not hold: %d findings", len(found)), Object: found[0].Object, Do: found[0].Finding}
+	}
+	return err
+}
+
+func (a *archive) Check(ctx context.Context) error {
+	opened, err := a.openStore(ctx, true)
+	if err != nil {
+		return err
+	}
+	if err := opened.Check(ctx); err != nil {
+		return err
+	}
+	return a.Print(map[string]any{"store": opened.URL(), "lock": store.ModeCompliance, "prefix": segment.Prefix}, func(out io.Writer) {
+		fmt.Fprintf(out, "%s holds: versions, Object Lock, and a canary in %s mode that it refused to delete, to shorten and to write over\n",
+			opened.URL(), store.ModeCompliance)
+	})
+}

@@ -1,0 +1,169 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"pgcustody/db"
+	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
+)
+
+// SegmentCheck is what verification found about a segment, or about an object
+// that belongs to none.
+type SegmentCheck struct {
+	Segment     string `json:"segment,omitempty"`
+	Object      string `json:"object"`
+	Events      int64  `json:"events"`
+	StoredBytes int64  `json:"stored_bytes"`
+	// Finding is what is wrong, empty where nothing is.
+	Finding string `json:"finding,omitempty"`
+}
+
+// VerifyArchive reads recorded segments back from the store and holds each
+// against its manifest and both against the record. With sample > 0 it takes the
+// newest segment and others at random, that many in all; with 0 it takes all, and
+// looks for objects that are on no record. Findings are not errors: an error says
+// that something could not be looked at.
+func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, total int)) ([]SegmentCheck, error) {
+	var recorded []db.ArchiveSegmentsRow
+	known := map[string]bool{}
+	err := InContext(ctx, d.Pool, d.scope(SystemTenant, "archive verify"), func(tx pgx.Tx) error {
+		open, err := db.New().OpenArchiveSegments(ctx, tx)
+		if err != nil {
+			return err
+		}
+		for _, s := range open {
+			// A run is at it, or was killed: what it has written so far is no finding.
+			name := segment.NewName(s.Day, int(s.Part))
+			known[name.ObjectKey()], known[name.ManifestKey()] = true, true
+		}
+		recorded, err = db.New().ArchiveSegments(ctx, tx)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range recorded {
+		known[s.ObjectKey], known[s.ManifestKey] = true, true
+	}
+
+	checked := recorded
+	if sample > 0 && sample < len(recorded) {
+		newest := len(recorded) - 1
+		chosen := append(rand.Perm(newest)[:sample-1], newest)
+		slices.Sort(chosen)
+		checked = nil
+		for _, i := range chosen {
+			checked = append(checked, recorded[i])
+		}
+	}
+	checks := []SegmentCheck{}
+	for i, s := range checked {
+		progress(i, len(checked))
+		c := SegmentCheck{
+			Segment: segment.NewName(s.Day, int(s.Part)).String(), Object: s.ObjectKey, Events: s.Rows, StoredBytes: s.StoredBytes,
+		}
+		err := verifySegment(ctx, d.Store, s)
+		var finding *ArchiveFinding
+		switch {
+		case errors.As(err, &finding):
+			c.Object, c.Finding = finding.Object, finding.What
+		case err != nil:
+			return checks, err
+		}
+		checks = append(checks, c)
+	}
+	progress(len(checked), len(checked))
+	if sample > 0 {
+		return checks, nil
+	}
+	for object, err := range d.Store.List(ctx, segment.Prefix) {
+		if err != nil {
+			return checks, err
+		}
+		if !known[object.Key] {
+			checks = append(checks, SegmentCheck{Object: object.Key, StoredBytes: object.Size, Finding: "object is on no record"})
+		}
+	}
+	return checks, nil
+}
+
+func verifySegment(ctx context.Context, s store.Store, record db.ArchiveSegmentsRow) error {
+	wrong := func(key, what string) error { return &ArchiveFinding{Object: key, What: what} }
+	// missing turns the store's answer into a finding.
+	missing := func(key, what string, err error) error {
+		if errors.Is(err, store.ErrNotFound) {
+			return wrong(key, what)
+		}
+		return err
+	}
+	locked := func(info store.Info) error {
+		if record.RetainUntil.After(time.Now()) && !info.LockedUntil(record.RetainUntil) {
+			return wrong(info.Key, "lock is not the one on record")
+		}
+		return nil
+	}
+
+	object, err := s.Get(ctx, record.ManifestKey, "")
+	if err != nil {
+		return missing(record.ManifestKey, "manifest is missing or hidden", err)
+	}
+	defer object.Close()
+	stored, err := segment.DecodeManifest(object)
+	if unread := new(store.Error); errors.As(err, &unread) {
+		return err
+	}
+	if err != nil {
+		return wrong(record.ManifestKey, "manifest cannot be read")
+	}
+	onRecord, err := segment.DecodeManifest(bytes.NewReader(record.Manifest))
+	if err != nil {
+		return wrong(record.ManifestKey, "manifest on record cannot be read")
+	}
+	if !stored.Same(onRecord) || stored.ObjectKey != record.ObjectKey || stored.Rows != record.Rows ||
+		stored.PlainSHA256 != segment.SHA256(record.PlainSha256) || stored.StoredSHA256 != segment.SHA256(record.StoredSha256) {
+		return wrong(record.ManifestKey, "manifest is not the one on record")
+	}
+	info, err := s.Head(ctx, record.ManifestKey, "")
+	if err != nil {
+		return missing(record.ManifestKey, "manifest is missing or hidden", err)
+	}
+	if err := locked(info); err != nil {
+		return err
+	}
+
+	info, err = s.Head(ctx, record.ObjectKey, stored.ObjectVersion)
+	if err != nil {
+		return missing(record.ObjectKey, "object is missing", err)
+	}
+	if err := locked(info); err != nil {
+		return err
+	}
+	events, err := s.Get(ctx, record.ObjectKey, stored.ObjectVersion)
+	if err != nil {
+		return missing(record.ObjectKey, "object is missing", err)
+	}
+	defer events.Close()
+	if err := segment.Verify(io.Reader(events), stored); errors.Is(err, segment.ErrDamaged) {
+		return wrong(record.ObjectKey, err.Error())
+	} else if err != nil {
+		return err
+	}
+	// The archive is whole. Still, whoever asks the store without a version must get it.
+	current, err := s.Head(ctx, record.ObjectKey, "")
+	if err != nil {
+		return missing(record.ObjectKey, "object is hidden under a delete marker; the locked version is whole", err)
+	}
+	if current.Version != stored.ObjectVersion {
+		return wrong(record.ObjectKey, "object is hidden under another version; the locked version is whole")
+	}
+	return nil
+}
