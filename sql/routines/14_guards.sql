@@ -124,9 +124,12 @@ revoke all on function custody_data.consent_expires_at(custody_data.consent_reco
 comment on function custody_data.consent_expires_at(custody_data.consent_records) is 'When a consent record may go: its end plus the policy consent; null while it is in force.';
 
 -- definer: reads policies, holds and identities whatever the role
+-- stable: it sees the table as the statement found it. A grant that goes together with its withdrawal would
+-- else be in force again for the instant between the two rows.
 create or replace function custody_data.tg_reject_early_delete()
 returns trigger
 language plpgsql
+stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -158,8 +161,13 @@ as $$
 begin
   if p_exclusive then
     perform pg_advisory_xact_lock(hashtextextended('pgcustody.holds.' || p_tenant, 0));
+    update custody_data.tenants t set name = t.name where t.tenant_id = p_tenant;
   else
     perform pg_advisory_xact_lock_shared(hashtextextended('pgcustody.holds.' || p_tenant, 0));
+    -- A snapshot from before a hold would not show it: this row has changed since, and fails it with 40001.
+    if current_setting('transaction_isolation') not in ('read committed', 'read uncommitted') then
+      perform 1 from custody_data.tenants t where t.tenant_id = p_tenant for share;
+    end if;
   end if;
 end
 $$;

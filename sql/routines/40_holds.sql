@@ -62,6 +62,7 @@ begin
   if p_until is not null and (not isfinite(p_until) or p_until <= now()) then
     raise exception using errcode = 'PC009', message = 'time out of range: p_until is not in the future', hint = 'Leave it out for a hold without end.';
   end if;
+  perform custody_data.require_read_committed();
   perform custody_data.lock_holds(v_tenant, true);
 
   if v_user_id is not null then
@@ -120,7 +121,7 @@ grant execute on function custody.place_hold(jsonb, text, text, timestamptz) to 
 comment on function custody.place_hold(jsonb, text, text, timestamptz) is
 'Places a legal hold and returns its id; waits for deletions of the tenant that are under way.
 p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
-Errors: PC001, PC003, PC009, PC011, PC013 there already, PC015 confined to one person, PC023. Callers: custody_privacy.';
+Errors: PC001, PC003, PC009, PC011, PC013 there already, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_privacy.';
 
 -- definer: as place_hold
 create or replace function custody.release_hold(p_hold_id uuid, p_reason text)
@@ -139,6 +140,7 @@ begin
   if coalesce(char_length(btrim(p_reason)), 0) not between 1 and 2000 then
     raise exception using errcode = 'PC023', message = 'releasing a hold needs a reason', hint = 'Say why the data is no longer needed.';
   end if;
+  perform custody_data.require_read_committed();
   perform custody_data.lock_holds(v_tenant, true);
   select h.* into v_hold from custody_data.legal_holds h where h.tenant_id = v_tenant and h.hold_id = p_hold_id for update;
   if not found or v_hold.released_at is not null then
@@ -170,7 +172,7 @@ revoke all on function custody.release_hold(uuid, text) from public;
 grant execute on function custody.release_hold(uuid, text) to custody_privacy;
 comment on function custody.release_hold(uuid, text) is
 'Releases a hold and returns how many erasure requests it had kept waiting and now resume. p_reason: why, 1 to 2000 characters.
-Errors: PC001, PC015 confined to one person, PC023, PC024 unknown or released. Callers: custody_privacy.';
+Errors: PC001, PC015 confined to one person, PC023, PC024 unknown or released, PC026 isolation level. Callers: custody_privacy.';
 
 create or replace function custody_data.holds_on(p_identity_id uuid)
 returns uuid[]
