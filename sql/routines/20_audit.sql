@@ -47,9 +47,11 @@ begin
   loop
     v_name := 'audit_logs_' || to_char(v_month, 'YYYY_MM');
     continue when to_regclass(format('custody_data.%I', v_name)) is not null;
-    -- One maker at a time; whoever waited looks again.
+    -- One maker at a time. Whoever waited looks again, in the table itself: what to_regclass remembers is older
+    -- than the wait. Opening the partition makes this session take notice of it before it inserts.
     perform pg_advisory_xact_lock(hashtextextended('pgcustody.partitions', 0));
-    continue when to_regclass(format('custody_data.%I', v_name)) is not null;
+    perform pg_relation_size(c.oid) from pg_class c where c.relnamespace = 'custody_data'::regnamespace and c.relname = v_name;
+    continue when found;
 
     -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice. The
     -- bounds are written out in UTC: the text of a time depends on the session's DateStyle and TimeZone.

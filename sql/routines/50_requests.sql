@@ -37,8 +37,13 @@ begin
   end if;
   -- A retry after the person was erased must find its request, although the user_id is gone.
   select r.* into v_first from custody_data.requests r where r.tenant_id = v_tenant and r.request_id = p_request_id;
-  if found and v_first.kind = p_kind and v_first.status = 'done' and v_first.kind = 'erasure' then
-    return v_first.request_id;
+  if found and v_first.kind = p_kind and v_first.kind = 'erasure' then
+    -- An erasure that is under way has the identity: its end is waited for.
+    perform 1 from custody_data.identities i where i.tenant_id = v_tenant and i.identity_id = v_first.identity_id for key share;
+    select r.* into v_first from custody_data.requests r where r.tenant_id = v_tenant and r.request_id = p_request_id;
+    if v_first.status = 'done' then
+      return v_first.request_id;
+    end if;
   end if;
   v_identity_id := custody_data.require_person(p_user_id);
   insert into custody_data.requests (tenant_id, request_id, kind, identity_id, reason, requested_by)
