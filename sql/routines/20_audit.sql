@@ -251,9 +251,11 @@ begin
   if p_subject_user_id is not null and v_subject_id is null then
     v_subject_id := custody_data.claim_identity(p_subject_user_id);
   end if;
-  if nullif(current_setting('custody.subject', true), '') is not null
-      and coalesce(v_subject_id, v_resource_identity) is distinct from custody.current_subject_id()
-      and coalesce(v_subject_id, v_resource_identity) is not null then
+  -- Another person's user_id is hidden here: as a resource it would be stored as it stands, out of erasure's reach.
+  if nullif(current_setting('custody.subject', true), '') is not null and (
+      (coalesce(v_subject_id, v_resource_identity) is distinct from custody.current_subject_id()
+        and coalesce(v_subject_id, v_resource_identity) is not null)
+      or (p_resource_id is not null and v_resource_identity is null and custody_data.names_somebody(p_resource_id))) then
     raise exception using
       errcode = 'PC015',
       message = 'this transaction is confined to another person',
