@@ -190,7 +190,7 @@ func withCommand(cfg *settings) *cobra.Command {
 		Short: "Run a command on a new stack, named by DEVSTACK_DIR and DEVSTACK_TEST_DIR, and remove the stack afterwards",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			dir, err := os.MkdirTemp("", "pgcustody-")
+			dir, err := stack.TempDir()
 			if err != nil {
 				return err
 			}

@@ -90,6 +90,16 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 	return s, nil
 }
 
+// TempDir makes a folder for a stack that is thrown away.
+func TempDir() (string, error) {
+	dir, err := os.MkdirTemp("", "pgcustody-")
+	if err != nil {
+		return "", err
+	}
+	// Closed to others it would have no place for the server's part.
+	return dir, os.Chmod(dir, 0o711)
+}
+
 // Open finds the stack in a folder and starts nothing.
 func Open(dir string) (*Stack, error) {
 	dir, err := filepath.Abs(cmp.Or(dir, ".devstack"))

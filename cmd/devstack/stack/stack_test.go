@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 // newDir is short, so that the cluster's socket finds room in it.
 func newDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "stack-") //nolint:usetesting // t.TempDir() has the test's name in it
+	dir, err := TempDir()
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
@@ -57,7 +57,7 @@ func startIn(t *testing.T, dir string) *Stack {
 
 // one is a stack for the tests that only look.
 var one = sync.OnceValues(func() (*Stack, error) {
-	dir, err := os.MkdirTemp("", "stack-")
+	dir, err := TempDir()
 	if err != nil {
 		return nil, err
 	}
@@ -444,6 +444,14 @@ func TestFarAwayFolder(t *testing.T) {
 	require.NoError(t, s.Destroy(t.Context()))
 	require.NoDirExists(t, s.PGHome)
 	require.NoDirExists(t, dir)
+}
+
+// As in root's home: what root may enter, the server's account may not.
+func TestFolderClosedToOthers(t *testing.T) {
+	t.Parallel()
+	closed := newDir(t)
+	require.NoError(t, os.Chmod(closed, 0o700))
+	requireAnswers(t, startIn(t, filepath.Join(closed, "stack")))
 }
 
 func TestDestroyKeepsWhatIsNotItsOwn(t *testing.T) {

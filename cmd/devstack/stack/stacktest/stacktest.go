@@ -29,7 +29,7 @@ var shared = sync.OnceValues(func() (*stack.Stack, error) {
 	dir, forAll := os.LookupEnv("DEVSTACK_TEST_DIR")
 	if !forAll {
 		var err error
-		if dir, err = os.MkdirTemp("", "pgcustody-"); err != nil {
+		if dir, err = stack.TempDir(); err != nil {
 			return nil, err
 		}
 	}
