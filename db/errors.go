@@ -44,6 +44,7 @@ var (
 	ErrArchiveMismatch     = errors.New("archive incomplete or not matching")
 	ErrImmutableColumn     = errors.New("immutable column")
 	ErrRoutineMissing      = errors.New("routine not installed")
+	ErrUnderHold           = errors.New("under a legal hold")
 )
 
 // What Postgres itself refuses and users meet.
@@ -90,6 +91,7 @@ var codes = map[string]error{
 	"PC029": ErrArchiveMismatch,
 	"PC030": ErrImmutableColumn,
 	"PC031": ErrRoutineMissing,
+	"PC032": ErrUnderHold,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

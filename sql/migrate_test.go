@@ -403,7 +403,9 @@ func TestOlderDatabase(t *testing.T) {
 	newer := overlay(t, map[string]*string{
 		next(1, "more"): text("-- +goose Up\ncreate table custody_data.one (a int);\n"),
 	})
-	requireState(t, sql.CheckFiles(t.Context(), worker, newer), sql.Behind)
+	err := sql.CheckFiles(t.Context(), worker, newer)
+	requireState(t, err, sql.Behind)
+	require.ErrorContains(t, err, fmt.Sprintf("version %d of %d", sql.Latest(), sql.Latest()+1))
 	d.up(t, newer)
 	require.NoError(t, sql.CheckFiles(t.Context(), worker, newer))
 }

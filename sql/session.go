@@ -35,11 +35,19 @@ type session struct {
 // errSessionLost is what every call gets after the connection broke.
 var errSessionLost = errors.New("the migration's connection was lost: run the command again, it goes on where it stopped")
 
+// addressError says that the configured address will not do.
+type addressError string
+
+func (e addressError) Error() string { return string(e) }
+
+// ExitCode is what the command line exits with.
+func (e addressError) ExitCode() int { return 2 }
+
 func connect(ctx context.Context, cfg Config, command string) (*session, error) {
 	config, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
 		// The parser's message may repeat the password.
-		return nil, errors.New("the migration login's address is not a PostgreSQL address")
+		return nil, addressError("the migration login's address is not a PostgreSQL address")
 	}
 	config.MaxConns, config.MinConns, config.MinIdleConns = 1, 0, 0
 	config.MaxConnLifetime, config.MaxConnIdleTime = 365*24*time.Hour, 365*24*time.Hour
@@ -79,7 +87,7 @@ func (s *session) prepare(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	if backend != conn.Conn().PgConn().PID() {
-		return errors.New("the connection goes through a pooler: migrations hold a session lock and need a direct connection to the server")
+		return addressError("the connection goes through a pooler: migrations hold a session lock and need a direct connection to the server")
 	}
 	if _, err := conn.Exec(ctx, settings(cfg)); err != nil {
 		return fmt.Errorf("set up session: %w", err)

@@ -120,6 +120,10 @@ func (r *Report) pending() (versions []Version) {
 	return versions
 }
 
+// Inspect compares a database with this binary. It only reads, as any role that
+// may connect.
+func Inspect(ctx context.Context, q Querier) (*Report, error) { return inspectFiles(ctx, q, embedded) }
+
 func inspectFiles(ctx context.Context, q Querier, fsys fs.FS) (*Report, error) {
 	b, err := load(fsys)
 	if err != nil {
