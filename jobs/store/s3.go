@@ -21,6 +21,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"github.com/aws/smithy-go"
 	"github.com/aws/smithy-go/logging"
 	"golang.org/x/sync/errgroup"
 )
@@ -264,14 +265,30 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 }
 
 // abort gives up an upload although the caller's context may be done: what it
-// left would be paid for and never seen.
+// left would be paid for and never seen. A part that was on its way when its
+// connection was cut may still arrive and bring the upload back, so it asks until
+// the store knows of none.
 func (s *s3Store) abort(ctx context.Context, key, uploadID string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	// The error that led here is the one to report; Sweep finds what is left.
-	_, _ = s.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
-		Bucket: &s.bucket, Key: s.key(key), UploadId: &uploadID,
-	})
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for wait := 20 * time.Millisecond; wait < time.Second; wait *= 2 {
+		_, err := s.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{
+			Bucket: &s.bucket, Key: s.key(key), UploadId: &uploadID,
+		})
+		if err != nil {
+			// Gone, or the store is away. The error that led here is the one to
+			// report, and Sweep finds what is left.
+			return
+		}
+		pause.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+	}
 }
 
 // compareChecksum holds the store's sum against ours. A store that answers with
@@ -357,11 +374,24 @@ func (s *s3Store) Head(ctx context.Context, key, version string) (Info, error) {
 	if err != nil {
 		return Info{}, s.error(ctx, "head", key, err)
 	}
-	return Info{
+	info := Info{
 		Key: key, Version: aws.ToString(out.VersionId), Size: aws.ToInt64(out.ContentLength),
 		Modified: aws.ToTime(out.LastModified), Checksum: aws.ToString(out.ChecksumSHA256),
 		RetainMode: string(out.ObjectLockMode), RetainUntil: aws.ToTime(out.ObjectLockRetainUntilDate),
-	}, nil
+	}
+	if info.RetainMode == "" {
+		// Not every server tells the lock of a version that is not the current one.
+		retention, err := s.client.GetObjectRetention(ctx, &s3.GetObjectRetentionInput{Bucket: &s.bucket, Key: s.key(key), VersionId: in.VersionId})
+		var api smithy.APIError
+		switch {
+		case err == nil && retention.Retention != nil:
+			info.RetainMode, info.RetainUntil = string(retention.Retention.Mode), aws.ToTime(retention.Retention.RetainUntilDate)
+		case err != nil && !errors.As(err, &api):
+			return info, s.error(ctx, "head", key, err)
+		}
+		// Whatever else it says means that no lock is known.
+	}
+	return info, nil
 }
 
 func (s *s3Store) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {

@@ -155,6 +155,9 @@ func TestComplianceLockHolds(t *testing.T) {
 		require.NoError(t, err)
 		_, err = s.Get(t.Context(), "locked", "")
 		require.ErrorIs(t, err, ErrNotFound)
+		info, err := s.Head(t.Context(), "locked", put.Version)
+		require.NoError(t, err)
+		require.True(t, info.LockedUntil(until), "the lock under a marker is not told")
 		require.Equal(t, "evidence", string(readAll(t, s, "locked", put.Version)))
 	})
 }

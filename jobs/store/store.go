@@ -50,8 +50,8 @@ type Info struct {
 	Size     int64
 	Modified time.Time
 	Checksum string // as in PutResult; empty in a listing
-	// RetainMode and RetainUntil are the lock as the store reports it, empty in
-	// a listing or where there is none.
+	// RetainMode and RetainUntil are the lock as the store reports it to Head,
+	// empty where none is known, and not to be relied on elsewhere.
 	RetainMode  string
 	RetainUntil time.Time
 }

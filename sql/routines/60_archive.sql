@@ -109,10 +109,9 @@ declare
   v_day record;
 begin
   -- All events below v_from on days before v_days_end are covered.
-  select max(s.xid_to) into v_from
+  select max(s.xid_to), max(s.day) + 1 into v_from, v_days_end
   from custody_data.archive_segments s
   where s.tenant_id = 'system' and s.opened_at >= p_opened_at;
-  select max(s.day) + 1 into v_days_end from custody_data.archive_segments s where s.tenant_id = 'system';
   if v_from > p_horizon then
     raise exception using
       errcode = 'PC029',

@@ -1,0 +1,1048 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/riverqueue/river"
+	"github.com/stretchr/testify/require"
+
+	"pgcustody/cmd/devstack/stack"
+	"pgcustody/cmd/devstack/stack/stacktest"
+	"pgcustody/db"
+	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
+)
+
+// archiveBench is a bench with a superuser, who alone can write events of any
+// time, as an import would.
+type archiveBench struct {
+	*bench
+	super  *pgxpool.Pool
+	today  time.Time
+	bucket string
+}
+
+func newArchiveBench(t *testing.T) *archiveBench {
+	b := newBench(t)
+	return &archiveBench{
+		bench: b, super: b.database.Pool(t, stack.Superuser),
+		today: time.Now().UTC().Truncate(24 * time.Hour), bucket: strings.TrimPrefix(b.deps.Store.URL(), "s3://"),
+	}
+}
+
+// day is that many days before today.
+func (b *archiveBench) day(ago int) time.Time { return b.today.AddDate(0, 0, -ago) }
+
+const insertEvents = `
+insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, metadata, personal, import_id)
+select $1, gen_random_uuid(), $2::timestamptz + random() * interval '86399 s', gen_random_uuid(), $4, 'phi.access', 'document',
+  E'x"\\\n\t' || i, jsonb_build_object('count', i), '{"note": "line\nfeed, \\ and \u00e9"}', gen_random_uuid()
+from generate_series(1, $3) i`
+
+// events writes n events of a day in a transaction of their own.
+func (b *archiveBench) events(tenant string, day time.Time, n int) {
+	b.Helper()
+	b.partition(day)
+	_, err := b.super.Exec(b.Context(), insertEvents, tenant, day, n, nil)
+	require.NoError(b, err)
+}
+
+func (b *archiveBench) partition(day time.Time) {
+	b.Helper()
+	b.context(b.deps.Pool, SystemTenant, func(tx pgx.Tx) error {
+		_, err := db.New().EnsureAuditPartitions(b.Context(), tx, db.EnsureAuditPartitionsParams{FromAt: day, ToAt: day})
+		return err
+	})
+}
+
+// settle waits until no transaction of the cluster is open that began before now:
+// other tests' transactions hold the archive back too. With an open transaction
+// of the test's own it waits for those before that.
+func (b *archiveBench) settle(before ...string) {
+	b.Helper()
+	end := append(before, "")[0]
+	if end == "" {
+		require.NoError(b, b.super.QueryRow(b.Context(), "select pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot())::text").Scan(&end))
+	}
+	require.Eventually(b, func() bool {
+		var over bool
+		err := b.super.QueryRow(b.Context(), "select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::text::xid8", end).Scan(&over)
+		return err == nil && over
+	}, time.Minute, 2*time.Millisecond, "a transaction of another test does not end")
+}
+
+// run does one run through River, after everything that was written before, and
+// expects it to succeed.
+func (b *archiveBench) run(before ...string) Report {
+	b.Helper()
+	b.settle(before...)
+	event := b.work(ArchiveArgs{})
+	require.Equal(b, river.EventKindJobCompleted, event.Kind)
+	reports := b.reports.of("archive")
+	return reports[len(reports)-1]
+}
+
+// direct is run without River's queue.
+func (b *archiveBench) direct(ctx context.Context, change func(*ArchiveWorker)) (map[string]int64, error) {
+	b.Helper()
+	b.settle()
+	return b.now(ctx, change)
+}
+
+// now is direct at once.
+func (b *archiveBench) now(ctx context.Context, change func(*ArchiveWorker)) (map[string]int64, error) {
+	w := &ArchiveWorker{Deps: b.deps}
+	if change != nil {
+		change(w)
+	}
+	run := &Run{Job: "archive", deps: w.Deps, counts: map[string]int64{}}
+	err := w.archive(ctx, run)
+	if err == nil {
+		err = w.drop(ctx, run, w.Config.Archive.withDefaults())
+	}
+	return run.counts, err
+}
+
+type rowID struct{ tenant, id string }
+
+// archived reads every object of the bucket and returns each line by its id. It
+// fails if an event is there twice, if an object has a second version, or if an
+// upload was left unfinished.
+func (b *archiveBench) archived() map[rowID]string {
+	b.Helper()
+	lines := map[rowID]string{}
+	objects := 0
+	for object, err := range b.deps.Store.List(b.Context(), segment.Prefix) {
+		require.NoError(b, err)
+		if !strings.HasSuffix(object.Key, ".zst") {
+			continue
+		}
+		objects++
+		name, err := segment.ParseKey(object.Key)
+		require.NoError(b, err)
+		manifest := b.manifest(name)
+		o, err := b.deps.Store.Get(b.Context(), object.Key, "")
+		require.NoError(b, err)
+		require.NoError(b, segment.Verify(o, manifest))
+		require.NoError(b, o.Close())
+
+		o, err = b.deps.Store.Get(b.Context(), object.Key, "")
+		require.NoError(b, err)
+		_, err = segment.Read(o, func(line []byte) error {
+			var entry struct{ Log_entry_id, Tenant_id string }
+			require.NoError(b, json.Unmarshal(line, &entry))
+			id := rowID{entry.Tenant_id, entry.Log_entry_id}
+			require.NotContains(b, lines, id, "an event is archived twice")
+			lines[id] = string(line)
+			return nil
+		})
+		require.NoError(b, err)
+		require.NoError(b, o.Close())
+		for _, key := range []string{object.Key, name.ManifestKey()} {
+			info, err := b.deps.Store.Head(b.Context(), key, "")
+			require.NoError(b, err)
+			require.True(b, info.LockedUntil(name.Day.AddDate(7, 0, 1)), "%s is locked until %s", key, info.RetainUntil)
+			require.True(b, info.LockedUntil(time.Now().AddDate(0, 0, 30)), "%s is locked until %s", key, info.RetainUntil)
+		}
+	}
+	s3Client := stacktest.Shared(b.T).S3()
+	versions, err := s3Client.ListObjectVersions(b.Context(), &s3.ListObjectVersionsInput{Bucket: &b.bucket, Prefix: aws.String(segment.Prefix)})
+	require.NoError(b, err)
+	require.Len(b, versions.Versions, 2*objects, "an object was written twice")
+	uploads, err := s3Client.ListMultipartUploads(b.Context(), &s3.ListMultipartUploadsInput{Bucket: &b.bucket})
+	require.NoError(b, err)
+	require.Empty(b, uploads.Uploads)
+	return lines
+}
+
+func (b *archiveBench) manifest(name segment.Name) *segment.Manifest {
+	b.Helper()
+	o, err := b.deps.Store.Get(b.Context(), name.ManifestKey(), "")
+	require.NoError(b, err)
+	defer o.Close()
+	m, err := segment.DecodeManifest(o)
+	require.NoError(b, err)
+	return m
+}
+
+// closedRows are the canonical entries of all events before today.
+func (b *archiveBench) closedRows() map[rowID]string {
+	b.Helper()
+	rows, err := b.super.Query(b.Context(), `
+		select a.tenant_id, a.log_entry_id::text, custody.audit_entry(a) from custody_data.audit_logs a where a.occurred_at < $1`, b.today)
+	require.NoError(b, err)
+	entries := map[rowID]string{}
+	var id rowID
+	var entry string
+	_, err = pgx.ForEachRow(rows, []any{&id.tenant, &id.id, &entry}, func() error {
+		entries[id] = entry
+		return nil
+	})
+	require.NoError(b, err)
+	return entries
+}
+
+// requireAllArchived holds the bucket against the trail.
+func (b *archiveBench) requireAllArchived() {
+	b.Helper()
+	closed, lines := b.closedRows(), b.archived()
+	for id, entry := range closed {
+		require.Equal(b, entry, lines[id])
+	}
+	require.Len(b, lines, len(closed), "lines are archived that are not in the trail")
+	require.Zero(b, b.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"))
+}
+
+func TestArchiveTakesClosedDaysOfAllTenants(t *testing.T) {
+	b := newArchiveBench(t)
+	b.context(b.deps.Pool, SystemTenant, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "select custody.register_tenant('other', 'Other')")
+		return err
+	})
+	b.events(tenant, b.day(1), 30)
+	b.events("other", b.day(1), 20)
+	b.events(tenant, b.day(3), 10)
+	b.exec("select custody.record_audit_event('phi.access')") // today: not yet
+
+	report := b.run()
+	require.EqualValues(t, 2, report.Counts["segments"])
+	require.EqualValues(t, 60, report.Counts["events"])
+	require.Positive(t, report.Bytes)
+	b.requireAllArchived()
+	require.Len(t, b.archived(), 60)
+
+	m := b.manifest(segment.NewName(b.day(1), 1))
+	require.EqualValues(t, 50, m.Rows)
+	require.NotEqual(t, "", m.SoftwareVersion)
+	require.EqualValues(t, 2, b.number(SystemTenant, "select count(*) from custody_data.audit_logs where tenant_id = 'system' and action = 'archive.segment'"))
+	require.EqualValues(t, 1, b.number(SystemTenant, `
+		select count(*) from custody_data.audit_logs
+		where tenant_id = 'system' and action = 'archive.segment' and resource_type = 'archive_segment' and resource_id = $1
+			and metadata @> '{"rows": 50, "part": 1}'`, b.day(1).Format(time.DateOnly)+".1"))
+	require.EqualValues(t, 1, b.number(SystemTenant, "select count(*) from custody_data.job_runs where job = 'archive' and status = 'succeeded' and (counts ->> 'events')::int = 60 and bytes > 0"))
+
+	again := b.run()
+	require.Zero(t, again.Counts["segments"])
+	b.requireAllArchived()
+}
+
+func TestLateEventsMakeTheNextPart(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(2), 5)
+	b.run()
+	b.events(tenant, b.day(2), 3)
+	b.events(tenant, b.day(5), 2) // a day that nobody had seen, before one that is archived
+	b.run()
+	b.events(tenant, b.day(2), 1)
+	b.run()
+	b.requireAllArchived()
+	for part, rows := range map[int]int64{1: 5, 2: 3, 3: 1} {
+		require.Equal(t, rows, b.manifest(segment.NewName(b.day(2), part)).Rows)
+	}
+	require.EqualValues(t, 2, b.manifest(segment.NewName(b.day(5), 1)).Rows)
+}
+
+// TestOpenTransactionsAreNotLost leaves transactions open, prepared and rolled
+// back while others commit and are archived. A cursor on time or id would pass
+// them over.
+func TestOpenTransactionsAreNotLost(t *testing.T) {
+	b := newArchiveBench(t)
+	day := b.day(1)
+	b.partition(day)
+	var open []pgx.Tx
+	var xids []string
+	for range 3 {
+		tx, err := b.super.Begin(t.Context())
+		require.NoError(t, err)
+		_, err = tx.Exec(t.Context(), insertEvents, tenant, day, 4, nil)
+		require.NoError(t, err)
+		var xid string
+		require.NoError(t, tx.QueryRow(t.Context(), "select pg_catalog.pg_current_xact_id()::text").Scan(&xid))
+		open, xids = append(open, tx), append(xids, xid)
+		b.events(tenant, day, 2)
+	}
+	// Nothing beyond the oldest open transaction can be taken yet.
+	require.Zero(t, b.run(xids[0]).Counts["events"])
+	require.NoError(t, open[0].Commit(t.Context()))
+	require.EqualValues(t, 6, b.run(xids[1]).Counts["events"])
+	require.NoError(t, open[2].Commit(t.Context()))
+	require.Zero(t, b.run(xids[1]).Counts["events"], "the second transaction is open before it")
+	require.NoError(t, open[1].Rollback(t.Context()))
+	require.EqualValues(t, 8, b.run().Counts["events"])
+	b.requireAllArchived()
+	require.Len(t, b.archived(), 14)
+}
+
+// TestArchiveWhileAppending archives again and again while many transactions of
+// different length append to closed days.
+func TestArchiveWhileAppending(t *testing.T) {
+	b := newArchiveBench(t)
+	for ago := range 3 {
+		b.partition(b.day(ago + 1))
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var writers sync.WaitGroup
+	for i := range 4 {
+		writers.Go(func() {
+			for n := 0; ctx.Err() == nil && n < 60; n++ {
+				tx, err := b.super.Begin(t.Context())
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				for range n%3 + 1 {
+					if _, err := tx.Exec(t.Context(), insertEvents, tenant, b.day((n+i)%3+1), n%4+1, nil); err != nil {
+						t.Error(err)
+					}
+				}
+				end := tx.Commit
+				if n%7 == 6 {
+					end = tx.Rollback
+				}
+				if err := end(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	go func() { writers.Wait(); close(done) }()
+	for running := true; running; {
+		select {
+		case <-done:
+			running = false
+		default:
+		}
+		_, err := b.now(t.Context(), nil)
+		require.NoError(t, err)
+	}
+	_, err := b.direct(t.Context(), nil)
+	require.NoError(t, err)
+	b.requireAllArchived()
+}
+
+func TestTwoArchivesAtOnce(t *testing.T) {
+	b := newArchiveBench(t)
+	for ago := range 6 {
+		b.events(tenant, b.day(ago+1), 20)
+	}
+	b.settle()
+	var workers sync.WaitGroup
+	errs := make([]error, 4)
+	for i := range errs {
+		workers.Go(func() {
+			// Some skip what another has; then they look again.
+			for {
+				counts, err := b.now(t.Context(), nil)
+				errs[i] = err
+				if err != nil || counts["segments_of_others"] == 0 {
+					return
+				}
+			}
+		})
+	}
+	workers.Wait()
+	for _, err := range errs {
+		require.NoError(t, err)
+	}
+	b.requireAllArchived()
+	require.EqualValues(t, 6, b.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'archive.segment'"))
+}
+
+var archiveSteps = []string{
+	"before stream", "after stream", "before read back", "after read back",
+	"before put manifest", "after put manifest", "before record", "after record",
+}
+
+// TestKilledAtEachStep ends a run at each step of a segment, by an error and by
+// the end of its context, and lets the next run finish.
+func TestArchiveKilledAtEachStep(t *testing.T) {
+	killed := errors.New("killed")
+	for _, how := range []string{"error", "context"} {
+		for _, at := range archiveSteps {
+			t.Run(how+" "+at, func(t *testing.T) {
+				b := newArchiveBench(t)
+				b.events(tenant, b.day(2), 10)
+				b.events(tenant, b.day(1), 10)
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				_, err := b.direct(ctx, func(w *ArchiveWorker) {
+					w.step = func(step string, _ segment.Name) error {
+						if step != at {
+							return nil
+						}
+						if how == "error" {
+							return killed
+						}
+						cancel()
+						return nil
+					}
+				})
+				if how == "error" {
+					require.ErrorIs(t, err, killed)
+				} else {
+					require.ErrorIs(t, err, context.Canceled)
+				}
+				before := b.versions()
+				b.events(tenant, b.day(2), 1) // must not change what the killed run began
+
+				_, err = b.direct(t.Context(), nil)
+				require.NoError(t, err)
+				b.requireAllArchived()
+				after := b.versions()
+				for key, version := range before {
+					require.Equal(t, version, after[key], "%s was written again", key)
+				}
+			})
+		}
+	}
+}
+
+// versions are the objects' current versions by key.
+func (b *archiveBench) versions() map[string]string {
+	b.Helper()
+	versions := map[string]string{}
+	for object, err := range b.deps.Store.List(b.Context(), segment.Prefix) {
+		require.NoError(b, err)
+		info, err := b.deps.Store.Head(b.Context(), object.Key, "")
+		require.NoError(b, err)
+		versions[object.Key] = info.Version
+	}
+	return versions
+}
+
+// breaking is a store that fails at will.
+type breaking struct {
+	store.Store
+	put func(key string) error
+	// answer, if it returns an error, replaces the answer to a Put that was done.
+	answer func(key string) error
+	get    func(key string) (*store.Object, error)
+}
+
+func (s *breaking) Put(ctx context.Context, key string, body io.Reader, o store.PutOptions) (store.PutResult, error) {
+	if s.put != nil {
+		if err := s.put(key); err != nil {
+			return store.PutResult{}, err
+		}
+	}
+	res, err := s.Store.Put(ctx, key, body, o)
+	if err == nil && s.answer != nil {
+		err = s.answer(key)
+	}
+	return res, err
+}
+
+func (s *breaking) Get(ctx context.Context, key, version string) (*store.Object, error) {
+	if s.get != nil {
+		if o, err := s.get(key); o != nil || err != nil {
+			return o, err
+		}
+	}
+	return s.Store.Get(ctx, key, version)
+}
+
+func TestArchiveStoreFails(t *testing.T) {
+	away := &store.Error{Op: "put", Object: "s3://x", Kind: store.ErrUnreachable}
+	cases := map[string]func(*breaking){
+		"object cannot be put":   func(s *breaking) { s.put = func(key string) error { return onObject(key, away) } },
+		"manifest cannot be put": func(s *breaking) { s.put = func(key string) error { return onManifest(key, away) } },
+		"object cannot be read":  func(s *breaking) { s.get = func(key string) (*store.Object, error) { return nil, onObject(key, away) } },
+		"manifest cannot be read": func(s *breaking) {
+			s.get = func(key string) (*store.Object, error) { return nil, onManifest(key, away) }
+		},
+		"object's answer is lost":   func(s *breaking) { s.answer = func(key string) error { return onObject(key, away) } },
+		"manifest's answer is lost": func(s *breaking) { s.answer = func(key string) error { return onManifest(key, away) } },
+	}
+	for name, breaks := range cases {
+		t.Run(name, func(t *testing.T) {
+			b := newArchiveBench(t)
+			b.events(tenant, b.day(1), 10)
+			_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
+				s := &breaking{Store: w.Store}
+				breaks(s)
+				w.Store = s
+			})
+			require.ErrorIs(t, err, store.ErrUnreachable)
+			var failure *Failure
+			require.ErrorAs(t, err, &failure)
+			require.Equal(t, store.ErrUnreachable.Error(), failure.Code)
+			require.Zero(t, b.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is not null"))
+
+			_, err = b.direct(t.Context(), nil)
+			require.NoError(t, err)
+			b.requireAllArchived()
+		})
+	}
+	t.Run("a lost answer is retried by the client and refused", func(t *testing.T) {
+		// The SDK sends a request again whose answer was lost; the store says that the object is there.
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
+			exists := func(string) error { return &store.Error{Op: "put", Kind: store.ErrExists} }
+			w.Store = &breaking{Store: w.Store, answer: exists}
+		})
+		require.NoError(t, err)
+		b.requireAllArchived()
+	})
+	t.Run("bucket without Object Lock", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		bucket := "nolock-" + b.bucket[len(b.bucket)-12:]
+		require.NoError(t, stacktest.Shared(t).NewBucket(t.Context(), bucket, false))
+		s, err := store.OpenURL(t.Context(), "s3://"+bucket)
+		require.NoError(t, err)
+		_, err = b.direct(t.Context(), func(w *ArchiveWorker) { w.Store = s })
+		require.ErrorIs(t, err, store.ErrNoObjectLock)
+		require.Zero(t, b.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is not null"))
+	})
+	t.Run("no store", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.deps.Store = nil
+		require.Equal(t, river.EventKindJobSnoozed, b.work(ArchiveArgs{}).Kind)
+	})
+}
+
+func onObject(key string, err error) error {
+	if strings.HasSuffix(key, ".zst") {
+		return err
+	}
+	return nil
+}
+
+func onManifest(key string, err error) error {
+	if strings.HasSuffix(key, ".json") {
+		return err
+	}
+	return nil
+}
+
+// TestForeignObjects finds something else where its own objects should be.
+func TestForeignObjects(t *testing.T) {
+	other := func(rows ...string) []byte {
+		var out bytes.Buffer
+		w, err := segment.NewWriter(&out)
+		require.NoError(t, err)
+		for _, row := range rows {
+			require.NoError(t, w.WriteEntry([]byte(row)))
+		}
+		_, err = w.Close()
+		require.NoError(t, err)
+		return out.Bytes()
+	}
+	for what, content := range map[string][]byte{
+		"object is not what the database holds": other("{}"),
+		"object cannot be read":                 []byte("not zstd"),
+	} {
+		t.Run(what, func(t *testing.T) {
+			b := newArchiveBench(t)
+			b.events(tenant, b.day(1), 10)
+			key := segment.NewName(b.day(1), 1).ObjectKey()
+			put, err := b.deps.Store.Put(t.Context(), key, bytes.NewReader(content), store.PutOptions{})
+			require.NoError(t, err)
+			b.requireFinding(key, what)
+			info, err := b.deps.Store.Head(t.Context(), key, "")
+			require.NoError(t, err)
+			require.Equal(t, put.Version, info.Version, "it was written over")
+		})
+	}
+	t.Run("manifest", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		key := segment.NewName(b.day(1), 1).ManifestKey()
+		_, err := b.deps.Store.Put(t.Context(), key, strings.NewReader("{}"), store.PutOptions{})
+		require.NoError(t, err)
+		b.requireFinding(key, "manifest does not fit the object")
+	})
+	t.Run("own object with another manifest", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		name := segment.NewName(b.day(1), 1)
+		stop := errors.New("stop")
+		_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
+			w.step = func(step string, _ segment.Name) error {
+				if step == "before record" {
+					return stop
+				}
+				return nil
+			}
+		})
+		require.ErrorIs(t, err, stop)
+		m := b.manifest(name)
+		m.StoredSHA256[0] ^= 1
+		document, err := m.Encode()
+		require.NoError(t, err)
+		_, err = b.deps.Store.Put(t.Context(), name.ManifestKey(), bytes.NewReader(document), store.PutOptions{})
+		require.NoError(t, err)
+		b.requireFinding(name.ManifestKey(), "manifest does not fit the object")
+	})
+	t.Run("a shorter lock is lengthened", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		killed := errors.New("killed")
+		_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
+			// As if it had been written under a shorter policy.
+			w.Store = &shorter{w.Store}
+			w.step = func(step string, _ segment.Name) error {
+				if step == "after stream" {
+					return killed
+				}
+				return nil
+			}
+		})
+		require.ErrorIs(t, err, killed)
+		info, err := b.deps.Store.Head(t.Context(), segment.NewName(b.day(1), 1).ObjectKey(), "")
+		require.NoError(t, err)
+		require.False(t, info.LockedUntil(time.Now().Add(24*time.Hour)))
+		_, err = b.direct(t.Context(), nil)
+		require.NoError(t, err)
+		b.requireAllArchived() // asks for the full lock
+	})
+}
+
+// shorter locks for an hour only.
+type shorter struct{ store.Store }
+
+func (s *shorter) Put(ctx context.Context, key string, body io.Reader, o store.PutOptions) (store.PutResult, error) {
+	o.RetainUntil = time.Now().Add(time.Hour)
+	return s.Store.Put(ctx, key, body, o)
+}
+
+func (b *archiveBench) requireFinding(key, what string) {
+	b.Helper()
+	_, err := b.direct(b.Context(), nil)
+	var finding *ArchiveFinding
+	require.ErrorAs(b, err, &finding)
+	require.Equal(b, key, finding.Object)
+	require.Equal(b, what, finding.What)
+	require.Contains(b, err.Error(), key)
+	require.Equal(b, 4, finding.ExitCode())
+	require.Zero(b, b.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is not null"))
+}
+
+// months are the trail's months that are still there, by state.
+func (b *archiveBench) months() map[string]string {
+	b.Helper()
+	months := map[string]string{}
+	b.context(b.deps.Pool, SystemTenant, func(tx pgx.Tx) error {
+		rows, err := db.New().AuditMonths(b.Context(), tx)
+		for _, m := range rows {
+			months[m.PartitionName] = m.State
+		}
+		return err
+	})
+	return months
+}
+
+func partitionOf(day time.Time) string { return "audit_logs_" + day.Format("2006_01") }
+
+func TestMonthsAreDroppedOnceArchived(t *testing.T) {
+	b := newArchiveBench(t)
+	old, older, hot := b.day(150), b.day(400), b.day(40)
+	for _, day := range []time.Time{old, older, hot} {
+		b.events(tenant, day, 10)
+	}
+	require.Equal(t, "unarchived", b.months()[partitionOf(old)])
+	require.Empty(t, b.dropNow(), "a month was dropped that is in no object")
+
+	report := b.run()
+	require.EqualValues(t, 2, report.Counts["months_dropped"])
+	require.EqualValues(t, 20, report.Counts["events_dropped"])
+	months := b.months()
+	require.NotContains(t, months, partitionOf(old))
+	require.NotContains(t, months, partitionOf(older))
+	require.Equal(t, "hot", months[partitionOf(hot)])
+	require.Equal(t, "hot", months[partitionOf(b.today)])
+	require.Len(t, b.archived(), 30)
+	require.EqualValues(t, 2, b.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'partition.drop' and metadata ->> 'rows' = '10'"))
+	require.EqualValues(t, 20, b.number(SystemTenant, "select sum(rows_dropped)::bigint from custody_data.partition_drops"))
+
+	// A late event makes its month anew, and that goes the same way.
+	b.events(tenant, old, 3)
+	require.Empty(t, b.dropNow())
+	report = b.run()
+	require.EqualValues(t, 3, report.Counts["events"])
+	require.EqualValues(t, 1, report.Counts["months_dropped"])
+	require.Len(t, b.archived(), 33)
+}
+
+// dropNow calls the database's function alone.
+func (b *archiveBench) dropNow() (dropped []db.DropArchivedPartitionsRow) {
+	b.Helper()
+	b.context(b.deps.Pool, SystemTenant, func(tx pgx.Tx) (err error) {
+		dropped, err = db.New().DropArchivedPartitions(b.Context(), tx, 100)
+		return err
+	})
+	return dropped
+}
+
+func TestDropIsRefused(t *testing.T) {
+	day := func(b *archiveBench) time.Time { return b.day(150) }
+	archiveOnly := func(b *archiveBench) {
+		b.settle()
+		w := &ArchiveWorker{Deps: b.deps}
+		require.NoError(b, w.archive(b.Context(), &Run{deps: b.deps, counts: map[string]int64{}}))
+	}
+	t.Run("while an event is in no segment", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, day(b), 10)
+		archiveOnly(b)
+		b.events(tenant, day(b), 1)
+		require.Empty(t, b.dropNow())
+		require.Equal(t, "unarchived", b.months()[partitionOf(day(b))])
+		archiveOnly(b)
+		require.Len(t, b.dropNow(), 1)
+	})
+	t.Run("while a segment is open", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, day(b), 10)
+		archiveOnly(b)
+		b.events(tenant, day(b), 1)
+		b.settle()
+		b.context(b.deps.Pool, SystemTenant, func(tx pgx.Tx) error {
+			_, err := db.New().OpenSegments(t.Context(), tx, 100)
+			return err
+		})
+		require.Empty(t, b.dropNow())
+		require.Equal(t, "open", b.months()[partitionOf(day(b))])
+	})
+	t.Run("while a transaction may still add to it", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, day(b), 10)
+		archiveOnly(b)
+		tx, err := b.super.Begin(t.Context())
+		require.NoError(t, err)
+		defer tx.Rollback(context.Background())
+		_, err = tx.Exec(t.Context(), insertEvents, tenant, day(b), 1, nil)
+		require.NoError(t, err)
+		counts, err := b.now(t.Context(), func(w *ArchiveWorker) {
+			w.Config.Archive = ArchiveConfig{DropLockTimeout: 50 * time.Millisecond, DropPause: time.Millisecond, DropAttempts: 3}
+		})
+		require.NoError(t, err)
+		require.EqualValues(t, 1, counts["drops_put_off"])
+		require.NoError(t, tx.Commit(t.Context()))
+		require.Empty(t, b.dropNow(), "the late event is in no segment")
+		b.run()
+		require.NotContains(t, b.months(), partitionOf(day(b)))
+		require.Len(t, b.archived(), 11)
+	})
+	t.Run("when rows are gone that were archived", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, day(b), 10)
+		archiveOnly(b)
+		b.asSuper("set session_replication_role = replica", "alter table custody_data."+partitionOf(day(b))+" disable trigger all",
+			"delete from custody_data."+partitionOf(day(b))+" where ctid = (select min(ctid) from custody_data."+partitionOf(day(b))+")")
+		require.Equal(t, "mismatch", b.months()[partitionOf(day(b))])
+		_, err := b.direct(t.Context(), nil)
+		require.ErrorIs(t, db.FromPg(err), db.ErrArchiveMismatch)
+		require.Contains(t, b.months(), partitionOf(day(b)))
+	})
+	t.Run("in the future", func(t *testing.T) {
+		b := newArchiveBench(t)
+		err := InContext(t.Context(), b.deps.Pool, Scope{Tenant: SystemTenant, Actor: "tester"}, func(tx pgx.Tx) error {
+			_, err := tx.Exec(t.Context(), "select custody.drop_archived_partitions(1, now() + interval '1 second')")
+			return err
+		})
+		require.Equal(t, "PC009", state(err))
+	})
+	for scope, hold := range map[string]string{
+		"tenant": `{"tenant": true}`, "person": `{"user_id": "held-person"}`,
+	} {
+		t.Run("under a hold on a "+scope, func(t *testing.T) {
+			b := newArchiveBench(t)
+			b.person("held-person")
+			b.partition(day(b))
+			var person string
+			require.NoError(t, b.super.QueryRow(t.Context(), "select identity_id from custody_data.identities where user_id = 'held-person'").Scan(&person))
+			_, err := b.super.Exec(t.Context(), insertEvents, tenant, day(b), 1, person)
+			require.NoError(t, err)
+			b.events(tenant, b.day(400), 5)
+			b.events("system", b.day(300), 5)
+			b.asRunner("select custody.place_hold($1, 'case 1', 'test')", hold)
+			report := b.run()
+			require.Equal(t, "held", b.months()[partitionOf(day(b))])
+			require.EqualValues(t, 11, report.Counts["events"], "held events are archived all the same")
+			if scope == "tenant" {
+				require.Equal(t, "held", b.months()[partitionOf(b.day(400))])
+			} else {
+				require.NotContains(t, b.months(), partitionOf(b.day(400)))
+			}
+			require.NotContains(t, b.months(), partitionOf(b.day(300)), "a month without a held event was kept")
+			require.Positive(t, report.Counts["months_held"])
+
+			b.asRunner("select custody.release_hold(hold_id, 'over') from custody.holds where active")
+			b.run()
+			require.NotContains(t, b.months(), partitionOf(day(b)))
+		})
+	}
+}
+
+// asSuper runs statements in one session as the superuser.
+func (b *archiveBench) asSuper(statements ...string) {
+	b.Helper()
+	conn := b.database.Conn(b.T, stack.Superuser)
+	for _, statement := range statements {
+		_, err := conn.Exec(b.Context(), statement)
+		require.NoError(b, err)
+	}
+}
+
+// TestAnotherCluster makes the database believe that it was restored into another
+// cluster: some rows come from transactions far ahead, some of them archived, and
+// the numbers begin again.
+func TestAnotherCluster(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(3), 5)
+	b.run()
+	b.events(tenant, b.day(2), 4) // not archived before the restore
+	ahead := []string{
+		"set session_replication_role = replica",
+		"alter table custody_data.audit_logs disable trigger all",
+		"alter table custody_data.archive_segments disable trigger all",
+		"alter table custody_data.incarnations disable trigger all",
+	}
+	for _, day := range []time.Time{b.day(3), b.day(2), b.today} {
+		ahead = append(ahead, "alter table custody_data."+partitionOf(day)+" disable trigger all")
+	}
+	b.asSuper(append(ahead,
+		"update custody_data.audit_logs set xid = (xid::text::bigint + 1000000000)::text::xid8",
+		"update custody_data.archive_segments set xid_from = (xid_from::text::bigint + 1000000000)::text::xid8, xid_to = (xid_to::text::bigint + 1000000000)::text::xid8",
+		"update custody_data.incarnations set system_identifier = 1",
+	)...)
+	b.events(tenant, b.day(3), 2)
+	b.events(tenant, b.day(2), 2)
+	b.events(tenant, b.day(1), 2)
+	b.settle()
+	due := b.number(SystemTenant, "select coalesce(sum(rows), 0)::bigint from custody.archive_due()")
+	report := b.run()
+	require.Equal(t, due, report.Counts["events"], "the dry run said something else")
+	require.EqualValues(t, 2, b.number(SystemTenant, "select count(*) from custody_data.incarnations"))
+	require.EqualValues(t, 2, b.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'incarnation.open'"))
+
+	b.events(tenant, b.day(1), 1)
+	b.events(tenant, b.day(3), 1)
+	b.run()
+	require.Zero(t, b.run().Counts["segments"])
+	// Events of today came along too and are archived before their day has ended:
+	// nothing would tell them from those of transactions that are still open later.
+	closed, lines := b.closedRows(), b.archived()
+	for id, entry := range closed {
+		var e struct{ Xid string }
+		require.NoError(t, json.Unmarshal([]byte(entry), &e))
+		require.Contains(t, lines, id)
+	}
+	require.Len(t, closed, 5+4+6+2)
+}
+
+func TestTransactionCounterSetBack(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(1), 1)
+	b.run()
+	b.asSuper("alter table custody_data.archive_segments disable trigger all",
+		"update custody_data.archive_segments set xid_to = '9000000000'")
+	_, err := b.direct(t.Context(), nil)
+	require.ErrorIs(t, db.FromPg(err), db.ErrArchiveMismatch)
+}
+
+func TestVerifyArchiveFindsWhatWasDone(t *testing.T) {
+	b := newArchiveBench(t)
+	for ago := range 3 {
+		b.events(tenant, b.day(ago+1), 10)
+	}
+	b.run()
+	verify := func(sample int) map[string]string {
+		t.Helper()
+		checks, err := VerifyArchive(t.Context(), b.deps, sample, func(int, int) {})
+		require.NoError(t, err)
+		findings := map[string]string{}
+		for _, c := range checks {
+			if c.Finding != "" {
+				findings[c.Object] = c.Finding
+			}
+		}
+		return findings
+	}
+	require.Empty(t, verify(0))
+	require.Empty(t, verify(2))
+	client := stacktest.Shared(t).S3()
+	name := segment.NewName(b.day(1), 1)
+	put := func(key, text string) string {
+		t.Helper()
+		res, err := b.deps.Store.Put(t.Context(), key, strings.NewReader(text), store.PutOptions{})
+		require.NoError(t, err)
+		return res.Version
+	}
+	undo := func(key, version string) {
+		t.Helper()
+		_, err := client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &b.bucket, Key: &key, VersionId: &version})
+		require.NoError(t, err)
+	}
+
+	version := put(name.ObjectKey(), "tampered")
+	require.Equal(t, map[string]string{name.ObjectKey(): "object is hidden under another version; the locked version is whole"}, verify(0))
+	require.Equal(t, map[string]string{name.ObjectKey(): "object is hidden under another version; the locked version is whole"}, verify(1), "the newest is in every sample")
+	undo(name.ObjectKey(), version)
+
+	marker, err := client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &b.bucket, Key: aws.String(name.ObjectKey())})
+	require.NoError(t, err)
+	require.Equal(t, map[string]string{name.ObjectKey(): "object is hidden under a delete marker; the locked version is whole"}, verify(0))
+	undo(name.ObjectKey(), *marker.VersionId)
+
+	m := b.manifest(name)
+	m.Rows--
+	document, err := m.Encode()
+	require.NoError(t, err)
+	version = put(name.ManifestKey(), string(document))
+	require.Equal(t, map[string]string{name.ManifestKey(): "manifest is not the one on record"}, verify(0))
+	undo(name.ManifestKey(), version)
+	version = put(name.ManifestKey(), "{")
+	require.Equal(t, map[string]string{name.ManifestKey(): "manifest cannot be read"}, verify(0))
+	undo(name.ManifestKey(), version)
+
+	stray := segment.NewName(b.day(9), 1).ObjectKey()
+	version = put(stray, "x")
+	require.Equal(t, map[string]string{stray: "object is on no record"}, verify(0))
+	undo(stray, version)
+	require.Empty(t, verify(0))
+
+	// What a real store would not give: bytes that changed under their lock.
+	genuine := b.deps.Store
+	b.deps.Store = &breaking{Store: genuine, get: func(key string) (*store.Object, error) {
+		if key != name.ObjectKey() {
+			return nil, nil
+		}
+		o, err := genuine.Get(t.Context(), key, "")
+		if err == nil {
+			o.ReadCloser = &flipped{o.ReadCloser}
+		}
+		return o, err
+	}}
+	found := verify(0)
+	require.Equal(t, []string{name.ObjectKey()}, slices.Collect(maps.Keys(found)))
+	require.Contains(t, found[name.ObjectKey()], segment.ErrDamaged.Error())
+	b.deps.Store = genuine
+
+	b.asSuper("alter table custody_data.archive_segments disable trigger all",
+		fmt.Sprintf("update custody_data.archive_segments set retain_until = retain_until + interval '1 day' where day = '%s'", b.day(2).Format(time.DateOnly)))
+	require.Equal(t, map[string]string{segment.NewName(b.day(2), 1).ManifestKey(): "lock is not the one on record"}, verify(0))
+}
+
+// flipped changes one bit of what it reads.
+type flipped struct{ io.ReadCloser }
+
+func (f *flipped) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if n > 20 {
+		p[n-20] ^= 1
+	}
+	return n, err
+}
+
+// TestArchiveBehindPgBouncer runs through a pooler in transaction mode.
+func TestArchiveBehindPgBouncer(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(1), 10)
+	config, err := pgxpool.ParseConfig(stacktest.PgBouncer(t, b.database)["custody_runner"])
+	require.NoError(t, err)
+	config.ConnConfig.DefaultQueryExecMode = pgx.QueryExecModeExec
+	pool, err := pgxpool.NewWithConfig(t.Context(), config)
+	require.NoError(t, err)
+	t.Cleanup(pool.Close)
+	counts, err := b.direct(t.Context(), func(w *ArchiveWorker) { w.Pool = pool })
+	require.NoError(t, err)
+	require.EqualValues(t, 10, counts["events"])
+	b.requireAllArchived()
+}
+
+func TestRecordSegmentRefuses(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(1), 10)
+	stop := errors.New("stop")
+	var recorded db.RecordSegmentParams
+	_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
+		w.step = func(step string, name segment.Name) error {
+			if step != "before record" {
+				return nil
+			}
+			m := b.manifest(name)
+			document, err := m.Encode()
+			require.NoError(t, err)
+			recorded = db.RecordSegmentParams{
+				Day: m.Day.String(), Part: 1, ObjectKey: name.ObjectKey(), ManifestKey: name.ManifestKey(), Rows: m.Rows,
+				PlainBytes: m.PlainBytes, StoredBytes: m.StoredBytes, PlainSha256: m.PlainSHA256[:], StoredSha256: m.StoredSHA256[:],
+				FirstOccurredAt: m.FirstOccurredAt, LastOccurredAt: m.LastOccurredAt, RetainUntil: m.RetainUntil, Manifest: document,
+			}
+			return stop
+		}
+	})
+	require.ErrorIs(t, err, stop)
+	record := func(pool *pgxpool.Pool, in string, change func(*db.RecordSegmentParams)) string {
+		p := recorded
+		change(&p)
+		return state(InContext(t.Context(), pool, Scope{Tenant: in, Actor: "tester"}, func(tx pgx.Tx) error {
+			_, err := db.New().RecordSegment(t.Context(), tx, p)
+			return err
+		}))
+	}
+	manifest := func(p *db.RecordSegmentParams, change func(*segment.Manifest)) {
+		m, err := segment.DecodeManifest(bytes.NewReader(p.Manifest))
+		require.NoError(t, err)
+		change(m)
+		p.Manifest, err = m.Encode()
+		require.NoError(t, err)
+	}
+	same := func(*db.RecordSegmentParams) {}
+	for name, c := range map[string]struct {
+		state  string
+		change func(*db.RecordSegmentParams)
+	}{
+		"never opened":       {"PC029", func(p *db.RecordSegmentParams) { p.Part = 2 }},
+		"short digest":       {"PC023", func(p *db.RecordSegmentParams) { p.PlainSha256 = p.PlainSha256[1:] }},
+		"short lock":         {"PC029", func(p *db.RecordSegmentParams) { p.RetainUntil = time.Now().AddDate(6, 11, 0) }},
+		"manifest of others": {"PC029", func(p *db.RecordSegmentParams) { p.ObjectKey += "x" }},
+		"digest of others":   {"PC029", func(p *db.RecordSegmentParams) { p.PlainSha256 = make([]byte, 32) }},
+		"fewer rows": {"PC029", func(p *db.RecordSegmentParams) {
+			p.Rows--
+			manifest(p, func(m *segment.Manifest) { m.Rows-- })
+		}},
+		"other times": {"PC029", func(p *db.RecordSegmentParams) { p.FirstOccurredAt = p.FirstOccurredAt.Add(-time.Microsecond) }},
+	} {
+		require.Equal(t, c.state, record(b.deps.Pool, SystemTenant, c.change), name)
+	}
+	require.Equal(t, "PC015", record(b.deps.Pool, tenant, same), "another tenant's context")
+	require.Equal(t, "42501", record(b.app, tenant, same), "the application")
+	require.Equal(t, "", record(b.deps.Pool, SystemTenant, same))
+	require.Equal(t, "", record(b.deps.Pool, SystemTenant, same), "the same again")
+	require.Equal(t, "PC029", record(b.deps.Pool, SystemTenant, func(p *db.RecordSegmentParams) { p.StoredBytes++ }), "something else again")
+	require.EqualValues(t, 1, b.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'archive.segment'"))
+
+	// What is on record does not change, for the owner neither.
+	for _, statement := range []string{
+		"update custody_data.archive_segments set rows_archived = 1", "delete from custody_data.archive_segments", "truncate custody_data.archive_segments",
+	} {
+		err := InContext(t.Context(), b.database.Pool(t, stack.MigratorLogin), Scope{}, func(tx pgx.Tx) error {
+			if _, err := tx.Exec(t.Context(), "set local role custody_owner; set local custody.tenant = 'system'"); err != nil {
+				return err
+			}
+			_, err := tx.Exec(t.Context(), statement)
+			return err
+		})
+		require.Equal(t, "PC020", state(err), statement)
+	}
+}
