@@ -52,10 +52,12 @@ type Config struct {
 	Now time.Time
 }
 
-// Progress is how far the import of a file has come. The database takes the rows over when all bytes are read.
+// Progress is how far the import of a file has come: Bytes of Size are read; then the database takes Storing rows
+// over, and does not say how many it has.
 type Progress struct {
 	File        string
 	Bytes, Size int64
+	Storing     int64
 }
 
 // Report is what the import of a file did.
@@ -104,7 +106,10 @@ func (e *LineError) Is(target error) bool {
 }
 
 // A FileError is a file that cannot be imported whatever its lines say.
-type FileError struct{ File, Problem string }
+type FileError struct {
+	File, Problem string
+	Changed       bool // while it was imported
+}
 
 func (e *FileError) Error() string { return e.File + ": " + e.Problem }
 
@@ -160,18 +165,18 @@ func (cfg *Config) look(path string) (file, error) {
 	f := file{path: path, table: tables[name]}
 	if f.table == nil {
 		if cfg.Table != "" {
-			return f, &FileError{path, fmt.Sprintf("there is no table %q to import into", cfg.Table)}
+			return f, &FileError{File: path, Problem: fmt.Sprintf("there is no table %q to import into", cfg.Table)}
 		}
-		return f, &FileError{path, "its name begins with the name of no table"}
+		return f, &FileError{File: path, Problem: "its name begins with the name of no table"}
 	}
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return f, &FileError{path, "there is no such file"}
+		return f, &FileError{File: path, Problem: "there is no such file"}
 	case err != nil:
-		return f, &FileError{path, "cannot be read"}
+		return f, &FileError{File: path, Problem: "cannot be read"}
 	case !info.Mode().IsRegular():
-		return f, &FileError{path, "is not a regular file"}
+		return f, &FileError{File: path, Problem: "is not a regular file"}
 	}
 	f.size = info.Size()
 	return f, nil
@@ -186,7 +191,7 @@ func (cfg *Config) importFile(ctx context.Context, f file) (report Report, err e
 	started := time.Now()
 	source, err := os.Open(f.path)
 	if err != nil {
-		return report, &FileError{f.path, "cannot be read"}
+		return report, &FileError{File: f.path, Problem: "cannot be read"}
 	}
 	defer source.Close()
 
@@ -228,7 +233,13 @@ func (cfg *Config) importInto(ctx context.Context, tx pgx.Tx, f file, source io.
 		}
 	}
 
-	sum, _ := hex.DecodeString(report.SHA256)
+	sum, err := hex.DecodeString(report.SHA256)
+	if err != nil {
+		return err
+	}
+	if cfg.Progress != nil {
+		cfg.Progress(Progress{File: f.path, Bytes: report.Bytes, Size: report.Bytes, Storing: report.RowsRead - report.RowsRejected})
+	}
 	answer, err := f.table.store(ctx, tx, report.ImportID, sum, cfg.Rejects != nil)
 	if err != nil {
 		return refusal(f, err)

@@ -44,9 +44,9 @@ func CreateRejects(path string) (*Rejects, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	switch {
 	case errors.Is(err, os.ErrExist):
-		return nil, &FileError{path, "is there already; rejects go into a new file"}
+		return nil, &FileError{File: path, Problem: "is there already; rejects go into a new file"}
 	case err != nil:
-		return nil, &FileError{path, "cannot be made"}
+		return nil, &FileError{File: path, Problem: "cannot be made"}
 	}
 	return &Rejects{file: f, out: bufio.NewWriter(f)}, nil
 }
@@ -181,7 +181,7 @@ func (cfg *Config) rejectRefused(ctx context.Context, tx pgx.Tx, f file, source 
 		return fmt.Errorf("read again: %w", err)
 	}
 	if hex.EncodeToString(digest.Sum(nil)) != sum {
-		return &FileError{f.path, "has changed while it was imported"}
+		return &FileError{File: f.path, Problem: "has changed while it was imported", Changed: true}
 	}
 	return nil
 }

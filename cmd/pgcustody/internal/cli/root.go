@@ -50,6 +50,7 @@ func commands() []func(*App) *cobra.Command {
 		newEraseCmd,
 		newExportCmd,
 		newHoldCmd,
+		newImportCmd,
 		newMigrateCmd,
 		newRequestsCmd,
 		newRetentionCmd,
