@@ -73,10 +73,6 @@ func CertificateKey(tenant string, request uuid.UUID) string {
 	return "erasure-certificates/" + tenant + "/" + request.String() + ".json"
 }
 
-// residueFound is the SQLSTATE of an erasure that found the person's identifiers
-// where they must not stand.
-const residueFound = "PC019"
-
 func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error {
 	config := w.Config.Erase.withDefaults()
 	tenant, id := job.Args.Tenant, job.Args.RequestID
@@ -91,7 +87,9 @@ func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error
 			_, err := queries.SearchResidue(ctx, tx, id)
 			return err
 		})
-		if err != nil && !over(err) {
+		// A request that is done or cancelled has nothing to search; the erasure itself
+		// says which.
+		if err != nil && !refused(err, db.ErrRequestState) {
 			return fail("search residue", err)
 		}
 		run.Progress("steps", 1, 3)
@@ -107,7 +105,7 @@ func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error
 			return w.notify(ctx, tx, job)
 		})
 		switch {
-		case state(err) == residueFound:
+		case refused(err, db.ErrResidue):
 			run.Count("residue", 1)
 			return later(job, config.Again, fail("erase subject", err))
 		case err != nil:
@@ -143,10 +141,6 @@ func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error
 		return nil
 	})
 }
-
-// over tells a request that is done or cancelled: there is nothing to search, and
-// the erasure itself says which.
-func over(err error) bool { return state(err) == "PC018" }
 
 // notify inserts the jobs for the request's notices in the erasure's own
 // transaction, so that neither goes without the other.

@@ -64,9 +64,6 @@ func ExportKey(tenant string, request uuid.UUID) string {
 	return "exports/" + tenant + "/" + request.String() + ".json"
 }
 
-// erased is the SQLSTATE of an export of somebody who has been erased.
-const erased = "PC021"
-
 func (w *ExportWorker) Work(ctx context.Context, job *river.Job[ExportArgs]) error {
 	config := w.Config.Export.withDefaults()
 	tenant, id := job.Args.Tenant, job.Args.RequestID
@@ -85,7 +82,7 @@ func (w *ExportWorker) Work(ctx context.Context, job *river.Job[ExportArgs]) err
 			return db.New().CompleteExport(ctx, tx, db.CompleteExportParams{RequestID: id, Bytes: written})
 		})
 		switch {
-		case state(err) == erased:
+		case refused(err, db.ErrSubjectErased):
 			// The request would come back for ever; there is nobody left to answer.
 			run.Count("cancelled", 1)
 			return fail("cancel request", InContext(ctx, w.Pool, w.scope(tenant, "export request"), func(tx pgx.Tx) error {

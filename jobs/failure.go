@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"pgcustody/db"
 	"pgcustody/jobs/store"
 )
 
@@ -68,6 +69,10 @@ func Code(err error) string {
 	}
 	return fmt.Sprintf("%T", err)
 }
+
+// refused tells whether the database refused for the reason that the sentinel
+// names.
+func refused(err, sentinel error) bool { return errors.Is(db.FromPg(err), sentinel) }
 
 // state is the SQLSTATE of an error, or "".
 func state(err error) string {

@@ -188,6 +188,10 @@ func (w *NotifyWorker) Work(ctx context.Context, job *river.Job[NotifyArgs]) err
 
 		evidence, acknowledged, sendErr := w.post(ctx, config, job.Args, notice)
 		status := "sent"
+		if sendErr != nil && ctx.Err() == nil {
+			// What the network said may name hosts, and is no failure of the database.
+			sendErr = &Failure{Step: "send notice", Code: Code(sendErr)}
+		}
 		if sendErr != nil {
 			status = Code(sendErr)
 		}

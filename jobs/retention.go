@@ -172,11 +172,7 @@ func (w *RetentionWorker) enforce(ctx context.Context, c RetentionConfig, deadli
 // transient tells what a smaller or later batch may get past: a lock or time
 // limit, a deadlock, a serialization failure.
 func transient(err error) bool {
-	switch state(err) {
-	case "55P03", "57014", "40P01", "40001":
-		return true
-	}
-	return false
+	return refused(err, db.ErrLockTimeout) || refused(err, db.ErrCanceled) || refused(err, db.ErrConflict)
 }
 
 // tenants is the one that was asked for, or all.

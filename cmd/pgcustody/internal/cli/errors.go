@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgconn"
 
+	"pgcustody/db"
 	"pgcustody/jobs/store"
 )
 
@@ -53,8 +54,9 @@ func explain(err error) (code int, line string) {
 	var usage *usageError
 	var coder exitCoder
 	var object *store.Error
-	var pg *pgconn.PgError
 	var connect *pgconn.ConnectError
+	var refused *db.Error
+	mapped := db.FromPg(err)
 	switch {
 	case err == nil:
 		return ExitOK, ""
@@ -64,45 +66,64 @@ func explain(err error) (code int, line string) {
 		return ExitUsage, config.Error()
 	case errors.As(err, &usage):
 		return ExitUsage, usage.Error()
-	case errors.As(err, &pg):
-		return explainPostgres(pg)
-	case errors.As(err, &connect):
-		return ExitDatabase, fmt.Sprintf("database unreachable: %s:%d/%s: check that it runs and that the PG* variables or --database-url are right",
-			connect.Config.Host, connect.Config.Port, connect.Config.Database)
+	case errors.Is(err, context.Canceled):
+		return ExitInternal, "interrupted: run the command again to go on"
 	case errors.As(err, &object):
 		return ExitObjectStore, object.Error()
 	case errors.As(err, &coder):
 		return coder.ExitCode(), err.Error()
-	case errors.Is(err, context.Canceled):
-		return ExitInternal, "interrupted: run the command again to go on"
+	case errors.As(err, &connect) && !errors.As(err, new(*pgconn.PgError)):
+		return ExitDatabase, fmt.Sprintf("database unreachable: %s:%d/%s: check that it runs and that the PG* variables or --database-url are right",
+			connect.Config.Host, connect.Config.Port, connect.Config.Database)
+	case errors.As(mapped, &refused):
+		return databaseCode(mapped), databaseLine(mapped, refused)
 	}
 	return ExitInternal, err.Error()
 }
 
-func explainPostgres(pg *pgconn.PgError) (int, string) {
-	line := pg.Message
-	for _, part := range []string{pg.Detail, pg.Hint} {
-		// DETAIL of Postgres's own errors quotes rows; ours are written to be shown.
-		if part != "" && strings.HasPrefix(pg.Code, "PC") {
-			line += ": " + part
+// databaseCode is the exit code of what the database refused.
+func databaseCode(err error) int {
+	for _, known := range []struct {
+		code  int
+		kinds []error
+	}{
+		{ExitPermission, []error{db.ErrPermission, db.ErrNotForCaller}},
+		{ExitCheck, []error{db.ErrResidue, db.ErrArchiveMismatch}},
+		{ExitDatabase, []error{db.ErrUnreachable, db.ErrNotMigrated, db.ErrRoutineMissing}},
+		{ExitInternal, []error{db.ErrConflict, db.ErrLockTimeout, db.ErrCanceled}},
+	} {
+		for _, kind := range known.kinds {
+			if errors.Is(err, kind) {
+				return known.code
+			}
 		}
 	}
-	line += " (" + pg.Code + ")"
-	switch {
-	case pg.Code == "PC015", pg.Code == "42501":
-		return ExitPermission, line
-	case pg.Code == "PC019", pg.Code == "PC029":
-		return ExitCheck, line
-	case pg.Code == "PC031":
-		return ExitDatabase, line
-	case strings.HasPrefix(pg.Code, "PC"), strings.HasPrefix(pg.Code, "22"):
-		return ExitRefused, line
-	case pg.Code == "3F000", pg.Code == "42P01", pg.Code == "42883":
-		return ExitDatabase, "database not migrated: " + line + ": run `pgcustody migrate up`"
-	case strings.HasPrefix(pg.Code, "08"), strings.HasPrefix(pg.Code, "28"), strings.HasPrefix(pg.Code, "57P"), pg.Code == "3D000", pg.Code == "53300":
-		return ExitDatabase, "database unreachable: " + line
+	var refused *db.Error
+	if errors.As(err, &refused) && strings.HasPrefix(refused.Code, "PC") || errors.Is(err, db.ErrInvalidInput) {
+		return ExitRefused
 	}
-	return ExitInternal, line
+	return ExitInternal
+}
+
+// databaseLine is what the database said in one line. DETAIL of Postgres's own
+// errors may quote rows; that of class PC is written to be shown.
+func databaseLine(err error, refused *db.Error) string {
+	parts := []string{strings.TrimSuffix(refused.Message, ".")}
+	if errors.Is(err, db.ErrUnreachable) && refused.Code != "" {
+		parts = append([]string{"database unreachable"}, parts...)
+	}
+	if strings.HasPrefix(refused.Code, "PC") {
+		for _, part := range []string{refused.Detail, refused.Hint} {
+			if part != "" {
+				parts = append(parts, strings.TrimSuffix(part, "."))
+			}
+		}
+	}
+	line := strings.Join(parts, ": ")
+	if refused.Code != "" {
+		line += " (" + refused.Code + ")"
+	}
+	return line
 }
 
 // usageError is a command line that cobra or a command could not read.
