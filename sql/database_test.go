@@ -13,9 +13,11 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
@@ -49,13 +51,19 @@ type database struct {
 	stack *stack.Stack
 }
 
-var databases atomic.Int64
+var (
+	databases    atomic.Int64
+	openMigrator sync.Once
+)
 
 func newDatabase(t *testing.T) *database {
 	t.Helper()
 	s := stacktest.Shared(t)
 	name := fmt.Sprintf("sql_test_%d_%d", os.Getpid(), databases.Add(1))
-	require.NoError(t, s.OpenMigrator(t.Context()))
+	openMigrator.Do(func() {
+		// Another package's tests may do the same at this moment, to the same row.
+		require.Eventually(t, func() bool { return s.OpenMigrator(t.Context()) == nil }, 10*time.Second, 10*time.Millisecond)
+	})
 	require.NoError(t, s.CreateDatabase(t.Context(), name, ""))
 	t.Cleanup(func() { require.NoError(t, s.DropDatabase(context.Background(), name)) })
 	return &database{name, s.URL(stack.MigratorLogin, name), s.SuperURL(name), s}
