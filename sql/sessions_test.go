@@ -42,6 +42,15 @@ func (b *bed) again(t *testing.T) *bed {
 	return &bed{b.Database, b.Conn(t, stack.Superuser)}
 }
 
+// pooled is the same database by way of a pooler in transaction mode, where
+// a session's pid says nothing; the superuser stays outside of it.
+func (b *bed) pooled(t *testing.T) *bed {
+	t.Helper()
+	d := *b.Database
+	d.URLs = stacktest.PgBouncer(t, b.Database)
+	return &bed{&d, b.Conn(t, stack.Superuser)}
+}
+
 // session is one client with one connection.
 type session struct {
 	*pgx.Conn
