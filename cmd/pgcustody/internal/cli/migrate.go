@@ -2,15 +2,18 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 
+	"pgcustody/db"
 	"pgcustody/sql"
 )
 
@@ -86,6 +89,14 @@ func (a *App) migrateConfig(look bool) (sql.Config, error) {
 	return sql.Config{URL: address, Logger: a.Log}, nil
 }
 
+// migrateFailure keeps the file and line at which the database refused.
+func migrateFailure(err error) error {
+	if errors.As(err, new(*pgconn.PgError)) && !errors.As(err, new(*pgconn.ConnectError)) {
+		return &Failure{Code: databaseCode(db.FromPg(err)), What: err.Error(), Err: err}
+	}
+	return err
+}
+
 type migrateUp struct {
 	*App
 	Force                 bool
@@ -101,7 +112,7 @@ func (c *migrateUp) Run(ctx context.Context) error {
 	config.Force, config.LockTimeout, config.LockWait = c.Force, c.LockTimeout, c.LockWait
 	result, err := sql.Up(ctx, config)
 	if err != nil {
-		return err
+		return migrateFailure(err)
 	}
 	return c.printMigration(result)
 }
@@ -127,7 +138,7 @@ func (c *migrateDown) Run(ctx context.Context) error {
 	config.Development = true
 	result, err := sql.Down(ctx, config, c.To)
 	if err != nil {
-		return err
+		return migrateFailure(err)
 	}
 	return c.printMigration(result)
 }
@@ -135,7 +146,7 @@ func (c *migrateDown) Run(ctx context.Context) error {
 func (c *migrateDown) dryRun(ctx context.Context, config sql.Config) error {
 	report, err := sql.Status(ctx, config)
 	if err != nil {
-		return err
+		return migrateFailure(err)
 	}
 	to := c.To
 	if to < 0 {
@@ -170,7 +181,7 @@ func (c *migrateStatus) Run(ctx context.Context) error {
 	}
 	report, err := sql.Status(ctx, config)
 	if err != nil {
-		return err
+		return migrateFailure(err)
 	}
 	return c.Print(report, func(w io.Writer) {
 		line := fmt.Sprintf("database is %s", report.Relation)
@@ -214,7 +225,7 @@ func (c *migrateSQL) Run(ctx context.Context) error {
 	config.Force = c.Force
 	var text strings.Builder
 	if err := sql.Plan(ctx, config, &text); err != nil {
-		return err
+		return migrateFailure(err)
 	}
 	return c.Print(map[string]string{"sql": text.String()}, func(w io.Writer) { io.WriteString(w, text.String()) })
 }
