@@ -66,7 +66,7 @@ func TestMigrate(t *testing.T) {
 	require.Equal(t, "routines", result.Steps[0].Step)
 
 	// What a login without the right to migrate may see.
-	code, out, _ = migrateOn(t, "", "status", "--database-url", d.URLs["custody_runner"])
+	code, _, _ = migrateOn(t, "", "status", "--database-url", d.URLs["custody_runner"])
 	require.NotEqual(t, ExitOK, code, "it may not connect yet")
 	require.NoError(t, d.Stack.PutLogins(t.Context(), d.Name))
 	code, out, problem = migrateOn(t, "", "status", "--database-url", d.URLs["custody_runner"])
