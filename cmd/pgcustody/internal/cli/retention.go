@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -31,11 +33,14 @@ func newRetentionCmd(app *App) *cobra.Command {
 	for _, sub := range []*cobra.Command{due, run} {
 		sub.Flags().StringVar(&r.AsOf, "as-of", "", "as if it were this time, as in 2026-11-01T00:00:00Z; run takes no future one")
 	}
-	run.Flags().StringVar(&r.Class, "class", "", "only this class: conversations, consent or entry_ids")
+	run.Flags().StringVar(&r.Class, "class", "", "only this class: "+strings.Join(deletedClasses, ", "))
 	run.Flags().BoolVar(&r.DryRun, "dry-run", false, "show what would go, and delete nothing")
 	cmd.AddCommand(due, run)
 	return cmd
 }
+
+// deletedClasses are those that retention deletes row by row.
+var deletedClasses = []string{"conversations", "consent", "entry_ids"}
 
 type retention struct {
 	*App
@@ -115,6 +120,9 @@ func printDue(out io.Writer, due []dueRow) {
 }
 
 func (r *retention) Run(ctx context.Context) error {
+	if r.Class != "" && !slices.Contains(deletedClasses, r.Class) {
+		return &ConfigError{"--class", r.Class, "must be one of " + strings.Join(deletedClasses, ", ")}
+	}
 	if r.DryRun {
 		return r.Due(ctx)
 	}

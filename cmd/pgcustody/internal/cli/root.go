@@ -87,6 +87,7 @@ func newRoot(app *App) *cobra.Command {
 		Short:         "Keep, forget and prove regulated data in Postgres",
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			app.getenv = app.Getenv
 			if err := app.resolve(cmd); err != nil {

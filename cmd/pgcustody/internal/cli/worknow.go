@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -35,6 +36,10 @@ func (a *App) workNow(ctx context.Context, deps jobs.Deps, list ...river.JobArgs
 
 	var mu sync.Mutex
 	var reports []jobs.Report
+	if a.LogLevel == "" {
+		// What becomes of the jobs is printed: a log of it is for who asks.
+		deps.Log = slog.New(slog.DiscardHandler)
+	}
 	deps.OnProgress = bar.Show
 	deps.OnReport = func(r jobs.Report) {
 		mu.Lock()

@@ -1,0 +1,155 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"pgcustody/cmd/devstack/stack"
+	"pgcustody/cmd/devstack/stack/stacktest"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(leakChecked{m}, map[string]func(){
+		"pgcustody": func() { os.Exit(Main(os.Args[1:], Standard())) },
+	})
+}
+
+// leakChecked fails tests that leave goroutines behind.
+type leakChecked struct{ *testing.M }
+
+func (m leakChecked) Run() int {
+	code := m.M.Run()
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// environment is the private stack's settings for a database and a bucket of the
+// test's own.
+func environment(t *testing.T) map[string]string {
+	t.Helper()
+	d := stacktest.DB(t)
+	env := map[string]string{}
+	for name, value := range d.Stack.Env() {
+		env[name] = value
+	}
+	env["PGDATABASE"] = d.Name
+	env["PGCUSTODY_STORE"] = "s3://" + stacktest.Bucket(t)
+	env["PGCUSTODY_TENANT"] = "acme"
+	for login, address := range d.URLs {
+		env["URL_"+login] = address
+	}
+	// The runner may connect to the empty database, and finds nothing there.
+	empty := stacktest.EmptyDB(t)
+	_, err := empty.Conn(t, stack.Superuser).Exec(t.Context(), "grant connect on database "+empty.Name+" to custody_runner")
+	require.NoError(t, err)
+	env["EMPTY_DATABASE"] = empty.Name
+	return env
+}
+
+// TestScript runs the commands as an operator types them: in processes of their
+// own, on a database and a bucket of each script's own.
+func TestScript(t *testing.T) {
+	files, err := filepath.Glob("testdata/script/*.txtar")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			env := environment(t)
+			testscript.Run(t, testscript.Params{
+				Files: []string{file},
+				Setup: func(e *testscript.Env) error {
+					for name, value := range env {
+						e.Setenv(name, value)
+					}
+					return nil
+				},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL, "exits": wantExit},
+			})
+		})
+	}
+}
+
+// runSQL is `sql LOGIN NAME STATEMENT`: runs a statement as a login in the context
+// of tenant acme and puts its first value into the variable NAME, or, with the
+// name -, nowhere.
+func runSQL(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 3 {
+		ts.Fatalf("usage: sql LOGIN NAME STATEMENT")
+	}
+	login, name, statement := args[0], args[1], args[2]
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, ts.Getenv("URL_"+login))
+	ts.Check(err)
+	defer conn.Close(ctx)
+	tx, err := conn.Begin(ctx)
+	ts.Check(err)
+	_, err = tx.Exec(ctx, "select custody.set_context('acme', 'tester', 'test')")
+	ts.Check(err)
+	var value any
+	rows, err := tx.Query(ctx, statement)
+	ts.Check(err)
+	for rows.Next() {
+		values, err := rows.Values()
+		ts.Check(err)
+		if value == nil && len(values) > 0 {
+			value = values[0]
+		}
+	}
+	ts.Check(rows.Err())
+	ts.Check(tx.Commit(ctx))
+	if id, ok := value.([16]byte); ok {
+		value = fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+	}
+	if name != "-" {
+		ts.Setenv(name, fmt.Sprint(value))
+	}
+}
+
+// wantExit is `exits CODE PROGRAM ARGS…`: the program must end with that code, with
+// one line on standard error that begins with its name, or none where it succeeds.
+func wantExit(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM [ARGS…]")
+	}
+	err := ts.Exec(args[1], args[2:]...)
+	got := 0
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit):
+		got = exit.ExitCode()
+	case err != nil:
+		ts.Fatalf("%v", err)
+	}
+	said := ts.ReadFile("stderr")
+	if fmt.Sprint(got) != args[0] {
+		ts.Fatalf("exit status %d, not %s: %s", got, args[0], said)
+	}
+	lines := 0
+	for line := range strings.Lines(said) {
+		if strings.HasPrefix(line, "pgcustody: ") {
+			lines++
+		} else if !strings.HasPrefix(line, "time=") {
+			ts.Fatalf("standard error has a line that is neither a log's nor the error's: %s", line)
+		}
+	}
+	if want := min(got, 1); lines != want {
+		ts.Fatalf("%d error lines, not %d: %s", lines, want, said)
+	}
+}
