@@ -49,11 +49,11 @@ $$;
 -- +goose StatementBegin
 do $$
 declare
-  v_function regprocedure;
+  v_function text;
 begin
   -- The routines leave views and functions behind that no versioned file knows.
   for v_function in
-    select p.oid::regprocedure from pg_catalog.pg_proc p
+    select p.oid::regprocedure::text from pg_catalog.pg_proc p
     where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace)
   loop
     execute pg_catalog.format('drop function if exists %s cascade', v_function);

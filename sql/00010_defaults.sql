@@ -12,7 +12,8 @@ alter table custody_data.audit_actions no force row level security;
 alter table custody_data.audit_resource_types no force row level security;
 alter table custody_data.retention_policies no force row level security;
 
-insert into custody_data.tenants (tenant_id, name) values ('system', 'What belongs to no tenant');
+insert into custody_data.tenants (tenant_id, name) values ('system', 'What belongs to no tenant')
+on conflict do nothing;
 
 insert into custody_data.audit_actions (tenant_id, action, metadata_keys, description) values
   ('system', 'account.create', '{source}', 'An account was opened.'),
@@ -47,7 +48,8 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'tenant.register', '{tenant}', 'A tenant was registered.'),
   ('system', 'vocabulary.register', '{action,resource_type,metadata_keys}', 'The vocabulary of the trail was extended.'),
   ('system', 'incarnation.open', '{system_identifier}', 'The database was found in another cluster.'),
-  ('system', 'job.fail', '{job,error_code}', 'A job failed.');
+  ('system', 'job.fail', '{job,error_code}', 'A job failed.')
+on conflict do nothing;
 
 insert into custody_data.audit_resource_types (tenant_id, resource_type, description) values
   ('system', 'account', 'An account of a person.'),
@@ -64,14 +66,16 @@ insert into custody_data.audit_resource_types (tenant_id, resource_type, descrip
   ('system', 'archive_segment', 'A day of the trail in the archive.'),
   ('system', 'partition', 'A partition of the trail.'),
   ('system', 'document', 'A document of the application.'),
-  ('system', 'health_record', 'A health record.');
+  ('system', 'health_record', 'A health record.')
+on conflict do nothing;
 
 insert into custody_data.retention_policies (tenant_id, class, keep, basis) values
   ('system', 'audit', interval '7 years', 'GDPR Art. 5(2) and 17(3)(b), HIPAA 45 CFR 164.316(b)(2)(i) (6 years) and the limitation periods that exceed it'),
   ('system', 'audit_hot', interval '90 days', 'Operational: time in Postgres before only the archive holds it'),
   ('system', 'consent', interval '7 years', 'GDPR Art. 7(1) and 17(3)(e): proof of consent for as long as claims may be raised after it ended'),
   ('system', 'conversations', interval '90 days', 'GDPR Art. 5(1)(e): not longer than the service needs after the last message'),
-  ('system', 'entry_ids', interval '90 days', 'Operational: how long a retried log_entry_id is recognised');
+  ('system', 'entry_ids', interval '90 days', 'Operational: how long a retried log_entry_id is recognised')
+on conflict do nothing;
 
 alter table custody_data.tenants force row level security;
 alter table custody_data.audit_actions force row level security;
@@ -79,5 +83,5 @@ alter table custody_data.audit_resource_types force row level security;
 alter table custody_data.retention_policies force row level security;
 
 -- +goose Down
--- The rows go with their tables.
+-- The rows go with their tables; until then Up leaves them as they are.
 select 1;
