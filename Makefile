@@ -30,8 +30,9 @@ build: ## build bin/pgcustody and bin/devstack
 	$(GO) build -o bin/ ./cmd/pgcustody ./cmd/devstack
 
 .PHONY: generate
-generate: $(TOOLS)/sqlc ## write the generated files anew
+generate: deps build $(addprefix $(TOOLS)/,sqlc versitygw) ## write the generated files anew: db/, sql/snapshot/, sql/API.md
 	$(TOOLS)/sqlc generate
+	bin/devstack with --no-fsync -- $(GO) test ./sql -run TestSnapshots -count=1 -update
 
 .PHONY: verify
 verify: $(addprefix $(TOOLS)/,sqlc staticcheck) ## generated files are current, formatting and static checks hold

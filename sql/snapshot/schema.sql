@@ -2013,6 +2013,16 @@ CREATE FUNCTION custody_data.new_entry_id() RETURNS uuid
 
 COMMENT ON FUNCTION custody_data.new_entry_id() IS 'A new log_entry_id, ordered by time: RFC 9562 version 7.';
 
+-- Name: next_xid(xid8); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.next_xid(p_xid xid8) RETURNS xid8
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (((((p_xid)::text)::bigint + 1))::text)::xid8;
+
+-- Name: FUNCTION next_xid(p_xid xid8); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.next_xid(p_xid xid8) IS 'The transaction number after another: xid8 has no arithmetic.';
+
 -- Name: open_segment(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) RETURNS void
@@ -2155,7 +2165,7 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_key text, p_code te
 
 -- Name: FUNCTION settle_repeated(p_table text, p_key text, p_code text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_key text, p_code text) IS 'Of staged lines with the same key keeps the first: refuses the others where they say something else, else drops and counts them.';
+COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_key text, p_code text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
 -- Name: tg_reject_column_change(); Type: FUNCTION; Schema: custody_data
 
