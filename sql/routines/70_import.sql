@@ -118,6 +118,9 @@ declare
   v_found boolean;
   v_rows bigint;
 begin
+  if exists (select from pg_temp.import_refusals) then
+    execute format('delete from %s s using pg_temp.import_refusals r where r.line = s.line', v_staged);
+  end if;
   execute format('select exists (select from %s where %s is not null group by %s having count(*) > 1)', v_staged, v_field, p_key) into v_found;
   if not v_found then
     return 0;
@@ -138,7 +141,7 @@ $$;
 revoke all on function custody_data.settle_repeated(text, text, text) from public;
 grant execute on function custody_data.settle_repeated(text, text, text) to custody_worker;
 comment on function custody_data.settle_repeated(text, text, text) is
-'Of staged lines with the same key keeps the first: refuses the others where they say something else, else drops and counts them.';
+'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
 create or replace function custody_data.settle_refused(p_table text, p_skip_refused boolean)
 returns bigint
@@ -391,12 +394,10 @@ declare
   v_unchanged bigint;
   v_refused bigint;
   v_staged bigint;
-  v_rows bigint;
   v_ids bigint;
   v_added bigint;
 begin
   analyze pg_temp.staged_consent_records;
-  v_unchanged := custody_data.settle_repeated('consent_records', 'consent_id', 'PC010');
   -- Of a record whose person has been erased everything but the person is compared.
   insert into pg_temp.import_known (line, same)
   select s.line, (i.user_id = s.user_id or i.erased_at is not null)
@@ -414,10 +415,10 @@ begin
   where s.consent_id is null;
   insert into pg_temp.import_refusals
   select k.line, 'PC010', 'consent_id', 'was seen before with other content' from pg_temp.import_known k where not k.same;
-  v_refused := custody_data.settle_refused('consent_records', p_skip_refused);
   delete from pg_temp.staged_consent_records s using pg_temp.import_known k where k.line = s.line and k.same;
-  get diagnostics v_rows = row_count;
-  v_unchanged := v_unchanged + v_rows;
+  get diagnostics v_unchanged = row_count;
+  v_unchanged := v_unchanged + custody_data.settle_repeated('consent_records', 'consent_id', 'PC010');
+  v_refused := custody_data.settle_refused('consent_records', p_skip_refused);
 
   perform custody_data.claim_staged('consent_records');
   select count(*) into v_staged from pg_temp.staged_consent_records;
@@ -521,7 +522,6 @@ declare
   v_user_ids text[];
 begin
   analyze pg_temp.staged_audit_logs (line, log_entry_id, occurred_at, user_id, subject_user_id, action, resource_type, resource_id);
-  v_unchanged := custody_data.settle_repeated('audit_logs', 'log_entry_id', 'PC010');
   insert into pg_temp.import_words (action, resource_type, code, field)
   select w.action, w.resource_type, case when w.known then 'PC005' else 'PC004' end, case when w.known then 'resource_type' else 'action' end
   from (
@@ -569,10 +569,10 @@ begin
 
   insert into pg_temp.import_refusals
   select k.line, 'PC010', 'log_entry_id', 'was seen before with other content' from pg_temp.import_known k where not k.same;
-  v_refused := custody_data.settle_refused('audit_logs', p_skip_refused);
   delete from pg_temp.staged_audit_logs s using pg_temp.import_known k where k.line = s.line and k.same;
-  get diagnostics v_rows = row_count;
-  v_unchanged := v_unchanged + v_rows;
+  get diagnostics v_unchanged = row_count;
+  v_unchanged := v_unchanged + custody_data.settle_repeated('audit_logs', 'log_entry_id', 'PC010');
+  v_refused := custody_data.settle_refused('audit_logs', p_skip_refused);
   -- A file that was imported whole before has nothing new: what is missing of it, the archive has.
   if exists (
     select from custody_data.imports m
