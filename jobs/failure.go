@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"syscall"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -31,6 +32,34 @@ func fail(step string, err error) error {
 		return err
 	}
 	return &Failure{Step: step, Code: Code(err), Err: err}
+}
+
+// spoken makes an error say nothing but the steps and codes of the failures in it,
+// because River keeps and logs what it says.
+func spoken(err error) error {
+	var words []string
+	var walk func(error)
+	walk = func(err error) {
+		if failure, ok := err.(*Failure); ok {
+			words = append(words, failure.Error())
+			return
+		}
+		switch inner := err.(type) {
+		case *put:
+			walk(inner.err)
+		case interface{ Unwrap() []error }:
+			for _, err := range inner.Unwrap() {
+				walk(err)
+			}
+		case interface{ Unwrap() error }:
+			walk(inner.Unwrap())
+		}
+	}
+	walk(err)
+	if len(words) == 0 {
+		words = []string{Code(err)}
+	}
+	return &put{message: strings.Join(words, "; "), err: err}
 }
 
 // Code is an error in one word or two that name nobody: a SQLSTATE, a kind of

@@ -210,7 +210,7 @@ func (w *NotifyWorker) Work(ctx context.Context, job *river.Job[NotifyArgs]) err
 				RequestID: notice.RequestID, Holder: notice.Holder, Evidence: evidence,
 			})
 		}); err != nil {
-			return fail("record notice", errors.Join(err, sendErr))
+			return fail("record notice", err)
 		}
 		if sendErr != nil {
 			return fail("send notice", sendErr)

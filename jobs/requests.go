@@ -52,7 +52,7 @@ func (w *RequestsWorker) Work(ctx context.Context, job *river.Job[RequestsArgs])
 	for _, tenant := range tenants {
 		jobs, err := w.due(ctx, job, tenant)
 		if ctx.Err() != nil {
-			return err
+			return fail("look for what is due", err)
 		}
 		failures = errors.Join(failures, fail("look for what is due", err))
 		if len(jobs) > 0 {

@@ -125,11 +125,29 @@ func record[T river.JobArgs](ctx context.Context, d Deps, job *river.Job[T], ten
 		return err
 	})
 	if err != nil {
-		err = fail("start run", err)
+		err = spoken(fail("start run", err))
 		report("failed", err)
 		return err
 	}
 	log.Debug("job started")
+
+	// close writes the end of a failed attempt, although the job's own context may
+	// be over.
+	closeFailed := func(message string) {
+		closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
+		defer cancel()
+		if err := InContext(closing, d.Pool, scope, func(tx pgx.Tx) error {
+			return run.finish(closing, tx, "failed", &message)
+		}); err != nil {
+			log.Warn("run record not closed", "error", Code(err))
+		}
+	}
+	finished := false
+	defer func() {
+		if !finished { // a panic is on its way to River
+			closeFailed(job.Kind + ": panic")
+		}
+	}()
 
 	err = work(ctx, run)
 	if err == nil {
@@ -141,6 +159,7 @@ func record[T river.JobArgs](ctx context.Context, d Deps, job *river.Job[T], ten
 			return err
 		}))
 	}
+	finished = true
 	if err == nil {
 		report("succeeded", nil)
 		return nil
@@ -149,21 +168,8 @@ func record[T river.JobArgs](ctx context.Context, d Deps, job *river.Job[T], ten
 		// Whatever the driver made of it, the context's end is what ended the work.
 		err = &Failure{Step: job.Kind, Code: Code(ctx.Err()), Err: errors.Join(ctx.Err(), err)}
 	}
-	err = fail(job.Kind, err)
-
-	// The record must be closed although the job's own context may be over.
-	closing, cancel := context.WithTimeout(context.WithoutCancel(ctx), finishTimeout)
-	defer cancel()
-	var failure *Failure
-	message := Code(err)
-	if errors.As(err, &failure) {
-		message = failure.Error()
-	}
-	if unfinished := InContext(closing, d.Pool, scope, func(tx pgx.Tx) error {
-		return run.finish(closing, tx, "failed", &message)
-	}); unfinished != nil {
-		log.Warn("run record not closed", "error", Code(unfinished))
-	}
+	err = spoken(fail(job.Kind, err))
+	closeFailed(err.Error())
 	report("failed", err)
 	return err
 }
@@ -183,17 +189,28 @@ func (r *Run) finish(ctx context.Context, tx pgx.Tx, status string, message *str
 // delay without losing an attempt. On a queue of one command's own nobody would
 // wait for it, so there the attempt is the last.
 func later[T river.JobArgs](job *river.Job[T], delay time.Duration, err error) error {
+	order := river.JobSnooze(delay)
 	if ownQueue(job.Queue) {
-		return &put{err, river.JobCancel(err)}
+		order = river.JobCancel(err)
 	}
-	return &put{err, river.JobSnooze(delay)}
+	return &put{message: err.Error(), err: err, order: order}
 }
 
-// put keeps the failure readable beside River's order to come again.
-type put struct{ err, order error }
+// put is an error put into words that may be kept, with River's order beside it
+// where there is one.
+type put struct {
+	message    string
+	err, order error
+}
 
-func (p *put) Error() string   { return p.err.Error() }
-func (p *put) Unwrap() []error { return []error{p.err, p.order} }
+func (p *put) Error() string { return p.message }
+
+func (p *put) Unwrap() []error {
+	if p.order == nil {
+		return []error{p.err}
+	}
+	return []error{p.err, p.order}
+}
 
 var _ slog.LogValuer = Report{}
 

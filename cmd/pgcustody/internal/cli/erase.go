@@ -69,6 +69,9 @@ func (e *erase) Run(ctx context.Context, user string) error {
 		if err != nil {
 			return err
 		}
+		if store == nil {
+			e.Log.Warn("no store: the certificate is not put under lock")
+		}
 		deps, err := e.deps(pool, store)
 		if err != nil {
 			return err
