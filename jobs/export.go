@@ -140,7 +140,7 @@ var single = map[string]bool{"profile": true, "preferences": true}
 // document puts the items of an export together as the object that
 // custody.export_subject returns.
 func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uuid.UUID, out io.Writer) error {
-	buffered := bufio.NewWriterSize(out, 64<<10)
+	buffered := bufio.NewWriterSize(out, 64<<10) // keeps its first error for Flush
 	// sqlc reads all rows before it returns one.
 	rows, err := tx.Query(ctx, "select e.part, e.kind, e.body from custody.export_items($1) e", id)
 	if err != nil {
@@ -153,11 +153,11 @@ func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uui
 		switch {
 		case open == "":
 		case !single[open]:
-			buffered.WriteString("]}")
+			fmt.Fprint(buffered, "]}")
 		case items == 0:
-			buffered.WriteString("null}")
+			fmt.Fprint(buffered, "null}")
 		default:
-			buffered.WriteString("}")
+			fmt.Fprint(buffered, "}")
 		}
 	}
 	for rows.Next() {
@@ -178,15 +178,15 @@ func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uui
 			if err := writeOpen(buffered, body); err != nil {
 				return err
 			}
-			buffered.WriteString(`,"data":`)
+			fmt.Fprint(buffered, `,"data":`)
 			if !single[part] {
-				buffered.WriteByte('[')
+				fmt.Fprint(buffered, "[")
 			}
 		case "item":
 			if items > 0 {
-				buffered.WriteByte(',')
+				fmt.Fprint(buffered, ",")
 			}
-			buffered.Write(body)
+			fmt.Fprintf(buffered, "%s", body)
 			items++
 			total++
 			run.Progress("items", total, 0)
@@ -198,7 +198,7 @@ func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uui
 		return err
 	}
 	closePart()
-	buffered.WriteByte('}')
+	fmt.Fprint(buffered, "}")
 	run.Count("items", total)
 	return buffered.Flush()
 }

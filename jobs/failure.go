@@ -40,11 +40,9 @@ func spoken(err error) error {
 	var words []string
 	var walk func(error)
 	walk = func(err error) {
-		if failure, ok := err.(*Failure); ok {
-			words = append(words, failure.Error())
-			return
-		}
-		switch inner := err.(type) {
+		switch inner := err.(type) { //nolint:errorlint // it looks at each error of the tree itself
+		case *Failure:
+			words = append(words, inner.Error())
 		case *put:
 			walk(inner.err)
 		case interface{ Unwrap() []error }:

@@ -64,7 +64,7 @@ func newStore(t *testing.T) store.Store {
 	setAWS.Do(func() {
 		for name, value := range stacktest.Shared(t).Env() {
 			if strings.HasPrefix(name, "AWS_") {
-				os.Setenv(name, value)
+				require.NoError(t, os.Setenv(name, value)) //nolint:usetesting // for all tests, which run in parallel
 			}
 		}
 	})

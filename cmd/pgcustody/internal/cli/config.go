@@ -178,7 +178,8 @@ func (c *Config) NeedStore() (string, error) {
 // WebhookKey reads the key that signs erasure notices: 32 bytes or more, in
 // hexadecimal. It is nil where none is configured.
 func (c *Config) WebhookKey() ([]byte, error) {
-	field, text := "PGCUSTODY_WEBHOOK_KEY", ""
+	field := "PGCUSTODY_WEBHOOK_KEY"
+	text, _ := c.getenv(field)
 	if c.WebhookKeyFile != "" {
 		field = c.field("webhook-key-file")
 		content, err := os.ReadFile(c.WebhookKeyFile)
@@ -186,7 +187,8 @@ func (c *Config) WebhookKey() ([]byte, error) {
 			return nil, &ConfigError{field, c.WebhookKeyFile, "cannot be read"}
 		}
 		text = string(content)
-	} else if text, _ = c.getenv(field); text == "" {
+	}
+	if text == "" && c.WebhookKeyFile == "" {
 		return nil, nil
 	}
 	key, err := hex.DecodeString(strings.TrimSpace(text))

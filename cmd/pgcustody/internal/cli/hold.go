@@ -192,7 +192,7 @@ func (h *holdList) Run(ctx context.Context) error {
 				}
 				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.HoldID, scope, r.Reference, timeText(&r.PlacedAt), timeText(r.UntilAt), state)
 			}
-			table.Flush()
+			_ = table.Flush()
 		})
 	})
 }

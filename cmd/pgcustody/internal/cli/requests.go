@@ -105,7 +105,7 @@ func (l *requestsList) Run(ctx context.Context) error {
 				}
 				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%s\n", r.RequestID, r.Kind, status, timeText(&r.ReceivedAt), timeText(&r.DueAt), timeText(r.ClosedAt))
 			}
-			table.Flush()
+			_ = table.Flush()
 		})
 	})
 }

@@ -116,7 +116,7 @@ func printDue(out io.Writer, due []dueRow) {
 	for _, row := range due {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\n", row.Tenant, row.Class, row.Relation, row.DueRows, row.HeldRows, timeText(row.OldestAt))
 	}
-	table.Flush()
+	_ = table.Flush()
 }
 
 func (r *retention) Run(ctx context.Context) error {

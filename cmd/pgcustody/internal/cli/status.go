@@ -207,7 +207,7 @@ func (r *statusReport) print(out io.Writer) {
 			}
 			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", run.Tenant, run.Job, state, timeText(&run.StartedAt), run.Counts)
 		}
-		table.Flush()
+		_ = table.Flush()
 	}
 	if len(r.Requests) > 0 {
 		fmt.Fprintln(out, "\nrequests and notices:")
@@ -216,7 +216,7 @@ func (r *statusReport) print(out io.Writer) {
 		for _, q := range r.Requests {
 			fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%d\n", q.Tenant, q.Open, q.Held, q.Overdue, q.Unsent, q.Unacknowledged)
 		}
-		table.Flush()
+		_ = table.Flush()
 	}
 	if len(r.Due) > 0 {
 		fmt.Fprintln(out, "\nretention due:")

@@ -74,7 +74,7 @@ func (t *tenants) List(ctx context.Context) error {
 			for _, r := range list {
 				fmt.Fprintf(table, "%s\t%s\t%s\n", r.Tenant, r.Name, timeText(&r.CreatedAt))
 			}
-			table.Flush()
+			_ = table.Flush()
 		})
 	})
 }

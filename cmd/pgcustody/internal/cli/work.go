@@ -154,7 +154,7 @@ func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.P
 	select {
 	case <-ctx.Done():
 	case <-client.Stopped():
-		serveErr = errors.New("River stopped by itself")
+		serveErr = errors.New("the job client stopped by itself")
 	case serveErr = <-failed:
 		serveErr = fmt.Errorf("serve HTTP: %w", serveErr)
 	}

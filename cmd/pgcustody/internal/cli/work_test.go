@@ -157,7 +157,7 @@ func TestWork(t *testing.T) {
 	require.Equal(t, http.StatusNotFound, code)
 
 	// An application's request is found and carried out.
-	asTenantSystem(t, env, "select custody.register_tenant('acme', 'Acme')")
+	registerTenant(t, env)
 	asTenant(t, env, "custody_app", "select custody.put_profile('alice-4711', '{}')")
 	asTenant(t, env, "custody_runner", "select custody.request_erasure('alice-4711', 'asked')")
 	for {
@@ -192,8 +192,8 @@ func TestWork(t *testing.T) {
 	require.Contains(t, d.said(), `"msg":"stopped"`)
 }
 
-// asTenantSystem runs a statement as the runner in the context of tenant system.
-func asTenantSystem(t *testing.T, env map[string]string, statement string) {
+// registerTenant registers tenant acme.
+func registerTenant(t *testing.T, env map[string]string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), env["URL_custody_runner"])
 	require.NoError(t, err)
@@ -202,7 +202,7 @@ func asTenantSystem(t *testing.T, env map[string]string, statement string) {
 		if _, err := tx.Exec(t.Context(), "select custody.set_context('system', 'tester')"); err != nil {
 			return err
 		}
-		_, err := tx.Exec(t.Context(), statement)
+		_, err := tx.Exec(t.Context(), "select custody.register_tenant('acme', 'Acme')")
 		return err
 	}))
 }
@@ -210,7 +210,7 @@ func asTenantSystem(t *testing.T, env map[string]string, statement string) {
 // stuck makes an erasure wait for a lock that the returned transaction holds.
 func stuck(t *testing.T, env map[string]string) pgx.Tx {
 	t.Helper()
-	asTenantSystem(t, env, "select custody.register_tenant('acme', 'Acme')")
+	registerTenant(t, env)
 	asTenant(t, env, "custody_app", "select custody.put_profile('alice', '{}')")
 	asTenant(t, env, "custody_runner", "select custody.request_erasure('alice', 'asked')")
 	conn, err := pgx.Connect(t.Context(), env["URL_custody_runner"])
@@ -362,7 +362,7 @@ func TestNoticesOfACommand(t *testing.T) {
 	}))
 	defer h.Close()
 	env["PGCUSTODY_WEBHOOK_KEY"] = strings.Repeat("00", 32)
-	asTenantSystem(t, env, "select custody.register_tenant('acme', 'Acme')")
+	registerTenant(t, env)
 	asTenant(t, env, "custody_app", "select custody.put_profile('alice', '{}')")
 	asTenant(t, env, "custody_runner", "select custody.register_holder('cache', '"+h.URL+"')")
 
@@ -387,7 +387,7 @@ func TestNoticesOfACommand(t *testing.T) {
 func TestEveryCommandSpeaksJSON(t *testing.T) {
 	t.Parallel()
 	env := environment(t)
-	asTenantSystem(t, env, "select custody.register_tenant('acme', 'Acme')")
+	registerTenant(t, env)
 	asTenant(t, env, "custody_app", "select custody.put_profile('alice', '{}')")
 	for _, args := range []string{
 		"tenants register acme", "tenants list", "status", "requests list", "hold list", "retention due", "retention run --dry-run", "retention run",

@@ -154,7 +154,7 @@ func printReports(out io.Writer, reports []jobs.Report) {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", r.Job, r.Tenant, status,
 			r.EndedAt.Sub(r.StartedAt).Round(time.Millisecond), countsText(r.Counts), r.Bytes, r.RunID)
 	}
-	table.Flush()
+	_ = table.Flush()
 }
 
 func countsText(counts map[string]int64) string {
