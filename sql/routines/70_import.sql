@@ -75,13 +75,13 @@ comment on function custody.prepare_import(text) is
 Errors: PC001, PC015, PC023 no such table. Callers: custody_worker.';
 
 create or replace function custody_data.begin_import(p_table text)
-returns text
+returns custody_data.tenant_name
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant custody_data.tenant_name := custody_data.require_context()::custody_data.tenant_name;
 begin
   if current_setting('transaction_isolation') <> 'read committed' then
     raise exception using
@@ -105,42 +105,43 @@ revoke all on function custody_data.begin_import(text) from public;
 grant execute on function custody_data.begin_import(text) to custody_worker;
 comment on function custody_data.begin_import(text) is 'Tenant of the context, once no other import of the table is under way. Errors: PC001, PC023, PC026.';
 
-create or replace function custody_data.settle_repeated(p_table text, p_key text, p_code text)
+create or replace function custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text default null)
 returns bigint
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_staged constant text := format('pg_temp.%I', 'staged_' || p_table);
-  v_join constant text := (select string_agg(format('s.%1$I = f.%1$I', k), ' and ') from unnest(string_to_array(p_key, ',')) k);
-  v_field constant text := split_part(p_key, ',', -1);
+  v_table constant text := 'staged_' || p_table;
+  v_and_key constant text := coalesce(p_and_key, p_key);
   v_found boolean;
   v_rows bigint;
 begin
   if exists (select from pg_temp.import_refusals) then
-    execute format('delete from %s s using pg_temp.import_refusals r where r.line = s.line', v_staged);
+    execute format('delete from pg_temp.%I s using pg_temp.import_refusals r where r.line = s.line', v_table);
   end if;
-  execute format('select exists (select from %s where %s is not null group by %s having count(*) > 1)', v_staged, v_field, p_key) into v_found;
+  execute format('select exists (select from pg_temp.%1$I where %2$I is not null group by %2$I, %3$I having count(*) > 1)', v_table, p_key, v_and_key)
+  into v_found;
   if not v_found then
-    return 0;
+    return 0::bigint;
   end if;
   execute format($q$
     insert into pg_temp.import_refusals
-    select s.line, %4$L, %5$L, format('is also on line %%s, with other content', f.line)
-    from (select %2$s, min(line) as line from %1$s where %5$I is not null group by %2$s having count(*) > 1) first
-    join %1$s f on f.line = first.line
-    join %1$s s on %3$s and s.line > f.line
-    where to_jsonb(s) - 'line' <> to_jsonb(f) - 'line' $q$, v_staged, p_key, v_join, p_code, v_field);
-  execute format('delete from %s s using pg_temp.import_refusals r where r.line = s.line', v_staged);
-  execute format('delete from %1$s s using %1$s f where %2$s and s.line > f.line', v_staged, v_join);
+    select s.line, %4$L, %3$L, format('is also on line %%s, with other content', f.line)
+    from (select min(line) as line from pg_temp.%1$I where %2$I is not null group by %2$I, %3$I having count(*) > 1) first
+    join pg_temp.%1$I f on f.line = first.line
+    join pg_temp.%1$I s on s.%2$I = f.%2$I and s.%3$I = f.%3$I and s.line > f.line
+    where to_jsonb(s) - 'line' <> to_jsonb(f) - 'line' $q$, v_table, p_key, v_and_key, p_code);
+  execute format('delete from pg_temp.%I s using pg_temp.import_refusals r where r.line = s.line', v_table);
+  execute format('delete from pg_temp.%1$I s using pg_temp.%1$I f where s.%2$I = f.%2$I and s.%3$I = f.%3$I and s.line > f.line',
+    v_table, p_key, v_and_key);
   get diagnostics v_rows = row_count;
   return v_rows;
 end
 $$;
-revoke all on function custody_data.settle_repeated(text, text, text) from public;
-grant execute on function custody_data.settle_repeated(text, text, text) to custody_worker;
-comment on function custody_data.settle_repeated(text, text, text) is
+revoke all on function custody_data.settle_repeated(text, text, text, text) from public;
+grant execute on function custody_data.settle_repeated(text, text, text, text) to custody_worker;
+comment on function custody_data.settle_repeated(text, text, text, text) is
 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
 create or replace function custody_data.settle_refused(p_table text, p_skip_refused boolean)
@@ -182,7 +183,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant custody_data.tenant_name := custody_data.require_context();
+  v_tenant constant custody_data.tenant_name := custody_data.require_context()::custody_data.tenant_name;
 begin
   if custody.has_subject() then
     raise exception using
@@ -190,12 +191,9 @@ begin
       message = 'this transaction is confined to one person',
       hint = 'Set a context without p_subject.';
   end if;
-  if array_position(p_user_ids, null) is not null then
-    perform custody_data.check_user_id(null);
-  end if;
   perform custody_data.check_user_id(u.user_id)
   from unnest(p_user_ids) u (user_id)
-  where btrim(u.user_id) = '' or char_length(u.user_id) > 256;
+  where u.user_id is null or btrim(u.user_id) = '' or char_length(u.user_id) > 256;
   -- As claim_identity: what is erased between the two statements is made anew in the next round.
   loop
     insert into custody_data.identities (tenant_id, user_id)
@@ -280,7 +278,7 @@ declare
   v_changed bigint;
 begin
   analyze pg_temp.staged_user_profiles;
-  v_unchanged := custody_data.settle_repeated('user_profiles', 'user_id', 'PC028');
+  v_unchanged := custody_data.settle_repeated('user_profiles', 'PC028', 'user_id');
   v_refused := custody_data.settle_refused('user_profiles', p_skip_refused);
   delete from pg_temp.staged_user_profiles s
   using custody_data.identities i, custody_data.user_profiles p
@@ -332,7 +330,7 @@ declare
   v_changed bigint;
 begin
   analyze pg_temp.staged_user_preferences;
-  v_unchanged := custody_data.settle_repeated('user_preferences', 'user_id', 'PC028');
+  v_unchanged := custody_data.settle_repeated('user_preferences', 'PC028', 'user_id');
   v_refused := custody_data.settle_refused('user_preferences', p_skip_refused);
   delete from pg_temp.staged_user_preferences s
   using custody_data.identities i, custody_data.user_preferences p
@@ -417,7 +415,7 @@ begin
   select k.line, 'PC010', 'consent_id', 'was seen before with other content' from pg_temp.import_known k where not k.same;
   delete from pg_temp.staged_consent_records s using pg_temp.import_known k where k.line = s.line and k.same;
   get diagnostics v_unchanged = row_count;
-  v_unchanged := v_unchanged + custody_data.settle_repeated('consent_records', 'consent_id', 'PC010');
+  v_unchanged := v_unchanged + custody_data.settle_repeated('consent_records', 'PC010', 'consent_id');
   v_refused := custody_data.settle_refused('consent_records', p_skip_refused);
 
   perform custody_data.claim_staged('consent_records');
@@ -471,7 +469,7 @@ declare
   v_changed bigint;
 begin
   analyze pg_temp.staged_conversations (line, user_id, conversation_id);
-  v_unchanged := custody_data.settle_repeated('conversations', 'user_id,conversation_id', 'PC028');
+  v_unchanged := custody_data.settle_repeated('conversations', 'PC028', 'user_id', 'conversation_id');
   v_refused := custody_data.settle_refused('conversations', p_skip_refused);
   delete from pg_temp.staged_conversations s
   using custody_data.identities i, custody_data.conversations c
@@ -571,7 +569,7 @@ begin
   select k.line, 'PC010', 'log_entry_id', 'was seen before with other content' from pg_temp.import_known k where not k.same;
   delete from pg_temp.staged_audit_logs s using pg_temp.import_known k where k.line = s.line and k.same;
   get diagnostics v_unchanged = row_count;
-  v_unchanged := v_unchanged + custody_data.settle_repeated('audit_logs', 'log_entry_id', 'PC010');
+  v_unchanged := v_unchanged + custody_data.settle_repeated('audit_logs', 'PC010', 'log_entry_id');
   v_refused := custody_data.settle_refused('audit_logs', p_skip_refused);
   -- A file that was imported whole before has nothing new: what is missing of it, the archive has.
   if exists (
