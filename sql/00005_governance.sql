@@ -36,6 +36,8 @@ create index requests_status_idx on custody_data.requests (tenant_id, kind, rece
 create index requests_identity_id_idx on custody_data.requests (tenant_id, identity_id);
 comment on table custody_data.requests is 'What data subjects asked for, when, and until when it is owed: one month, extended once by two (GDPR Art. 12(3)).';
 comment on column custody_data.requests.reason is 'Why, in the requester''s words; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
+comment on column custody_data.requests.extension_reason is 'Why the time was extended; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
+comment on column custody_data.requests.close_reason is 'Why it was cancelled; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
 comment on column custody_data.requests.residue_searched_xid is 'Every row written by a transaction before this one was searched for the person''s identifiers.';
 
 create table custody_data.erasure_certificates (
@@ -81,6 +83,7 @@ create table custody_data.erasure_notices (
 create index erasure_notices_open_idx on custody_data.erasure_notices (tenant_id, created_at) where acknowledged_at is null;
 comment on table custody_data.erasure_notices is 'The outbox of erasures: one notice for each holder, written in the erasure''s transaction.';
 comment on column custody_data.erasure_notices.user_id is 'Whom the holder must forget; emptied by the acknowledgement. @custody{"sensitivity":"identifying","retention":"until_acknowledged"}';
+comment on column custody_data.erasure_notices.evidence is 'What the holder answered; must not name the person. @custody{"sensitivity":"evidence","retention":"requests"}';
 
 create table custody_data.legal_holds (
   tenant_id custody_data.tenant_name not null,
@@ -112,6 +115,7 @@ create index legal_holds_identity_id_idx on custody_data.legal_holds (tenant_id,
 comment on table custody_data.legal_holds is 'Legal holds: while one stands, neither erasure nor retention takes what it covers. Rows are released, never deleted.';
 comment on column custody_data.legal_holds.reference is 'Case or matter number; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
 comment on column custody_data.legal_holds.reason is 'Why it was placed; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
+comment on column custody_data.legal_holds.release_reason is 'Why it was released; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
 
 create table custody_data.retention_policies (
   tenant_id custody_data.tenant_name not null,
