@@ -793,6 +793,48 @@ func TestDropIsRefused(t *testing.T) {
 	}
 }
 
+// TestDropLooksAgainUnderItsLock lets a drop wait for the trail's lock while an
+// event and a hold are written that it could not see before.
+func TestDropLooksAgainUnderItsLock(t *testing.T) {
+	for name, write := range map[string]struct{ query, state string }{
+		"event": {strings.ReplaceAll(strings.ReplaceAll(insertEvents, "$3", "1"), "$4", "null"), "unarchived"},
+		"hold":  {"select custody.place_hold('{\"tenant\": true}', $1 || ' case', 'test') where $2::timestamptz < now()", "held"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newArchiveBench(t)
+			day := b.day(150)
+			b.events(tenant, day, 10)
+			b.settle()
+			require.NoError(t, (&ArchiveWorker{Deps: b.deps}).archive(t.Context(), &Run{deps: b.deps, counts: map[string]int64{}}))
+
+			writer := b.super
+			if name == "hold" {
+				writer = b.deps.Pool
+			}
+			tx, err := writer.Begin(t.Context())
+			require.NoError(t, err)
+			defer tx.Rollback(context.Background())
+			require.NoError(t, db.New().SetContext(t.Context(), tx, db.SetContextParams{Tenant: tenant, Actor: "tester"}))
+			_, err = tx.Exec(t.Context(), write.query, tenant, day)
+			require.NoError(t, err)
+
+			dropped := make(chan []db.DropArchivedPartitionsRow, 1)
+			go func() { dropped <- b.dropNow() }()
+			require.Eventually(t, func() bool {
+				var waiting bool
+				err := b.super.QueryRow(t.Context(), `
+					select exists (select from pg_catalog.pg_locks l
+						where l.relation = 'custody_data.audit_logs'::regclass and l.mode = 'AccessExclusiveLock' and not l.granted
+							and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))`).Scan(&waiting)
+				return err == nil && waiting
+			}, time.Minute, 2*time.Millisecond)
+			require.NoError(t, tx.Commit(t.Context()))
+			require.Empty(t, <-dropped)
+			require.Equal(t, write.state, b.months()[partitionOf(day)])
+		})
+	}
+}
+
 // asSuper runs statements in one session as the superuser.
 func (b *archiveBench) asSuper(statements ...string) {
 	b.Helper()

@@ -9,9 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"strconv"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -27,9 +28,8 @@ func damaged(format string, args ...any) error {
 const timeForm = "2006-01-02T15:04:05.000000Z"
 
 const (
-	// maxWindow bounds the memory that a hostile object may ask for; the writer
-	// uses 8 MiB.
-	maxWindow = 32 << 20
+	// maxWindow bounds the memory that a hostile object may ask for.
+	maxWindow = 4 * window
 	// maxLine bounds a line. Postgres bounds an entry by 1 GiB, jsonb by 256 MiB.
 	maxLine = 1 << 30
 )
@@ -159,39 +159,68 @@ type lineCheck struct {
 // position of a line in its object: ids are unique within a tenant only.
 type position struct {
 	xid        XID
-	id, tenant string
-	occurredAt string
+	id         uuid.UUID
+	tenant     string
+	occurredAt time.Time
 }
 
 func (p position) compare(other position) int {
 	return cmp.Or(
-		cmp.Compare(p.xid, other.xid), strings.Compare(p.id, other.id),
-		strings.Compare(p.tenant, other.tenant), strings.Compare(p.occurredAt, other.occurredAt))
+		cmp.Compare(p.xid, other.xid), bytes.Compare(p.id[:], other.id[:]),
+		cmp.Compare(p.tenant, other.tenant), p.occurredAt.Compare(other.occurredAt))
+}
+
+// parseEntry reads the members of a canonical entry that place it. They stand at
+// fixed places: all but the last before any text that people wrote.
+func parseEntry(text []byte) (p position, version int, ok bool) {
+	rest := text
+	member := func(name, end string) []byte {
+		var value []byte
+		after, found := bytes.CutPrefix(rest, []byte(name))
+		if value, rest, ok = bytes.Cut(after, []byte(end)); !ok || !found {
+			ok, rest = false, nil
+		}
+		return value
+	}
+	version, err := strconv.Atoi(string(member(`{"v":`, `,`)))
+	if !ok || err != nil {
+		return p, version, false
+	}
+	if p.id, err = uuid.ParseBytes(member(`"log_entry_id":"`, `",`)); !ok || err != nil {
+		return p, version, false
+	}
+	if p.occurredAt, err = time.Parse(timeForm, string(member(`"occurred_at":"`, `",`))); !ok || err != nil {
+		return p, version, false
+	}
+	if member(`"recorded_at":"`, `",`); !ok {
+		return p, version, false
+	}
+	if p.tenant = string(member(`"tenant_id":"`, `",`)); !ok || p.tenant == "" {
+		return p, version, false
+	}
+	i := bytes.LastIndexByte(rest, ',')
+	digits, found := bytes.CutPrefix(rest[i+1:], []byte(`"xid":"`))
+	digits, ended := bytes.CutSuffix(digits, []byte(`"}`))
+	if !found || !ended || p.xid.UnmarshalText(digits) != nil {
+		return p, version, false
+	}
+	return p, version, true
 }
 
 func (c *lineCheck) line(text []byte) error {
 	c.n++
-	var entry struct {
-		V          int    `json:"v"`
-		ID         string `json:"log_entry_id"`
-		Tenant     string `json:"tenant_id"`
-		OccurredAt string `json:"occurred_at"`
-		XID        XID    `json:"xid"`
-	}
-	if err := json.Unmarshal(text, &entry); err != nil {
+	here, version, ok := parseEntry(text)
+	if !ok || !json.Valid(text) {
 		return damaged("line %d is not an entry", c.n)
 	}
 	day := time.Time(c.manifest.Day)
-	at, err := time.Parse(timeForm, entry.OccurredAt)
-	here := position{entry.XID, entry.ID, entry.Tenant, entry.OccurredAt}
+	at := here.occurredAt
 	switch {
-	case err != nil || entry.ID == "" || entry.Tenant == "":
-		return damaged("line %d is not an entry", c.n)
-	case entry.V != c.manifest.EntryVersion:
-		return damaged("line %d has entry version %d, the manifest says %d", c.n, entry.V, c.manifest.EntryVersion)
+	case version != c.manifest.EntryVersion:
+		return damaged("line %d has entry version %d, the manifest says %d", c.n, version, c.manifest.EntryVersion)
 	case at.Before(day) || !at.Before(day.AddDate(0, 0, 1)):
 		return damaged("line %d is of another day", c.n)
-	case entry.XID < c.manifest.XIDFrom || entry.XID >= c.manifest.XIDTo:
+	case here.xid < c.manifest.XIDFrom || here.xid >= c.manifest.XIDTo:
 		return damaged("line %d is of a transaction outside the window", c.n)
 	case c.n > 1 && here.compare(c.last) <= 0:
 		return damaged("line %d is out of order or repeated", c.n)

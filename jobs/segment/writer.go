@@ -31,7 +31,7 @@ type Writer struct {
 // NewWriter writes an object to w. Close ends it.
 func NewWriter(w io.Writer) (*Writer, error) {
 	s := &Writer{out: counter{to: w, sum: sha256.New()}}
-	encoder, err := zstd.NewWriter(&s.out, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true))
+	encoder, err := zstd.NewWriter(&s.out, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true), zstd.WithWindowSize(window))
 	if err != nil {
 		return nil, fmt.Errorf("open zstd: %w", err)
 	}
@@ -39,6 +39,10 @@ func NewWriter(w io.Writer) (*Writer, error) {
 	s.plain = counter{to: encoder, sum: sha256.New()}
 	return s, nil
 }
+
+// window is how far back compression looks, and most of the memory it needs; that
+// of `zstd -3`.
+const window = 2 << 20
 
 var lineFeed = []byte{'\n'}
 

@@ -45,11 +45,13 @@ type s3Store struct {
 	client *s3.Client
 	bucket string
 	prefix string // "" or "a/b/"
-	parts  *sync.Pool
+	// parts are buffers that are not in use. A pool of the runtime's would drop
+	// them at every collection and make the next Put allocate anew.
+	parts chan *[partSize]byte
 }
 
 func openS3(ctx context.Context, bucket, prefix string) (*s3Store, error) {
-	s := &s3Store{bucket: bucket, parts: &sync.Pool{New: func() any { return new([partSize]byte) }}}
+	s := &s3Store{bucket: bucket, parts: make(chan *[partSize]byte, partsFlying+1)}
 	if prefix != "" {
 		s.prefix = prefix + "/"
 	}
@@ -96,17 +98,34 @@ func (s *s3Store) objectURL(key string) string {
 func (s *s3Store) key(key string) *string { return aws.String(s.prefix + key) }
 
 func (s *s3Store) Put(ctx context.Context, key string, body io.Reader, opts PutOptions) (PutResult, error) {
-	part := s.parts.Get().(*[partSize]byte)
+	part := s.buffer()
 	n, err := io.ReadFull(body, part[:])
 	switch {
 	case err == nil:
 		return s.putParts(ctx, key, part, body, opts)
 	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		defer s.parts.Put(part)
+		defer s.free(part)
 		return s.putWhole(ctx, key, part[:n], opts)
 	default:
-		s.parts.Put(part)
+		s.free(part)
 		return PutResult{}, s.sourceError(key, err)
+	}
+}
+
+// buffer returns a part's buffer, free takes it back.
+func (s *s3Store) buffer() *[partSize]byte {
+	select {
+	case part := <-s.parts:
+		return part
+	default:
+		return new([partSize]byte)
+	}
+}
+
+func (s *s3Store) free(part *[partSize]byte) {
+	select {
+	case s.parts <- part:
+	default:
 	}
 }
 
@@ -156,7 +175,7 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 	}
 	upload, err := s.client.CreateMultipartUpload(ctx, in)
 	if err != nil {
-		s.parts.Put(first)
+		s.free(first)
 		return PutResult{}, s.putError(ctx, key, opts, err)
 	}
 	defer func() {
@@ -177,7 +196,7 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 	send := func(part *[partSize]byte, n int) error {
 		number := int32(len(done) + 1)
 		if number > maxParts {
-			s.parts.Put(part)
+			s.free(part)
 			return &Error{Op: "put", Object: s.objectURL(key), Kind: ErrTooLarge,
 				Hint: fmt.Sprintf("an object holds at most %d GiB", partSize*maxParts>>30)}
 		}
@@ -191,7 +210,7 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 		checksum := done[number-1].ChecksumSHA256
 		mu.Unlock()
 		group.Go(func() error {
-			defer func() { s.parts.Put(part); <-flying }()
+			defer func() { s.free(part); <-flying }()
 			timeout, cancel := context.WithTimeout(groupCtx, partTimeout)
 			defer cancel()
 			out, err := s.client.UploadPart(timeout, &s3.UploadPartInput{
@@ -218,14 +237,14 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 			last = true
 			continue
 		}
-		part := s.parts.Get().(*[partSize]byte)
+		part := s.buffer()
 		n, readErr := io.ReadFull(body, part[:])
 		last = readErr != nil
 		if readErr != nil && readErr != io.EOF && readErr != io.ErrUnexpectedEOF {
 			sourceErr = readErr
 		}
 		if n == 0 || sourceErr != nil {
-			s.parts.Put(part)
+			s.free(part)
 			<-flying
 			continue
 		}

@@ -2,10 +2,10 @@
 -- control: HIPAA 164.312(b), (c)(1), 164.316(b)(2)(i); ISO 27001 A.8.10, A.8.13, A.8.15; SOC 2 CC7.2, A1.2
 -- reviewed by: DBA, auditor
 --
--- A segment covers the events of one UTC day that transactions in [xid_from, xid_to) wrote. It is opened with
--- xid_to at or below the oldest transaction still running, so no row can come into its window any more: a
--- cursor on time or id would lose the rows of transactions that commit late, these windows lose none. Rows that
--- arrive later for an archived day make the next part of that day.
+-- A segment covers the events of one UTC day that transactions in [xid_from, xid_to) wrote, from the first to
+-- the last of them. All are older than the oldest transaction that still runs, so no row can come into a window
+-- any more: a cursor on time or id would lose the rows of transactions that commit late, these windows lose
+-- none. Rows that arrive later for an archived day make the next part of that day.
 --
 -- Finding what is new costs as much as is new: rows from the newest xid_to on, by the index on xid, and the
 -- days that have ended since. Transaction numbers mean nothing in another cluster, so where the database finds
@@ -70,6 +70,15 @@ $$;
 revoke all on function custody_data.check_archive_day(date) from public;
 comment on function custody_data.check_archive_day(date) is 'Raises PC009 for a day after today (UTC), or none.';
 
+create or replace function custody_data.next_xid(p_xid xid8)
+returns xid8
+language sql
+immutable
+parallel safe
+return (p_xid::text::bigint + 1)::text::xid8;
+revoke all on function custody_data.next_xid(xid8) from public;
+comment on function custody_data.next_xid(xid8) is 'The transaction number after another: xid8 has no arithmetic.';
+
 create or replace function custody_data.uncovered_windows(p_day date, p_from xid8, p_to xid8)
 returns table (day date, xid_from xid8, xid_to xid8, rows bigint)
 language sql
@@ -85,8 +94,7 @@ as $$
       and a.xid >= p_from and (p_to is null or a.xid < p_to)
       and not exists (select from windows w where a.xid >= w.xid_from and a.xid < w.xid_to)
   )
-  -- xid8 has no arithmetic
-  select p_day, min(u.xid), (max(u.xid)::text::bigint + 1)::text::xid8, count(*)
+  select p_day, min(u.xid), custody_data.next_xid(max(u.xid)), count(*)
   from uncovered u
   group by u.gap
   order by u.gap;
@@ -125,16 +133,16 @@ begin
   v_before := greatest(p_before, v_days_end)::timestamp at time zone 'UTC';
 
   for v_day in
-    select d.day, min(d.xid_from) as xid_from, sum(d.rows)::bigint as rows
+    select d.day, min(d.first) as first, max(d.last) as last, sum(d.rows)::bigint as rows
     from (
       -- late events, by the index on xid
-      select (a.occurred_at at time zone 'UTC')::date as day, min(a.xid) as xid_from, count(*) as rows
+      select (a.occurred_at at time zone 'UTC')::date as day, min(a.xid) as first, max(a.xid) as last, count(*) as rows
       from custody_data.audit_logs a
       where a.xid >= v_from and a.xid < p_horizon and a.occurred_at < v_ended
       group by 1
       union all
       -- days that have ended since, by their partition
-      select (a.occurred_at at time zone 'UTC')::date, min(a.xid), count(*)
+      select (a.occurred_at at time zone 'UTC')::date, min(a.xid), max(a.xid), count(*)
       from custody_data.audit_logs a
       where a.occurred_at >= v_ended and a.occurred_at < v_before and a.xid < p_horizon
       group by 1
@@ -144,14 +152,14 @@ begin
   loop
     if exists (
       select from custody_data.archive_segments s
-      where s.tenant_id = 'system' and s.day = v_day.day and s.xid_to > v_day.xid_from and s.xid_from < p_horizon
+      where s.tenant_id = 'system' and s.day = v_day.day and s.xid_to > v_day.first and s.xid_from <= v_day.last
     ) then
       -- Another cluster's numbers lie among this one's.
       return query select w.* from custody_data.uncovered_windows(v_day.day, v_from, p_horizon) w;
     else
       day := v_day.day;
-      xid_from := v_day.xid_from;
-      xid_to := p_horizon;
+      xid_from := v_day.first;
+      xid_to := custody_data.next_xid(v_day.last);
       rows := v_day.rows;
       return next;
     end if;
@@ -170,7 +178,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   -- Of this cluster's transactions only this one's own rows can lie at or beyond the snapshot's end and be seen.
   with beyond as materialized (
-    select greatest(pg_snapshot_xmax(pg_current_snapshot())::text::bigint, pg_current_xact_id_if_assigned()::text::bigint + 1)::text::xid8 as xid
+    select greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id_if_assigned())) as xid
   ), days as (
     select distinct (a.occurred_at at time zone 'UTC')::date as day
     from custody_data.audit_logs a
