@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"io"
 	"maps"
 	"slices"
@@ -32,6 +34,7 @@ erase and export want --tenant and --request; notify sends what waits, of
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return r.Run(cmd.Context(), args[0]) },
 	}
+	cmd.Flags().BoolVar(&r.DryRun, "dry-run", false, "print the jobs that would be inserted, and insert none")
 	cmd.Flags().StringVar(&r.Request, "request", "", "request to carry out, for erase and export")
 	return cmd
 }
@@ -39,6 +42,7 @@ erase and export want --tenant and --request; notify sends what waits, of
 type runJob struct {
 	*App
 	Request string
+	DryRun  bool
 }
 
 // runnable makes the arguments of each job that `run` knows.
@@ -90,12 +94,47 @@ func (r *runJob) request() (string, uuid.UUID, error) {
 }
 
 func (r *runJob) Run(ctx context.Context, name string) error {
-	build, ok := runnable[name]
-	if !ok {
+	build := runnable[name]
+	if build == nil {
 		return &ConfigError{"JOB", name, "must be one of " + strings.Join(slices.Sorted(maps.Keys(runnable)), ", ")}
+	}
+	if r.DryRun {
+		return r.plan(ctx, name)
 	}
 	return r.runJobs(ctx, name, wantsStore[name], func(pool *pgxpool.Pool, deps *jobs.Deps) ([]jobArgs, error) {
 		return build(ctx, r, pool, deps)
+	})
+}
+
+// plan prints what would be inserted; what retention and the archive would do,
+// `retention due` and `archive run --dry-run` say.
+func (r *runJob) plan(ctx context.Context, name string) error {
+	return r.withDatabase(ctx, name, func(pool *pgxpool.Pool) error {
+		deps, err := r.deps(pool, nil)
+		if err != nil {
+			return err
+		}
+		list, err := runnable[name](ctx, r, pool, &deps)
+		if err != nil {
+			return err
+		}
+		type planned struct {
+			Job  string  `json:"job"`
+			Args jobArgs `json:"args"`
+		}
+		would := []planned{}
+		for _, args := range list {
+			would = append(would, planned{args.Kind(), args})
+		}
+		return r.Print(map[string]any{"would_run": would}, func(out io.Writer) {
+			if len(would) == 0 {
+				fmt.Fprintln(out, "nothing to do")
+			}
+			for _, job := range would {
+				args, _ := json.Marshal(job.Args)
+				fmt.Fprintf(out, "would run %s %s\n", job.Job, args)
+			}
+		})
 	})
 }
 

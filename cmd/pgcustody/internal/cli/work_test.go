@@ -375,6 +375,9 @@ func TestNoticesOfACommand(t *testing.T) {
 	mu.Lock()
 	status = http.StatusOK
 	mu.Unlock()
+	code, out, _ = command(t, env, "run", "notify", "--dry-run")
+	require.Zero(t, code)
+	require.Regexp(t, `^would run notify \{"tenant":"acme","notice_id":"[0-9a-f-]+"\}\n$`, out)
 	code, out, stderr = command(t, env, "run", "notify")
 	require.Zero(t, code, stderr)
 	require.Contains(t, out, "acknowledged=1")
@@ -391,7 +394,7 @@ func TestEveryCommandSpeaksJSON(t *testing.T) {
 	asTenant(t, env, "custody_app", "select custody.put_profile('alice', '{}')")
 	for _, args := range []string{
 		"tenants register acme", "tenants list", "status", "requests list", "hold list", "retention due", "retention run --dry-run", "retention run",
-		"run partitions", "run requests", "run archive", "archive list", "erase alice --dry-run", "export alice", "erase alice",
+		"run partitions", "run requests", "run retention --dry-run", "run archive", "archive list", "erase alice --dry-run", "export alice", "erase alice",
 	} {
 		code, out, stderr := command(t, env, append(strings.Fields(args), "--json")...)
 		require.Zero(t, code, "%s: %s", args, stderr)
