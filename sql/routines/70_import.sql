@@ -29,7 +29,7 @@ begin
   if to_regclass('pg_temp.import_refusals') is not null then
     drop table pg_temp.import_refusals, pg_temp.import_people, pg_temp.import_known, pg_temp.import_words;
   end if;
-  if to_regclass(format('pg_temp.%I', 'staged_' || p_table)) is not null then
+  if to_regclass(format('pg_temp.%I', 'staged_' || coalesce(p_table, ''))) is not null then
     execute format('drop table pg_temp.%I', 'staged_' || p_table);
   end if;
   create temporary table import_refusals (line bigint, code text, field text, problem text) on commit drop;
