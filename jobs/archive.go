@@ -315,12 +315,9 @@ func (a *archiving) compute(ctx context.Context, tx pgx.Tx) error {
 func (a *archiving) copyEntries(ctx context.Context, tx pgx.Tx, entry func([]byte) error) error {
 	query := fmt.Sprintf(`copy (
 select e.entry, e.occurred_at
-from custody.audit_entries e
-where e.occurred_at >= '%[1]s 00:00:00+00' and e.occurred_at < '%[2]s 00:00:00+00'
-  and e.xid >= '%[3]d' and e.xid < '%[4]d'
+from custody.segment_entries('%s', %d) e
 order by e.xid, e.log_entry_id, e.tenant_id, e.occurred_at
-) to stdout (format binary)`,
-		a.name.Day.Format(time.DateOnly), a.name.Day.AddDate(0, 0, 1).Format(time.DateOnly), a.from, a.to)
+) to stdout (format binary)`, a.name.Day.Format(time.DateOnly), a.name.Part)
 
 	var rows int64
 	decoder := &copyDecoder{row: func(text []byte, at time.Time) error {

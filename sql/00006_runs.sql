@@ -82,7 +82,7 @@ create table custody_data.archive_segments (
 );
 create index archive_segments_open_idx on custody_data.archive_segments (tenant_id, day, part) where recorded_at is null;
 create index archive_segments_xid_to_idx on custody_data.archive_segments (tenant_id, xid_to desc);
-comment on table custody_data.archive_segments is 'Which events are in which locked object: those of the UTC day that transactions in [xid_from, xid_to) wrote. Open until the stored object was read back and checked, unchangeable afterwards.';
+comment on table custody_data.archive_segments is 'Which events are in which locked object: those of the UTC day that transactions in [xid_from, xid_to) wrote before opened_at, less those of earlier parts of the day. Open until the stored object was read back and checked, unchangeable afterwards.';
 
 create table custody_data.partition_drops (
   tenant_id custody_data.tenant_name not null default 'system',

@@ -3,13 +3,15 @@
 -- reviewed by: DBA, auditor
 --
 -- A segment covers the events of one UTC day that transactions in [xid_from, xid_to) wrote, from the first to
--- the last of them. All are older than the oldest transaction that still runs, so no row can come into a window
--- any more: a cursor on time or id would lose the rows of transactions that commit late, these windows lose
--- none. Rows that arrive later for an archived day make the next part of that day.
+-- the last of them, as far as they were recorded before it was opened and no earlier part of the day has them.
+-- All are older than the oldest transaction that still runs, so no row can come into a window any more: a cursor
+-- on time or id would lose the rows of transactions that commit late, these windows lose none. Rows that arrive
+-- later for an archived day make the next part of that day.
 --
 -- Finding what is new costs as much as is new: rows from the newest xid_to on, by the index on xid, and the
 -- days that have ended since. Transaction numbers mean nothing in another cluster, so where the database finds
--- itself in one (custody_data.incarnations) it looks at every row once.
+-- itself in one (custody_data.incarnations) it looks at every row once. From then on windows of both clusters
+-- overlap, and the time of recording tells their rows apart.
 --
 -- locks: open_segments and drop_archived_partitions take turns by advisory locks. Dropping a month takes ACCESS
 -- EXCLUSIVE on the trail, first the parent, then the partition, after everything slow is done; the caller sets
@@ -79,32 +81,52 @@ return (p_xid::text::bigint + 1)::text::xid8;
 revoke all on function custody_data.next_xid(xid8) from public;
 comment on function custody_data.next_xid(xid8) is 'The transaction number after another: xid8 has no arithmetic.';
 
-create or replace function custody_data.uncovered_windows(p_day date, p_from xid8, p_to xid8)
-returns table (day date, xid_from xid8, xid_to xid8, rows bigint)
+create or replace function custody.segment_entries(p_day date, p_part integer)
+returns setof custody.audit_entries
+language sql
+stable
+begin atomic
+  -- In SQL-standard form, which the planner takes into the caller's query.
+  select e.*
+  from custody_data.archive_segments s
+  join custody.audit_entries e
+    on e.xid >= s.xid_from and e.xid < s.xid_to and e.recorded_at < s.opened_at
+    and e.occurred_at >= p_day::timestamp at time zone 'UTC' and e.occurred_at < (p_day + 1)::timestamp at time zone 'UTC'
+  where s.tenant_id = 'system' and s.day = p_day and s.part = p_part
+    and not exists (
+      select from custody_data.archive_segments b
+      where b.tenant_id = 'system' and b.day = p_day and b.part < p_part
+        and e.xid >= b.xid_from and e.xid < b.xid_to and e.recorded_at < b.opened_at);
+end;
+revoke all on function custody.segment_entries(date, integer) from public;
+grant execute on function custody.segment_entries(date, integer) to custody_worker;
+comment on function custody.segment_entries(date, integer) is
+'The events of a segment with their entries, in no order: those of its day and window that were recorded before it was opened and that no earlier part of the day has.
+Runs with the caller''s rights: in the context of tenant system the events of all tenants. Callers: custody_worker.';
+
+create or replace function custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamptz)
+returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamptz)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with windows as materialized (
-    select s.xid_from, s.xid_to from custody_data.archive_segments s where s.tenant_id = 'system' and s.day = p_day
-  ), uncovered as (
-    select a.xid, (select count(*) from windows w where w.xid_from <= a.xid) as gap
-    from custody_data.audit_logs a
-    where a.occurred_at >= p_day::timestamp at time zone 'UTC' and a.occurred_at < (p_day + 1)::timestamp at time zone 'UTC'
-      and a.xid >= p_from and (p_to is null or a.xid < p_to)
-      and not exists (select from windows w where a.xid >= w.xid_from and a.xid < w.xid_to)
+  with segments as materialized (
+    select s.xid_from, s.xid_to, s.opened_at from custody_data.archive_segments s where s.tenant_id = 'system' and s.day = p_day
   )
-  select p_day, min(u.xid), custody_data.next_xid(max(u.xid)), count(*)
-  from uncovered u
-  group by u.gap
-  order by u.gap;
+  select p_day, min(a.xid), custody_data.next_xid(max(a.xid)), count(*), max(a.recorded_at)
+  from custody_data.audit_logs a
+  where a.occurred_at >= p_day::timestamp at time zone 'UTC' and a.occurred_at < (p_day + 1)::timestamp at time zone 'UTC'
+    and a.xid >= p_from and (p_to is null or a.xid < p_to)
+    and (p_recorded_before is null or a.recorded_at < p_recorded_before)
+    and not exists (select from segments s where a.xid >= s.xid_from and a.xid < s.xid_to and a.recorded_at < s.opened_at)
+  having count(*) > 0;
 $$;
-revoke all on function custody_data.uncovered_windows(date, xid8, xid8) from public;
-comment on function custody_data.uncovered_windows(date, xid8, xid8) is
-'Windows for the events of a day in [p_from, p_to) that no segment covers: one for each gap between the segments, overlapping none. p_to null: no bound.';
+revoke all on function custody_data.uncovered_window(date, xid8, xid8, timestamptz) from public;
+comment on function custody_data.uncovered_window(date, xid8, xid8, timestamptz) is
+'The window of the events of a day in [p_from, p_to), recorded before p_recorded_before, that no segment covers; no row where there are none. p_to, p_recorded_before null: no bound.';
 
 create or replace function custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamptz)
-returns table (day date, xid_from xid8, xid_to xid8, rows bigint)
+returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamptz)
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
@@ -133,16 +155,17 @@ begin
   v_before := greatest(p_before, v_days_end)::timestamp at time zone 'UTC';
 
   for v_day in
-    select d.day, min(d.first) as first, max(d.last) as last, sum(d.rows)::bigint as rows
+    select d.day, min(d.first) as first, max(d.last) as last, sum(d.rows)::bigint as rows, max(d.recorded_until) as recorded_until
     from (
       -- late events, by the index on xid
-      select (a.occurred_at at time zone 'UTC')::date as day, min(a.xid) as first, max(a.xid) as last, count(*) as rows
+      select (a.occurred_at at time zone 'UTC')::date as day, min(a.xid) as first, max(a.xid) as last, count(*) as rows,
+        max(a.recorded_at) as recorded_until
       from custody_data.audit_logs a
       where a.xid >= v_from and a.xid < p_horizon and a.occurred_at < v_ended
       group by 1
       union all
       -- days that have ended since, by their partition
-      select (a.occurred_at at time zone 'UTC')::date, min(a.xid), max(a.xid), count(*)
+      select (a.occurred_at at time zone 'UTC')::date, min(a.xid), max(a.xid), count(*), max(a.recorded_at)
       from custody_data.audit_logs a
       where a.occurred_at >= v_ended and a.occurred_at < v_before and a.xid < p_horizon
       group by 1
@@ -155,12 +178,13 @@ begin
       where s.tenant_id = 'system' and s.day = v_day.day and s.xid_to > v_day.first and s.xid_from <= v_day.last
     ) then
       -- Another cluster's numbers lie among this one's.
-      return query select w.* from custody_data.uncovered_windows(v_day.day, v_from, p_horizon) w;
+      return query select w.* from custody_data.uncovered_window(v_day.day, v_day.first, p_horizon, null) w;
     else
       day := v_day.day;
       xid_from := v_day.first;
       xid_to := custody_data.next_xid(v_day.last);
       rows := v_day.rows;
+      recorded_until := v_day.recorded_until;
       return next;
     end if;
   end loop;
@@ -170,8 +194,8 @@ revoke all on function custody_data.unarchived_windows(date, xid8, timestamptz) 
 comment on function custody_data.unarchived_windows(date, xid8, timestamptz) is
 'Windows for the events of days before p_before that no segment covers and whose transactions lie below p_horizon. p_opened_at: since when the database has lived in this cluster; infinity if it has not been seen here.';
 
-create or replace function custody_data.foreign_windows()
-returns table (day date, xid_from xid8, xid_to xid8, rows bigint)
+create or replace function custody_data.foreign_windows(p_recorded_before timestamptz)
+returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamptz)
 language sql
 stable
 set search_path = pg_catalog, pg_temp
@@ -186,12 +210,12 @@ as $$
   )
   select w.*
   from days d
-  cross join lateral custody_data.uncovered_windows(d.day, (select b.xid from beyond b), null) w
-  order by w.day, w.xid_from;
+  cross join lateral custody_data.uncovered_window(d.day, (select b.xid from beyond b), null, p_recorded_before) w
+  order by w.day;
 $$;
-revoke all on function custody_data.foreign_windows() from public;
-comment on function custody_data.foreign_windows() is
-'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them.';
+revoke all on function custody_data.foreign_windows(timestamptz) from public;
+comment on function custody_data.foreign_windows(timestamptz) is
+'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
 
 create or replace function custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamptz)
 returns void
@@ -220,6 +244,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_incarnation custody_data.incarnations;
+  v_before timestamptz;
   v_horizon xid8;
   v_segment custody_data.archive_segments;
 begin
@@ -233,11 +258,15 @@ begin
 
   v_incarnation := custody.open_incarnation();
   if not exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_incarnation.opened_at) then
-    -- What a restore brought belongs to the time before: its windows must not pass for this cluster's horizon.
-    perform custody_data.open_segment(w.day, w.xid_from, w.xid_to, v_incarnation.opened_at - interval '1 microsecond')
-    from custody_data.foreign_windows() w;
+    -- What a restore brought belongs to the time before: its windows must not pass for this cluster's horizon,
+    -- nor take in what this cluster will record under the same numbers.
+    v_before := least(v_incarnation.opened_at - interval '1 microsecond', clock_timestamp());
+    perform custody_data.open_segment(w.day, w.xid_from, w.xid_to, v_before)
+    from custody_data.foreign_windows(v_before) w;
   end if;
-  perform custody_data.open_segment(w.day, w.xid_from, w.xid_to, clock_timestamp())
+  -- All events of these windows are settled: whatever the clock says, they were recorded before.
+  perform custody_data.open_segment(w.day, w.xid_from, w.xid_to,
+    greatest(clock_timestamp(), v_incarnation.opened_at, w.recorded_until + interval '1 microsecond'))
   from custody_data.unarchived_windows(p_before, v_horizon, v_incarnation.opened_at) w;
 
   for v_segment in
@@ -285,18 +314,14 @@ begin
   v_swept := exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_opened_at);
 
   return query
-  select s.day, s.part, (
-      select count(*) from custody_data.audit_logs a
-      where a.occurred_at >= s.day::timestamp at time zone 'UTC' and a.occurred_at < (s.day + 1)::timestamp at time zone 'UTC'
-        and a.xid >= s.xid_from and a.xid < s.xid_to),
-    custody_data.segment_retain_until(s.day)
+  select s.day, s.part, (select count(*) from custody.segment_entries(s.day, s.part)), custody_data.segment_retain_until(s.day)
   from custody_data.archive_segments s
   where s.tenant_id = 'system' and s.recorded_at is null
   order by s.day, s.part;
   return query
   select w.day, null::integer, w.rows, custody_data.segment_retain_until(w.day)
   from (
-    select f.* from custody_data.foreign_windows() f where not v_swept
+    select f.* from custody_data.foreign_windows(coalesce(v_opened_at, clock_timestamp())) f where not v_swept
     union all
     select u.* from custody_data.unarchived_windows(
       p_before, pg_snapshot_xmin(pg_current_snapshot()), coalesce(v_opened_at, 'infinity')) u
@@ -384,10 +409,8 @@ begin
       message = format('the manifest of segment %s does not fit its object', v_name),
       hint = 'The manifest names another object, number of rows or digest.';
   end if;
-  select count(*), min(a.occurred_at), max(a.occurred_at) into v_rows, v_first, v_last
-  from custody_data.audit_logs a
-  where a.occurred_at >= p_day::timestamp at time zone 'UTC' and a.occurred_at < (p_day + 1)::timestamp at time zone 'UTC'
-    and a.xid >= v_segment.xid_from and a.xid < v_segment.xid_to;
+  select count(*), min(e.occurred_at), max(e.occurred_at) into v_rows, v_first, v_last
+  from custody.segment_entries(p_day, p_part) e;
   if (v_rows, v_first, v_last) is distinct from (p_rows, p_first_occurred_at, p_last_occurred_at) then
     raise exception using
       errcode = 'PC029',
@@ -503,6 +526,10 @@ begin
     select s.day, s.part, count(*) as rows
     from custody_data.audit_logs a
     left join segments s on s.day = (a.occurred_at at time zone 'UTC')::date and a.xid >= s.xid_from and a.xid < s.xid_to
+      and a.recorded_at < s.opened_at
+      and not exists (
+        select from segments b
+        where b.day = s.day and b.part < s.part and a.xid >= b.xid_from and a.xid < b.xid_to and a.recorded_at < b.opened_at)
     where a.occurred_at >= v_month.range_from and a.occurred_at < v_month.range_to
     group by s.day, s.part
   )
@@ -620,7 +647,8 @@ begin
       where a.occurred_at >= v_month.range_from and a.occurred_at < v_month.range_to and a.xid >= v_horizon
         and not exists (
           select from custody_data.covering_segments(v_month.range_from, v_month.range_to) s
-          where s.day = (a.occurred_at at time zone 'UTC')::date and a.xid >= s.xid_from and a.xid < s.xid_to));
+          where s.day = (a.occurred_at at time zone 'UTC')::date and a.xid >= s.xid_from and a.xid < s.xid_to
+            and a.recorded_at < s.opened_at));
 
     execute format('alter table custody_data.audit_logs detach partition custody_data.%I', v_month.partition_name);
     execute format('drop table custody_data.%I', v_month.partition_name);

@@ -84,7 +84,11 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('pgcustody.incarnation', 0));
     select i.* into v_last from custody_data.incarnations i order by i.opened_at desc limit 1;
     if v_last.system_identifier is distinct from v_here then
-      insert into custody_data.incarnations (system_identifier) values (v_here) returning * into v_last;
+      -- Later than all that another clock dated: what is older belongs to the clusters before.
+      insert into custody_data.incarnations (system_identifier, opened_at)
+      values (v_here, greatest(clock_timestamp(), v_last.opened_at + interval '1 microsecond',
+        (select max(s.opened_at) + interval '1 microsecond' from custody_data.archive_segments s)))
+      returning * into v_last;
       perform custody_data.append_event('incarnation.open', null, null, 'success', jsonb_build_object('system_identifier', v_here::text), null);
     end if;
   end if;
