@@ -116,6 +116,7 @@ as $$
 declare
   v_request custody_data.requests;
   v_horizon constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
+  v_searched_at timestamptz;
   v_findings jsonb;
   v_rows bigint;
 begin
@@ -125,10 +126,13 @@ begin
     raise exception using errcode = 'PC018', message = format('request %s is %s', p_request_id, v_request.status),
       hint = 'verify_erasure looks at an erasure that is done.';
   end if;
+  -- The numbers of transactions hold for the cluster that this is.
+  perform custody.open_incarnation();
+  v_searched_at := clock_timestamp();
   v_findings := custody_data.find_residue(v_request.identity_id, '0', '-infinity');
   select coalesce(sum((f ->> 'rows')::bigint), 0) into v_rows from jsonb_array_elements(v_findings) f;
   update custody_data.requests r
-  set residue_searched_at = now(), residue_searched_xid = v_horizon, residue_rows = v_rows
+  set residue_searched_at = v_searched_at, residue_searched_xid = v_horizon, residue_rows = v_rows
   where r.tenant_id = v_request.tenant_id and r.request_id = p_request_id;
   perform custody_data.append_event('request.search', 'request', p_request_id::text, 'success',
     jsonb_build_object('request_id', p_request_id, 'findings', v_findings, 'rows', v_rows), v_request.identity_id);
@@ -262,8 +266,7 @@ begin
 
   -- Where search_residue has looked before, only what later transactions wrote is left to look at.
   -- In another cluster than it looked in, its transaction numbers mean nothing.
-  if v_request.residue_searched_xid > pg_snapshot_xmin(pg_current_snapshot())
-      or exists (select from custody_data.incarnations i where i.opened_at > v_request.residue_searched_at) then
+  if (custody.open_incarnation()).opened_at > v_request.residue_searched_at then
     v_request.residue_searched_xid := null;
     v_request.residue_searched_at := null;
   end if;
@@ -446,6 +449,12 @@ begin
     update custody_data.legal_holds h
     set released_at = now(), released_by = custody_data.require_actor(), release_reason = 'erased before the restore, certificate replayed'
     where h.tenant_id = v_tenant and h.identity_id = v_identity.identity_id and h.released_at is null;
+    -- Who has been told, and has acknowledged, since the backup was taken is not known here: all are told again.
+    insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id)
+    select v_tenant, v_request_id, h.holder, v_identity.user_id
+    from custody_data.holders h
+    where h.tenant_id = v_tenant and h.retired_at is null and v_identity.user_id is not null
+    on conflict (tenant_id, request_id, holder) do nothing;
     v_deleted := '{}';
     foreach v_table in array array['conversations', 'user_preferences', 'user_profiles'] loop
       execute format('delete from custody_data.%I t where t.tenant_id = $1 and t.identity_id = $2', v_table) using v_tenant, v_identity.identity_id;
