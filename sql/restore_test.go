@@ -1,0 +1,485 @@
+package sql_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+
+	"pgcustody/cmd/devstack/stack"
+	"pgcustody/cmd/devstack/stack/stacktest"
+	"pgcustody/sql"
+)
+
+// newCluster is a stack of its own, whose transaction numbers begin where those
+// of every new cluster do.
+func newCluster(t *testing.T) *stack.Stack {
+	t.Helper()
+	dir, err := stack.TempDir()
+	require.NoError(t, err)
+	s, err := stack.Start(t.Context(), stack.Options{Dir: dir, NoFsync: true, Ephemeral: true})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, s.Destroy(context.Background())) })
+	return s
+}
+
+// migrate brings one database of a cluster to the present schema and makes the logins.
+func migrate(t *testing.T, s *stack.Stack, name string) *sql.Result {
+	t.Helper()
+	require.NoError(t, s.OpenMigrator(t.Context()))
+	result, err := sql.Up(t.Context(), sql.Config{URL: s.URL(stack.MigratorLogin, name)})
+	require.NoError(t, err)
+	require.NoError(t, s.PutLogins(t.Context(), name))
+	require.NoError(t, s.CloseMigrator(t.Context()))
+	return result
+}
+
+// bedOf is a database of a cluster for the helpers of this package.
+func bedOf(t *testing.T, s *stack.Stack, name string) *bed {
+	t.Helper()
+	d := &stacktest.Database{Name: name, Stack: s, URLs: map[string]string{stack.Superuser: s.SuperURL(name)}}
+	for login := range s.Passwords {
+		if login != stack.Superuser {
+			d.URLs[login] = s.URL(login, name)
+		}
+	}
+	return &bed{d, d.Conn(t, stack.Superuser)}
+}
+
+// pgaudit is the DBA's part, with rights that migrations have not.
+func (b *bed) pgaudit(t *testing.T) {
+	t.Helper()
+	text, err := fs.ReadFile(sql.Files(), "pgaudit.sql")
+	require.NoError(t, err)
+	_, err = b.admin.Exec(t.Context(), string(text))
+	require.NoError(t, err)
+}
+
+// client runs one of Postgres's own programs as the account of the tests.
+func client(t *testing.T, s *stack.Stack, program string, args ...string) (string, error) {
+	t.Helper()
+	command := exec.CommandContext(t.Context(), filepath.Join(s.PGBin, program), args...)
+	command.Env = []string{"PATH=/usr/bin:/bin", "LC_ALL=C.UTF-8"}
+	var out, problem bytes.Buffer
+	command.Stdout, command.Stderr = &out, &problem
+	if err := command.Run(); err != nil {
+		return out.String(), fmt.Errorf("%s: %w: %s", program, err, problem.String())
+	}
+	return out.String() + problem.String(), nil
+}
+
+// backup dumps the database by the backup's login, as a DBA would.
+func (b *bed) backup(t *testing.T) (file string) {
+	t.Helper()
+	file = filepath.Join(t.TempDir(), "dump")
+	_, err := client(t, b.Stack, "pg_dump", "--enable-row-security", "--format=custom", "--file="+file, "--dbname="+b.URLs["custody_dump"])
+	require.NoError(t, err)
+	return file
+}
+
+// schema is what pg_dump says of everything but the rows. A view's column that
+// has no name of its own is given one by the first dump.
+func (b *bed) schema(t *testing.T) string {
+	t.Helper()
+	dump := (&database{super: b.URLs[stack.Superuser], stack: b.Stack}).dump(t)
+	return strings.ReplaceAll(dump, "::text AS text\n", "::text\n")
+}
+
+// burn lets the cluster's transaction counter reach a number.
+func (b *bed) burn(t *testing.T, until int64) {
+	t.Helper()
+	_, err := b.admin.Exec(t.Context(), fmt.Sprintf(`
+		do $$ begin
+		  while pg_catalog.pg_current_xact_id()::text::bigint < %d loop commit; end loop;
+		end $$`, until))
+	require.NoError(t, err)
+}
+
+func (b *bed) xid(t *testing.T) int64 {
+	t.Helper()
+	return ask[int64](t, b, `select pg_catalog.pg_current_xact_id()::text::bigint`)
+}
+
+// late writes events of a day that is over, as an import does, and returns the
+// transaction that wrote them.
+func (s *session) late(t *testing.T, day time.Time, n int) (xid string) {
+	t.Helper()
+	return s.run(t, tenant, "", lateEvents(day, n))
+}
+
+func lateEvents(day time.Time, n int) string {
+	return fmt.Sprintf(`
+		select custody_data.require_partition('%[1]s');
+		insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, import_id)
+		select 'acme', gen_random_uuid(), '%[1]s'::timestamptz + n * interval '1 second', gen_random_uuid(), 'account.login', gen_random_uuid()
+		from generate_series(1, %[2]d) n;
+		select pg_catalog.pg_current_xact_id()`, day.Format(time.RFC3339), n)
+}
+
+// archive takes every open segment on record, as the job does but for the store,
+// and adds what each holds to the archive: segments by event.
+func (b *bed) archive(t *testing.T, worker *session, archived map[string][]string) (segments int) {
+	t.Helper()
+	for {
+		var open []struct {
+			Day    string    `json:"day"`
+			Part   int       `json:"part"`
+			Retain time.Time `json:"retain_until"`
+		}
+		require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", "", `select coalesce(jsonb_agg(s), '[]') from custody.open_segments() s`)), &open))
+		if len(open) == 0 {
+			return segments
+		}
+		for _, s := range open {
+			var held struct {
+				IDs         []string
+				First, Last string
+			}
+			require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", "", fmt.Sprintf(`
+				select jsonb_build_object('ids', jsonb_agg(e.log_entry_id), 'first', min(e.occurred_at), 'last', max(e.occurred_at))
+				from custody.segment_entries('%s', %d) e`, s.Day, s.Part))), &held))
+			require.NotEmpty(t, held.IDs, "%s.%d is empty", s.Day, s.Part)
+			sum := sha256.Sum256([]byte(strings.Join(held.IDs, "")))
+			digest := hex.EncodeToString(sum[:])
+			name := fmt.Sprintf("%s.%d", s.Day, s.Part)
+			worker.run(t, "system", "", fmt.Sprintf(`
+				select custody.record_segment('%[1]s', %[2]d, '%[3]s', '%[3]s.manifest', %[4]d, 1, 1, '\x%[5]s', '\x%[5]s', '%[6]s', '%[7]s', '%[8]s',
+				  jsonb_build_object('object_key', '%[3]s', 'rows', %[4]d, 'plain_sha256', '%[5]s', 'stored_sha256', '%[5]s'))`,
+				s.Day, s.Part, name, len(held.IDs), digest, held.First, held.Last, s.Retain.Format(time.RFC3339Nano)))
+			for _, id := range held.IDs {
+				archived[id] = append(archived[id], name)
+			}
+			segments++
+		}
+	}
+}
+
+// requireArchivedOnce looks at whether every event of a day that is over is in
+// one segment, and none in two.
+func (b *bed) requireArchivedOnce(t *testing.T, archived map[string][]string) {
+	t.Helper()
+	for id, segments := range archived {
+		require.Len(t, segments, 1, "event %s", id)
+	}
+	rows, err := b.admin.Query(t.Context(), `
+		select log_entry_id::text, pg_catalog.format('%s xid %s recorded %s', occurred_at::date, xid, recorded_at) from custody_data.audit_logs
+		where occurred_at < pg_catalog.date_trunc('day', now() at time zone 'UTC') at time zone 'UTC'`)
+	require.NoError(t, err)
+	missing, n := []string{}, 0
+	var id, about string
+	_, err = pgx.ForEachRow(rows, []any{&id, &about}, func() error {
+		n++
+		if len(archived[id]) == 0 {
+			missing = append(missing, about)
+		}
+		return nil
+	})
+	require.NoError(t, err)
+	require.Empty(t, missing, "events of days that are over in no segment")
+	require.Positive(t, n)
+}
+
+// settle waits until no transaction of before is running in the cluster.
+func (b *bed) settle(t *testing.T) {
+	t.Helper()
+	now := b.xid(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for settled := false; !settled; {
+		require.NoError(t, b.admin.QueryRow(ctx, `select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot())::text::bigint > $1`, now).Scan(&settled))
+	}
+}
+
+// original is a database with something in every table that a restore can lose.
+type original struct {
+	*bed
+	app, dpo, runner *session
+	days             []time.Time // that are over, with events
+	archived         map[string][]string
+	standing, gone   victim // erased before and after the dump
+	asked            victim // with a request whose residue was searched for before the dump
+	event            string // records an event with an id of the client's
+	certificates     string
+	digests          map[string]string
+	dump             string
+}
+
+func newOriginal(t *testing.T, s *stack.Stack) *original {
+	t.Helper()
+	require.True(t, migrate(t, s, stack.Database).Changed())
+	o := &original{bed: bedOf(t, s, stack.Database), archived: map[string][]string{}}
+	o.pgaudit(t)
+
+	o.app, o.dpo, o.runner = o.session(t, app), o.session(t, dpo), o.session(t, runner)
+	o.runner.run(t, "system", "", `select custody.register_tenant('acme', 'Acme'), custody.register_tenant('other', 'Other'),
+		custody.ensure_audit_partitions(now(), now() + interval '3 months')`)
+	for _, in := range []string{"acme", "other"} {
+		o.app.run(t, in, "", `select custody.put_profile('pat', '{"full_name":"Pat Doe","attributes":{"a":[1,"ü",null]}}'), custody.put_preferences('pat', '{}'),
+			custody.record_consent('pat', 'mail', true, '1', p_evidence => '{"ip":"::1"}'), custody.save_conversation('pat', 'c', '[{"role":"user","text":"hi\n\\N"}]'),
+			custody.register_action('thing.do', '{n}', 'Something'), custody.record_audit_event('thing.do', p_metadata => '{"n":1}', p_personal => '{"ip":"::1"}')`)
+		o.dpo.run(t, in, "", `select custody.set_retention_policy('conversations', '1 year', 'contract'), custody.place_hold('{"user_id":"pat"}', 'case', 'claim'),
+			custody.register_holder('crm'), custody.request_export('pat')`)
+		o.runner.run(t, in, "", `select custody.finish_run(custody.start_run('retention'), 'failed', '{"rows":1}', 7, 'XX000'),
+			custody.prepare_import('user_preferences'); insert into pg_temp.staged_user_preferences values (1, 'imported', '{}');
+			select custody.import_preferences(), custody.finish_import(gen_random_uuid(), 'user_preferences', sha256('x'), 1, 1, 0, 0)`)
+	}
+	o.event = fmt.Sprintf(`select custody.record_audit_event('thing.do', p_metadata => '{"n":2}', p_log_entry_id => '%s')`, uuid.New())
+	o.app.run(t, tenant, "", o.event)
+	_, err := o.admin.Exec(t.Context(), `insert into river.river_job (kind, max_attempts, args) values ('archive', 1, '{}')`)
+	require.NoError(t, err)
+	o.standing, o.gone, o.asked = o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo)
+	o.runner.run(t, tenant, "", o.standing.erase())
+	// Held when the dump is taken, no longer when the person is erased.
+	hold := o.dpo.run(t, tenant, "", fmt.Sprintf(`select custody.place_hold('{"user_id":"%s"}', 'case 2', 'claim')`, o.gone.user))
+
+	// Archived; opened and not archived; neither. All by transactions whose numbers
+	// the next cluster has still to come by, the first apart.
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	for _, ago := range []int{40, 3, 2, 1} {
+		o.days = append(o.days, today.AddDate(0, 0, -ago).Add(12*time.Hour))
+	}
+	write := func() {
+		for _, day := range o.days {
+			o.runner.late(t, day, 3)
+		}
+		o.settle(t)
+	}
+	o.runner.late(t, today.AddDate(0, 0, -200), 3)
+	write()
+	o.bed.archive(t, o.runner, o.archived)
+	require.Equal(t, "3", o.runner.run(t, "system", "", `select sum(rows_dropped) from custody.drop_archived_partitions()`))
+	o.burn(t, 4000)
+	write()
+	o.bed.archive(t, o.runner, o.archived)
+	o.burn(t, 5000)
+	write()
+	require.NotEmpty(t, o.runner.run(t, "system", "", `select count(*) from custody.open_segments()`))
+	o.burn(t, 6000)
+	write()
+	o.app.run(t, tenant, "", `select custody.record_audit_event('thing.do')`)
+	require.Equal(t, "[]", o.runner.run(t, tenant, "", fmt.Sprintf(`select custody.search_residue('%s')`, o.asked.request)))
+
+	o.digests = contents(t, o.admin)
+	for name, digest := range o.digests {
+		if strings.HasPrefix(name, "custody_data.") && !strings.HasPrefix(name, "custody_data.audit_logs_") {
+			require.False(t, strings.HasPrefix(digest, "0 rows"), "the test has nothing in %s", name)
+		}
+	}
+	o.dump = o.backup(t)
+
+	// What the dump knows nothing of: somebody erased, somebody new and erased.
+	o.dpo.run(t, tenant, "", fmt.Sprintf(`select custody.release_hold('%s', 'over')`, hold))
+	fresh := o.fullVictim(t, o.app, o.dpo)
+	o.certificates = fmt.Sprintf("[%s, %s, %s]",
+		o.runner.run(t, tenant, "", fmt.Sprintf(`select custody.get_certificate('%s')`, o.standing.request)),
+		o.runner.run(t, tenant, "", o.gone.erase()), o.runner.run(t, tenant, "", fresh.erase()))
+	return o
+}
+
+// restoreAs brings a dump back under a new name as a login.
+func (o *original) restoreAs(t *testing.T, s *stack.Stack, name, login string) *bed {
+	t.Helper()
+	require.NoError(t, s.CreateDatabase(t.Context(), name, ""))
+	require.NoError(t, s.OpenMigrator(t.Context()))
+	url := s.URL(login, name)
+	if login == stack.Superuser {
+		url = s.SuperURL(name)
+	}
+	out, err := client(t, s, "pg_restore", "--exit-on-error", "--dbname="+url, o.dump)
+	require.NoError(t, err)
+	require.Empty(t, out)
+	result := migrate(t, s, name)
+	require.False(t, result.Changed(), "%+v", result.Steps)
+	return bedOf(t, s, name)
+}
+
+func TestDumpAndRestore(t *testing.T) {
+	t.Parallel()
+	source, target := newCluster(t), newCluster(t)
+	o := newOriginal(t, source)
+
+	t.Run("who may dump", func(t *testing.T) {
+		_, err := client(t, source, "pg_dump", "--dbname="+o.URLs[dump])
+		require.ErrorContains(t, err, "row-level security", "without the flag it says so")
+		for _, login := range []string{app, reports, runner, dpo, audit} {
+			_, err := client(t, source, "pg_dump", "--enable-row-security", "--dbname="+o.URLs[login])
+			require.ErrorContains(t, err, "permission denied", login)
+		}
+	})
+
+	// Roles belong to the cluster: the migration of any database makes them.
+	require.NoError(t, target.CreateDatabase(t.Context(), "roles_first", ""))
+	migrate(t, target, "roles_first")
+	roles := bedOf(t, target, "roles_first")
+	roles.pgaudit(t)
+	require.NoError(t, target.DropDatabase(t.Context(), "roles_first"))
+
+	for _, login := range []string{stack.Superuser, stack.MigratorLogin} {
+		t.Run("as "+login, func(t *testing.T) {
+			var asked victim
+			if login == stack.MigratorLogin {
+				// Only a superuser brings pgaudit back; the rest it can.
+				_, err := o.admin.Exec(t.Context(), "drop extension pgaudit")
+				require.NoError(t, err)
+				asked = o.fullVictim(t, o.app, o.dpo)
+				o.burn(t, 9000)
+				require.Equal(t, "[]", o.runner.run(t, tenant, "", fmt.Sprintf(`select custody.search_residue('%s')`, asked.request)))
+				o.digests = contents(t, o.admin)
+				o.dump = o.backup(t)
+			}
+			b := o.restoreAs(t, target, "restored_as_"+login, login)
+			require.Equal(t, o.digests, contents(t, b.admin), "table by table, partition by partition")
+			require.Equal(t,
+				ask[string](t, o.bed, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by 1) from pg_catalog.pg_sequences`),
+				ask[string](t, b, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by 1) from pg_catalog.pg_sequences`))
+			require.Empty(t, ask[[]string](t, b, `select coalesce(array_agg(concat_ws(' ', id, object, detail)), '{}') from custody_check.findings`))
+			requireSameDump(t, o.schema(t), b.schema(t))
+			if login == stack.Superuser {
+				o.goOn(t, b)
+				return
+			}
+			// Numbers that were searched in the other cluster, used again and passed in
+			// this one before anything has told the database where it is.
+			worker := b.session(t, runner)
+			require.Less(t, b.xid(t), int64(9000))
+			b.session(t, app).run(t, tenant, "", fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, asked.user, ""))
+			b.burn(t, 10000)
+			worker.refused(t, "PC019", tenant, "", asked.erase())
+		})
+	}
+}
+
+// goOn works with what was restored, in the order in which an operator would.
+func (o *original) goOn(t *testing.T, b *bed) {
+	restored := b.xid(t)
+	require.Less(t, restored, int64(3500), "the test needs a cluster whose transactions are behind the dump's")
+	worker, app, dpo := b.session(t, runner), b.session(t, app), b.session(t, dpo)
+
+	t.Run("erasures since the dump are repeated before anybody reads", func(t *testing.T) {
+		require.Equal(t, o.gone.identity, b.identity(t, o.gone.user), "the dump brought the person back")
+		replay := fmt.Sprintf(`select custody.replay_erasures(convert_from('\x%x', 'UTF8')::jsonb)`, o.certificates)
+		require.JSONEq(t, `{"replayed":1,"standing":1,"unknown":1}`, worker.run(t, tenant, "", replay))
+		require.Empty(t, b.identity(t, o.gone.user))
+		require.Equal(t, map[string]int{"consent_records": 1}, b.rows(t, o.gone.identity))
+		require.Contains(t, worker.run(t, tenant, "", fmt.Sprintf(`select custody.verify_erasure('%s')`, o.gone.request)), `"clean": true`)
+		for _, read := range []string{"get_profile", "get_preferences"} {
+			require.Empty(t, app.run(t, tenant, "", fill(fmt.Sprintf(`select custody.%s(:user)`, read), o.gone.user, "")))
+		}
+		c := readCertificate(t, worker.run(t, tenant, "", fmt.Sprintf(`select custody.get_certificate('%s')`, o.gone.request)))
+		require.Equal(t, o.gone.identity, c.Identity)
+		require.Equal(t, "awaiting_holders", c.Status, "who was told since the dump is not known here")
+		require.JSONEq(t, `{"replayed":0,"standing":2,"unknown":1}`, worker.run(t, tenant, "", replay), "again")
+		require.Equal(t, o.gone.request, dpo.run(t, tenant, "", fill(fmt.Sprintf(`select custody.request_erasure(:user, 'asked', '%s')`, o.gone.request), o.gone.user, "")))
+	})
+
+	t.Run("what came since the search for residue is found", func(t *testing.T) {
+		app.run(t, tenant, "", fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, o.asked.user, ""))
+		worker.refused(t, "PC019", tenant, "", o.asked.erase())
+	})
+
+	t.Run("records and retries", func(t *testing.T) {
+		for _, in := range []string{"acme", "other"} {
+			require.Contains(t, app.run(t, in, "", `select custody.get_profile('pat')`), `Pat Doe`)
+			require.Equal(t, "2", app.run(t, in, "", `select custody.put_preferences('pat', '{"a":1}')`))
+			require.Equal(t, "0", worker.run(t, in, "", `select custody.enforce_retention('conversations', 100)`))
+		}
+		before := ask[int](t, b, `select count(*) from custody_data.audit_logs`)
+		app.run(t, tenant, "", strings.Replace(o.event, "select ", "select custody.set_context('acme', 'custody_app'), ", 1))
+		require.Equal(t, before, ask[int](t, b, `select count(*) from custody_data.audit_logs`), "the event of before the dump")
+	})
+
+	t.Run("every event is archived once", func(t *testing.T) {
+		archived := maps.Clone(o.archived)
+		write := func() {
+			for _, day := range o.days {
+				worker.late(t, day, 2)
+			}
+		}
+		// Before the archive has seen the new cluster; one of them commits after it has.
+		write()
+		slow := b.session(t, runner)
+		slow.begin(t, tenant, "")
+		slow.must(t, lateEvents(o.days[0], 2))
+		due := worker.run(t, "system", "", `select sum(rows) from custody.archive_due()`)
+		before := len(archived)
+		require.Positive(t, b.archive(t, worker, archived))
+		require.Equal(t, due, fmt.Sprint(len(archived)-before), "the dry run says what is done")
+		slow.commit(t)
+		write()
+		b.settle(t)
+		b.archive(t, worker, archived)
+		b.requireArchivedOnce(t, archived)
+
+		// Through the numbers of the dump's segments, day by day the same.
+		for _, until := range []int64{4000, 5000, 6000, 7000} {
+			for from := b.xid(t); from < until; from = b.xid(t) {
+				write()
+				b.burn(t, min(from+100, until))
+			}
+			b.settle(t)
+			b.archive(t, worker, archived)
+			b.requireArchivedOnce(t, archived)
+		}
+		require.Zero(t, b.archive(t, worker, archived))
+
+		// Days later today is over too, and months later the trail may go.
+		b.later(t, 200)
+		b.archive(t, worker, archived)
+		b.requireArchivedOnce(t, archived)
+		const months = `select string_agg(distinct state, ',') from custody.audit_months() where range_to < now() - interval '91 days'`
+		require.Contains(t, worker.run(t, "system", "", months), "held")
+		for _, in := range []string{"acme", "other"} {
+			worker.run(t, in, "", `select custody.release_hold(hold_id, 'over') from custody.holds where active`)
+		}
+		require.Equal(t, "due", worker.run(t, "system", "", months))
+		rows := ask[int](t, b, `select count(*) from custody_data.audit_logs where occurred_at < now() - interval '150 days'`)
+		dropped := worker.run(t, "system", "", `select sum(rows_dropped) from custody.drop_archived_partitions(100)`)
+		require.Equal(t, fmt.Sprint(rows), dropped, "nothing that the archive does not hold keeps a month")
+		b.archive(t, worker, archived)
+		for id, segments := range archived {
+			require.Len(t, segments, 1, id)
+		}
+	})
+	b.requireNoFindings(t)
+}
+
+// later makes everything in the trail and the archive as old as if days had passed.
+func (b *bed) later(t *testing.T, days int) {
+	t.Helper()
+	worker := b.session(t, runner)
+	worker.run(t, "system", "", fmt.Sprintf(`select custody.ensure_audit_partitions(now() - interval '%d days', now())`, days+60))
+	_, err := b.admin.Exec(t.Context(), fmt.Sprintf(`
+		do $$
+		declare
+		  v_table text;
+		  v_trigger record;
+		  v_ago constant interval := '%d days';
+		begin
+		  for v_table in select t.tgrelid::regclass::text from pg_catalog.pg_trigger t where t.tgrelid::regclass::text like 'custody\_data.%%' group by 1 loop
+		    execute 'alter table ' || v_table || ' disable trigger all';
+		  end loop;
+		  update custody_data.audit_logs set occurred_at = occurred_at - v_ago, recorded_at = recorded_at - v_ago;
+		  update custody_data.archive_segments set day = (day - v_ago)::date, opened_at = opened_at - v_ago, recorded_at = recorded_at - v_ago,
+		    first_occurred_at = first_occurred_at - v_ago, last_occurred_at = last_occurred_at - v_ago;
+		  update custody_data.incarnations set opened_at = opened_at - v_ago;
+		  update custody_data.partition_drops set range_from = range_from - v_ago, range_to = range_to - v_ago, dropped_at = dropped_at - v_ago;
+		  for v_trigger in select t.tgname, t.tgrelid::regclass as name from pg_catalog.pg_trigger t
+		    where t.tgrelid::regclass::text like 'custody\_data.%%' and not t.tgisinternal and t.tgparentid = 0 loop
+		    execute pg_catalog.format('alter table %%s enable always trigger %%I', v_trigger.name, v_trigger.tgname);
+		  end loop;
+		end $$`, days))
+	require.NoError(t, err)
+}
