@@ -587,6 +587,14 @@ COMMENT ON TABLE custody_data.requests IS 'What data subjects asked for, when, a
 
 COMMENT ON COLUMN custody_data.requests.reason IS 'Why, in the requester''s words; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
 
+-- Name: COLUMN requests.extension_reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.requests.extension_reason IS 'Why the time was extended; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
+
+-- Name: COLUMN requests.close_reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.requests.close_reason IS 'Why it was cancelled; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
+
 -- Name: COLUMN requests.residue_searched_xid; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.requests.residue_searched_xid IS 'Every row written by a transaction before this one was searched for the person''s identifiers.';
@@ -1068,7 +1076,7 @@ ALTER TABLE ONLY custody_data.archive_segments FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE archive_segments; Type: COMMENT; Schema: custody_data
 
-COMMENT ON TABLE custody_data.archive_segments IS 'Which events are in which locked object: those of the UTC day that transactions in [xid_from, xid_to) wrote. Open until the stored object was read back and checked, unchangeable afterwards.';
+COMMENT ON TABLE custody_data.archive_segments IS 'Which events are in which locked object: those of the UTC day that transactions in [xid_from, xid_to) wrote before opened_at, less those of earlier parts of the day. Open until the stored object was read back and checked, unchangeable afterwards.';
 
 -- Name: open_segments(date, integer); Type: FUNCTION; Schema: custody
 
@@ -1134,6 +1142,10 @@ COMMENT ON TABLE custody_data.erasure_notices IS 'The outbox of erasures: one no
 -- Name: COLUMN erasure_notices.user_id; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.erasure_notices.user_id IS 'Whom the holder must forget; emptied by the acknowledgement. @custody{"sensitivity":"identifying","retention":"until_acknowledged"}';
+
+-- Name: COLUMN erasure_notices.evidence; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.erasure_notices.evidence IS 'What the holder answered; must not name the person. @custody{"sensitivity":"evidence","retention":"requests"}';
 
 -- Name: pending_notices(integer); Type: FUNCTION; Schema: custody
 
@@ -1442,6 +1454,44 @@ COMMENT ON FUNCTION custody.search_residue(p_request_id uuid) IS 'Searches the w
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
 Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_privacy, custody_worker.';
 
+-- Name: audit_entries; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
+ SELECT a.tenant_id,
+    a.occurred_at,
+    a.xid,
+    a.recorded_at,
+    a.log_entry_id,
+    custody.audit_entry(a.*) AS entry
+   FROM custody_data.audit_logs a;
+
+-- Name: VIEW audit_entries; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.audit_entries IS 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
+
+-- Name: segment_entries(date, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.segment_entries(p_day date, p_part integer) RETURNS SETOF custody.audit_entries
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT e.tenant_id,
+     e.occurred_at,
+     e.xid,
+     e.recorded_at,
+     e.log_entry_id,
+     e.entry
+    FROM (custody_data.archive_segments s
+      JOIN custody.audit_entries e ON (((e.xid >= s.xid_from) AND (e.xid < s.xid_to) AND (e.recorded_at < s.opened_at) AND (e.occurred_at >= ((segment_entries.p_day)::timestamp without time zone AT TIME ZONE 'UTC'::text)) AND (e.occurred_at < (((segment_entries.p_day + 1))::timestamp without time zone AT TIME ZONE 'UTC'::text)))))
+   WHERE (((s.tenant_id)::text = 'system'::text) AND (s.day = segment_entries.p_day) AND (s.part = segment_entries.p_part) AND (NOT (EXISTS ( SELECT
+            FROM custody_data.archive_segments b
+           WHERE (((b.tenant_id)::text = 'system'::text) AND (b.day = segment_entries.p_day) AND (b.part < segment_entries.p_part) AND (e.xid >= b.xid_from) AND (e.xid < b.xid_to) AND (e.recorded_at < b.opened_at))))));
+END;
+
+-- Name: FUNCTION segment_entries(p_day date, p_part integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.segment_entries(p_day date, p_part integer) IS 'The events of a segment with their entries, in no order: those of its day and window that were recorded before it was opened and that no earlier part of the day has.
+Runs with the caller''s rights: in the context of tenant system the events of all tenants. Callers: custody_worker.';
+
 -- Name: set_context(text, text, text, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.set_context(p_tenant text, p_actor text, p_purpose text DEFAULT NULL::text, p_subject text DEFAULT NULL::text) RETURNS void
@@ -1542,6 +1592,10 @@ COMMENT ON COLUMN custody_data.legal_holds.reference IS 'Case or matter number; 
 
 COMMENT ON COLUMN custody_data.legal_holds.reason IS 'Why it was placed; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
 
+-- Name: COLUMN legal_holds.release_reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.legal_holds.release_reason IS 'Why it was released; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
+
 -- Name: active_holds(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.active_holds() RETURNS SETOF custody_data.legal_holds
@@ -1589,7 +1643,7 @@ COMMENT ON FUNCTION custody_data.audit_partitions() IS 'The partitions of the tr
 
 -- Name: begin_import(text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.begin_import(p_table text) RETURNS text
+CREATE FUNCTION custody_data.begin_import(p_table text) RETURNS custody_data.tenant_name
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
@@ -1872,16 +1926,16 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 
 COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, job runs and River''s jobs. Names nobody.';
 
--- Name: foreign_windows(); Type: FUNCTION; Schema: custody_data
+-- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.foreign_windows() RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint)
+CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION foreign_windows(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.foreign_windows() IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them.';
+COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -2156,16 +2210,16 @@ CREATE FUNCTION custody_data.settle_refused(p_table text, p_skip_refused boolean
 
 COMMENT ON FUNCTION custody_data.settle_refused(p_table text, p_skip_refused boolean) IS 'Takes refused lines out of the staging table and counts them, or raises the first: COLUMN is its field, DETAIL its line and how many were refused.';
 
--- Name: settle_repeated(text, text, text); Type: FUNCTION; Schema: custody_data
+-- Name: settle_repeated(text, text, text, text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.settle_repeated(p_table text, p_key text, p_code text) RETURNS bigint
+CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text DEFAULT NULL::text) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION settle_repeated(p_table text, p_key text, p_code text); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION settle_repeated(p_table text, p_code text, p_key text, p_and_key text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_key text, p_code text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
+COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
 -- Name: tg_reject_column_change(); Type: FUNCTION; Schema: custody_data
 
@@ -2246,7 +2300,7 @@ COMMENT ON FUNCTION custody_data.tg_write_audit() IS 'Statement trigger: appends
 
 -- Name: unarchived_windows(date, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint)
+CREATE FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
@@ -2255,16 +2309,16 @@ CREATE FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p
 
 COMMENT ON FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) IS 'Windows for the events of days before p_before that no segment covers and whose transactions lie below p_horizon. p_opened_at: since when the database has lived in this cluster; infinity if it has not been seen here.';
 
--- Name: uncovered_windows(date, xid8, xid8); Type: FUNCTION; Schema: custody_data
+-- Name: uncovered_window(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.uncovered_windows(p_day date, p_from xid8, p_to xid8) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint)
+CREATE FUNCTION custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION uncovered_windows(p_day date, p_from xid8, p_to xid8); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.uncovered_windows(p_day date, p_from xid8, p_to xid8) IS 'Windows for the events of a day in [p_from, p_to) that no segment covers: one for each gap between the segments, overlapping none. p_to null: no bound.';
+COMMENT ON FUNCTION custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone) IS 'The window of the events of a day in [p_from, p_to), recorded before p_recorded_before, that no segment covers; no row where there are none. p_to, p_recorded_before null: no bound.';
 
 -- Name: unknown_conversation(); Type: FUNCTION; Schema: custody_data
 
@@ -2313,21 +2367,6 @@ CREATE VIEW custody.archive_segments WITH (security_invoker='true') AS
 -- Name: VIEW archive_segments; Type: COMMENT; Schema: custody
 
 COMMENT ON VIEW custody.archive_segments IS 'The archive''s segments; open ones have no recorded_at. Readers: custody_worker, custody_auditor, custody_privacy.';
-
--- Name: audit_entries; Type: VIEW; Schema: custody
-
-CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
- SELECT a.tenant_id,
-    a.occurred_at,
-    a.xid,
-    a.recorded_at,
-    a.log_entry_id,
-    custody.audit_entry(a.*) AS entry
-   FROM custody_data.audit_logs a;
-
--- Name: VIEW audit_entries; Type: COMMENT; Schema: custody
-
-COMMENT ON VIEW custody.audit_entries IS 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
 
 -- Name: holds; Type: VIEW; Schema: custody
 
