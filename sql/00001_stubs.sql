@@ -23,6 +23,10 @@ return null::uuid;
 create function custody.has_subject() returns boolean
 language sql stable parallel safe
 return true;
+
+create function custody_data.writes_system() returns boolean
+language sql stable parallel restricted
+return false;
 -- +goose StatementEnd
 
 -- +goose StatementBegin

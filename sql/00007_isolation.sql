@@ -48,6 +48,18 @@ create policy audit_logs_all_insert on custody_data.audit_logs for insert
     and (not (select custody.has_subject()) or subject_id is null or subject_id = (select custody.current_subject_id())));
 create policy audit_logs_worker_insert on custody_data.audit_logs for insert to custody_worker
   with check (tenant_id = (select custody.current_tenant()) and import_id is not null);
+-- What an event must be, for those who insert rows themselves: what CHECK constraints would say. The owner's
+-- functions say it with errors of their own.
+create policy audit_logs_writers_insert on custody_data.audit_logs as restrictive for insert
+  to custody_readwrite, custody_worker, custody_privacy
+  with check (result in ('success', 'failure', 'denied', 'partial')
+    and pg_catalog.jsonb_typeof(metadata) = 'object'
+    and (personal is null or pg_catalog.jsonb_typeof(personal) = 'object')
+    and (resource_id is null or pg_catalog.char_length(resource_id) between 1 and 1024)
+    and occurred_at >= '1970-01-01 00:00:00+00' and pg_catalog.isfinite(occurred_at)
+    and occurred_at <= recorded_at + interval '24 hours'
+    -- only imports are late
+    and (import_id is not null or occurred_at >= recorded_at - interval '24 hours'));
 create policy audit_logs_worker_select on custody_data.audit_logs for select to custody_worker, custody_owner
   using ((select custody.current_tenant()) = 'system');
 create policy audit_logs_backup_select on custody_data.audit_logs for select to custody_backup using (true);
@@ -78,22 +90,31 @@ create policy tenants_backup_select on custody_data.tenants for select to custod
 alter table custody_data.audit_actions enable row level security, force row level security;
 create policy audit_actions_all_select on custody_data.audit_actions for select
   using (tenant_id in ((select custody.current_tenant()), 'system') and (select custody.current_tenant()) is not null);
-create policy audit_actions_all_insert on custody_data.audit_actions for insert with check (tenant_id = (select custody.current_tenant()));
-create policy audit_actions_all_update on custody_data.audit_actions for update using (tenant_id = (select custody.current_tenant()));
+create policy audit_actions_all_insert on custody_data.audit_actions for insert
+  with check (tenant_id = (select custody.current_tenant()) and (tenant_id <> 'system' or (select custody_data.writes_system())));
+create policy audit_actions_all_update on custody_data.audit_actions for update
+  using (tenant_id = (select custody.current_tenant()) and (tenant_id <> 'system' or (select custody_data.writes_system())));
 create policy audit_actions_backup_select on custody_data.audit_actions for select to custody_backup using (true);
 
 alter table custody_data.audit_resource_types enable row level security, force row level security;
 create policy audit_resource_types_all_select on custody_data.audit_resource_types for select
   using (tenant_id in ((select custody.current_tenant()), 'system') and (select custody.current_tenant()) is not null);
-create policy audit_resource_types_all_insert on custody_data.audit_resource_types for insert with check (tenant_id = (select custody.current_tenant()));
-create policy audit_resource_types_all_update on custody_data.audit_resource_types for update using (tenant_id = (select custody.current_tenant()));
+create policy audit_resource_types_all_insert on custody_data.audit_resource_types for insert
+  with check (tenant_id = (select custody.current_tenant()) and (tenant_id <> 'system' or (select custody_data.writes_system())));
+create policy audit_resource_types_all_update on custody_data.audit_resource_types for update
+  using (tenant_id = (select custody.current_tenant()) and (tenant_id <> 'system' or (select custody_data.writes_system())));
 create policy audit_resource_types_backup_select on custody_data.audit_resource_types for select to custody_backup using (true);
 
 alter table custody_data.retention_policies enable row level security, force row level security;
 create policy retention_policies_all_select on custody_data.retention_policies for select
   using (tenant_id in ((select custody.current_tenant()), 'system') and (select custody.current_tenant()) is not null);
-create policy retention_policies_all_insert on custody_data.retention_policies for insert with check (tenant_id = (select custody.current_tenant()));
-create policy retention_policies_all_update on custody_data.retention_policies for update using (tenant_id = (select custody.current_tenant()));
+create policy retention_policies_all_insert on custody_data.retention_policies for insert
+  with check (tenant_id = (select custody.current_tenant()) and (tenant_id <> 'system' or (select custody_data.writes_system())));
+create policy retention_policies_all_update on custody_data.retention_policies for update
+  using (tenant_id = (select custody.current_tenant()) and (tenant_id <> 'system' or (select custody_data.writes_system())));
+-- The archive locks a day for as long as any tenant's policy asks.
+create policy retention_policies_system_select on custody_data.retention_policies for select to custody_owner
+  using ((select custody.current_tenant()) = 'system');
 create policy retention_policies_backup_select on custody_data.retention_policies for select to custody_backup using (true);
 
 -- Governance: rows of the tenant, of the subject where the context names one.
@@ -101,6 +122,9 @@ alter table custody_data.requests enable row level security, force row level sec
 create policy requests_all_all on custody_data.requests
   using (tenant_id = (select custody.current_tenant())
     and (not (select custody.has_subject()) or identity_id = (select custody.current_subject_id())));
+-- An erasure that is done is nobody's any more: who asked for it under a subject finds it by its id.
+create policy requests_owner_select on custody_data.requests for select to custody_owner
+  using (tenant_id = (select custody.current_tenant()) and kind = 'erasure' and status = 'done');
 create policy requests_backup_select on custody_data.requests for select to custody_backup using (true);
 
 alter table custody_data.erasure_certificates enable row level security, force row level security;
@@ -166,9 +190,12 @@ begin
       when v_policy.policyname like '%\_backup\_select' then 'pg_dump --enable-row-security reads every row.'
       when v_policy.policyname like '%\_subject\_all' then 'A context confined to one person shows the application that person and the actor.'
       when v_policy.policyname = 'audit_logs_worker_insert' then 'Imports bring events under other actors than the one in context.'
+      when v_policy.policyname = 'audit_logs_writers_insert' then 'Results, JSON objects, lengths and times are as they must be; only imports are late.'
       when v_policy.policyname = 'audit_logs_worker_select' then 'The archive reads all tenants, in the context of tenant system.'
       when v_policy.policyname = 'legal_holds_owner_select' then 'Guards and the dropping of months see every hold.'
       when v_policy.policyname = 'holders_owner_select' then 'An export names the holders, to the person too.'
+      when v_policy.policyname = 'retention_policies_system_select' then 'The archive locks a day for as long as any tenant''s policy asks.'
+      when v_policy.policyname = 'requests_owner_select' then 'Who asked for an erasure under a subject finds it by its id once the person is gone.'
       when v_policy.policyname = 'tenants_owner_all' then 'The functions that register and list tenants.'
       when v_policy.policyname like '%\_select' then 'Who may see: the tenant in context, where rows are its own, and what is shared.'
       when v_policy.policyname like '%\_insert' then 'New rows belong to the tenant in context.'

@@ -64,6 +64,12 @@ return pg_catalog.pg_has_role(custody_data.caller_role(), p_role, 'member');
 grant execute on function custody_data.caller_is(text) to public;
 comment on function custody_data.caller_is(text) is 'Whether the caller is a member of a group role.';
 
+create or replace function custody_data.writes_system() returns boolean
+language sql stable parallel restricted
+return custody_data.caller_is('custody_worker') or custody_data.caller_is('custody_admin') or custody_data.caller_is('custody_owner');
+grant execute on function custody_data.writes_system() to public;
+comment on function custody_data.writes_system() is 'Whether the caller may change what all tenants share: the setting that names the tenant is anybody''s to set, this is not.';
+
 create or replace function custody_data.require_context()
 returns text
 language plpgsql
@@ -81,13 +87,21 @@ begin
       detail = 'custody.set_context was not called in this transaction.',
       hint = 'begin; select custody.set_context(tenant, actor, …); call; commit. The context ends with its transaction, so in autocommit it is gone before the call.';
   end if;
+  -- Any role can set the setting; what is shared by all tenants is for those who may.
+  if v_tenant = 'system' and not (custody_data.writes_system() or custody_data.caller_is('custody_auditor')) then
+    raise exception using
+      errcode = 'PC015',
+      message = 'tenant system is not for this role',
+      detail = format('Role %s is not a member of custody_worker, custody_admin or custody_auditor.', custody_data.caller_role()),
+      hint = 'Call custody.set_context with the tenant whose data you work with.';
+  end if;
   return v_tenant;
 end
 $$;
 revoke all on function custody_data.require_context() from public;
 grant execute on function custody_data.require_context() to
   custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor;
-comment on function custody_data.require_context() is 'Tenant of the context; raises PC001 without one.';
+comment on function custody_data.require_context() is 'Tenant of the context; raises PC001 without one, PC015 for tenant system where the role may not.';
 
 create or replace function custody_data.require_whole_tenant()
 returns text

@@ -21,20 +21,6 @@ grant execute on function custody_data.find_identity(text) to
   custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor;
 comment on function custody_data.find_identity(text) is 'Identity of a user_id of the tenant in context, or null.';
 
--- definer: in a context confined to one person the others are hidden, and must be told from ids that name nobody
-create or replace function custody_data.names_somebody(p_user_id text)
-returns boolean
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  select custody_data.find_identity(p_user_id) is not null;
-$$;
-revoke all on function custody_data.names_somebody(text) from public;
-grant execute on function custody_data.names_somebody(text) to custody_readwrite, custody_worker, custody_privacy;
-comment on function custody_data.names_somebody(text) is 'Whether a text is a user_id of the tenant in context, whoever the context is confined to.';
-
 -- definer: row locks need UPDATE on identities, which no role has
 create or replace function custody_data.claim_identity(p_user_id text, p_kind text default 'person')
 returns uuid

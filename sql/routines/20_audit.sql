@@ -14,7 +14,7 @@ return pg_catalog.encode(
   -- 48 bits of milliseconds over a random version 4 uuid, then the version's nibble set to 7
   pg_catalog.set_bit(pg_catalog.set_bit(
     overlay(pg_catalog.uuid_send(pg_catalog.gen_random_uuid())
-      placing substring(pg_catalog.int8send((extract(epoch from pg_catalog.clock_timestamp()) * 1000)::bigint) from 3)
+      placing substring(pg_catalog.int8send(pg_catalog.floor(pg_catalog.date_part('epoch', pg_catalog.clock_timestamp()) * 1000)::bigint) from 3)
       from 1 for 6),
     52, 1), 53, 1), 'hex')::uuid;
 revoke all on function custody_data.new_entry_id() from public;
@@ -75,28 +75,33 @@ begin
 end
 $$;
 revoke all on function custody.ensure_audit_partitions(timestamptz, timestamptz) from public;
-grant execute on function custody.ensure_audit_partitions(timestamptz, timestamptz) to
-  custody_readwrite, custody_worker, custody_privacy, custody_admin, custody_auditor;
+grant execute on function custody.ensure_audit_partitions(timestamptz, timestamptz) to custody_worker, custody_admin;
 comment on function custody.ensure_audit_partitions(timestamptz, timestamptz) is
 'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event.
 Errors: PC009 for a range that is not finite, before 1970 or more than 13 months ahead.
-Callers: custody_worker (daily, three months ahead), custody_admin; appending calls it where a month is missing.';
+Callers: custody_worker (daily, three months ahead), custody_admin. Appending makes the month of its own event where it is missing.';
 
+-- definer: whoever appends makes the month that the event needs, and no other
 create or replace function custody_data.require_partition(p_at timestamptz)
 returns void
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   if to_regclass('custody_data.audit_logs_' || to_char(p_at at time zone 'UTC', 'YYYY_MM')) is null then
+    if p_at is null or p_at not between now() - interval '25 hours' and now() + interval '25 hours' then
+      raise exception using errcode = 'PC009', message = 'time out of range: no live event is that far from now',
+        hint = 'Older months are made by custody.ensure_audit_partitions, for imports.';
+    end if;
     perform custody.ensure_audit_partitions(p_at, p_at);
   end if;
 end
 $$;
 revoke all on function custody_data.require_partition(timestamptz) from public;
 grant execute on function custody_data.require_partition(timestamptz) to custody_readwrite, custody_worker, custody_privacy;
-comment on function custody_data.require_partition(timestamptz) is 'Makes the month of a time where it is missing.';
+comment on function custody_data.require_partition(timestamptz) is 'Makes the month of a time within a day of now where it is missing. Errors: PC009.';
 
 create or replace function custody_data.append_event(
   p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid, p_personal jsonb default null
@@ -140,63 +145,24 @@ grant execute on function custody_data.event_content(timestamptz, uuid, uuid, te
 comment on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, jsonb) is
 'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids.';
 
-create or replace function custody.record_audit_event(
-  p_action text,
-  p_resource_type text default null,
-  p_resource_id text default null,
-  p_result text default 'success',
-  p_metadata jsonb default '{}',
-  p_subject_user_id text default null,
-  p_occurred_at timestamptz default null,
-  p_log_entry_id uuid default null,
-  p_personal jsonb default null
+create or replace function custody_data.refuse_event(
+  p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamptz, p_personal jsonb,
+  p_keys text[], p_type_known boolean
 )
-returns uuid
+returns void
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_tenant constant text := nullif(current_setting('custody.tenant', true), '');
-  v_now constant timestamptz := clock_timestamp();
-  v_occurred_at constant timestamptz := coalesce(p_occurred_at, v_now);
-  v_metadata constant jsonb := coalesce(p_metadata, '{}');
-  v_actor_id uuid := nullif(current_setting('custody.actor_id', true), '')::uuid;
-  v_keys text[];
-  v_type_known boolean;
-  v_resource_identity uuid;
-  v_subject_id uuid;
-  v_id uuid := p_log_entry_id;
-  v_content bytea;
-  v_first bytea;
 begin
-  if v_tenant is null then
-    perform custody_data.require_context();
-  end if;
-  if v_actor_id is null then
-    v_actor_id := custody_data.require_actor();
-  end if;
-
-  -- One round of look-ups: the tenant's word goes before the shared one.
-  select
-    (select a.metadata_keys from custody_data.audit_actions a
-      where a.tenant_id in (v_tenant, 'system') and a.action = p_action order by a.tenant_id = 'system' limit 1),
-    p_resource_type is null or exists (
-      select from custody_data.audit_resource_types t where t.tenant_id in (v_tenant, 'system') and t.resource_type = p_resource_type),
-    case when p_resource_id is not null then
-      (select i.identity_id from custody_data.identities i where i.tenant_id = v_tenant and i.user_id = p_resource_id) end,
-    case when p_subject_user_id is not null then
-      (select i.identity_id from custody_data.identities i where i.tenant_id = v_tenant and i.user_id = p_subject_user_id) end
-  into v_keys, v_type_known, v_resource_identity, v_subject_id;
-
-  if v_keys is null then
+  if p_keys is null then
     raise exception using
       errcode = 'PC004',
       message = format('unknown action %s', coalesce(quote_literal(left(p_action, 128)), 'null')),
       detail = 'Neither the tenant nor the shared vocabulary has it.',
       hint = 'Correct the name, or add it with custody.register_action.';
   end if;
-  if not v_type_known then
+  if not p_type_known then
     raise exception using
       errcode = 'PC005',
       message = format('unknown resource type %s', quote_literal(left(p_resource_type, 128))),
@@ -216,61 +182,126 @@ begin
       message = format('unknown result %s', coalesce(quote_literal(left(p_result, 64)), 'null')),
       hint = 'Give success, failure, denied or partial.';
   end if;
-  if v_metadata <> '{}' then
-    if jsonb_typeof(v_metadata) <> 'object' then
-      raise exception using
-        errcode = 'PC023',
-        message = 'invalid metadata: not a JSON object',
-        detail = format('It is of type %s.', jsonb_typeof(v_metadata)),
-        hint = 'Give an object whose keys are on the action''s list.';
-    end if;
-    if v_metadata - v_keys <> '{}' then
-      raise exception using
-        errcode = 'PC006',
-        message = format('metadata key not allowed for action %s', p_action),
-        detail = format('%s keys are not on its list, which is: %s.',
-          (select count(*) from jsonb_object_keys(v_metadata - v_keys)), coalesce(nullif(array_to_string(v_keys, ', '), ''), 'empty')),
-        hint = 'Put what is about a person into p_personal; add a key with custody.register_action.';
-    end if;
+  if jsonb_typeof(p_metadata) <> 'object' then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid metadata: not a JSON object',
+      detail = format('It is of type %s.', jsonb_typeof(p_metadata)),
+      hint = 'Give an object whose keys are on the action''s list.';
   end if;
-  if p_personal is not null and jsonb_typeof(p_personal) <> 'object' then
+  if p_metadata - p_keys <> '{}' then
+    raise exception using
+      errcode = 'PC006',
+      message = format('metadata key not allowed for action %s', p_action),
+      detail = format('%s keys are not on its list, which is: %s.',
+        (select count(*) from jsonb_object_keys(p_metadata - p_keys)), coalesce(nullif(array_to_string(p_keys, ', '), ''), 'empty')),
+      hint = 'Put what is about a person into p_personal; add a key with custody.register_action.';
+  end if;
+  if jsonb_typeof(p_personal) <> 'object' then
     raise exception using
       errcode = 'PC023',
       message = 'invalid personal part: not a JSON object',
       detail = format('It is of type %s.', jsonb_typeof(p_personal)),
       hint = 'Give an object.';
   end if;
-  if p_occurred_at is not null and (not isfinite(p_occurred_at) or p_occurred_at < '1970-01-01 00:00:00+00'
-      or p_occurred_at > v_now + interval '24 hours' or p_occurred_at < v_now - interval '24 hours') then
-    raise exception using
-      errcode = 'PC009',
-      message = 'time out of range',
-      detail = 'occurred_at is infinite, before 1970, or more than a day from now.',
-      hint = 'Live events are recorded within a day; older ones come in with pgcustody import.';
+  raise exception using
+    errcode = 'PC009',
+    message = 'time out of range',
+    detail = 'occurred_at is infinite, before 1970, or more than a day from now.',
+    hint = 'Live events are recorded within a day; older ones come in with pgcustody import.';
+end
+$$;
+revoke all on function custody_data.refuse_event(text, text, text, text, jsonb, timestamptz, jsonb, text[], boolean) from public;
+comment on function custody_data.refuse_event(text, text, text, text, jsonb, timestamptz, jsonb, text[], boolean) is
+'Raises what is wrong with an event that record_audit_event found unsound: the first of PC004, PC005, PC023, PC007, PC006, PC009.';
+
+-- definer: the words and people of an event are looked up whatever the caller sees of them; a context confined to one
+-- person is checked below. With the caller's rights pgaudit would log two reads of user_id for each event.
+create or replace function custody.record_audit_event(
+  p_action text,
+  p_resource_type text default null,
+  p_resource_id text default null,
+  p_result text default 'success',
+  p_metadata jsonb default '{}',
+  p_subject_user_id text default null,
+  p_occurred_at timestamptz default null,
+  p_log_entry_id uuid default null,
+  p_personal jsonb default null
+)
+returns uuid
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := nullif(current_setting('custody.tenant', true), '');
+  v_actor_id uuid := nullif(current_setting('custody.actor_id', true), '')::uuid;
+  v_occurred_at constant timestamptz := coalesce(p_occurred_at, clock_timestamp());
+  v_metadata constant jsonb := coalesce(p_metadata, '{}');
+  v_keys text[];
+  v_type_known boolean;
+  v_resource_identity uuid;
+  v_subject_id uuid;
+  v_sound boolean;
+  v_id uuid := p_log_entry_id;
+  v_content bytea;
+  v_first bytea;
+begin
+  if v_tenant is null or v_actor_id is null then
+    v_actor_id := custody_data.require_actor();
+  end if;
+
+  -- One round of look-ups: the tenant's word goes before the shared one.
+  select
+    (select a.metadata_keys from custody_data.audit_actions a
+      where a.tenant_id in (v_tenant, 'system') and a.action = p_action order by a.tenant_id = 'system' limit 1),
+    p_resource_type is null or exists (
+      select from custody_data.audit_resource_types t where t.tenant_id in (v_tenant, 'system') and t.resource_type = p_resource_type),
+    (select i.identity_id from custody_data.identities i where i.tenant_id = v_tenant and i.user_id = p_resource_id),
+    (select i.identity_id from custody_data.identities i where i.tenant_id = v_tenant and i.user_id = p_subject_user_id)
+  into v_keys, v_type_known, v_resource_identity, v_subject_id;
+
+  -- Each operator here is prepared anew in every transaction: what an event does not have is not looked at, and
+  -- what is wrong with an unsound one is found out aside.
+  v_sound := v_type_known and p_result in ('success', 'failure', 'denied', 'partial')
+    and case when v_metadata @> '{}' then v_metadata - v_keys = '{}' end
+    and (p_personal is null or p_personal @> '{}');
+  if p_resource_id is not null then
+    v_sound := v_sound and char_length(p_resource_id) between 1 and 1024;
+  end if;
+  if p_occurred_at is not null then
+    v_sound := v_sound and p_occurred_at between clock_timestamp() - interval '24 hours' and clock_timestamp() + interval '24 hours';
+  end if;
+  if v_sound is not true then
+    perform custody_data.refuse_event(p_action, p_resource_type, p_resource_id, p_result, v_metadata, p_occurred_at, p_personal, v_keys, v_type_known);
   end if;
   if p_subject_user_id is not null and v_subject_id is null then
     v_subject_id := custody_data.claim_identity(p_subject_user_id);
   end if;
-  -- Another person's user_id is hidden here: as a resource it would be stored as it stands, out of erasure's reach.
-  if nullif(current_setting('custody.subject', true), '') is not null and (
-      (coalesce(v_subject_id, v_resource_identity) is distinct from custody.current_subject_id()
-        and coalesce(v_subject_id, v_resource_identity) is not null)
-      or (p_resource_id is not null and v_resource_identity is null and custody_data.names_somebody(p_resource_id))) then
-    raise exception using
-      errcode = 'PC015',
-      message = 'this transaction is confined to another person',
-      detail = 'set_context was given a subject, and the event is about somebody else.',
-      hint = 'Name the subject of the context, or set a context without p_subject.';
+  if nullif(current_setting('custody.subject', true), '') is not null then
+    -- A resource that is another person must not be named either: stored as it stands it would be out of erasure's reach.
+    if (coalesce(v_subject_id, v_resource_identity) is not null
+          and coalesce(v_subject_id, v_resource_identity) is distinct from custody.current_subject_id())
+        or (v_resource_identity is not null and v_resource_identity <> v_actor_id
+          and v_resource_identity is distinct from custody.current_subject_id()) then
+      raise exception using
+        errcode = 'PC015',
+        message = 'this transaction is confined to another person',
+        detail = 'set_context was given a subject, and the event is about somebody else.',
+        hint = 'Name the subject of the context, or set a context without p_subject.';
+    end if;
   end if;
+  v_subject_id := coalesce(v_subject_id, v_resource_identity);
 
-  if to_regclass('custody_data.audit_logs_' || to_char(v_occurred_at at time zone 'UTC', 'YYYY_MM')) is null then
+  if to_regclass(to_char(v_occurred_at at time zone 'UTC', '"custody_data.audit_logs_"YYYY_MM')) is null then
     perform custody.ensure_audit_partitions(v_occurred_at, v_occurred_at);
   end if;
 
   if v_id is null then
     v_id := custody_data.new_entry_id();
   else
-    v_content := custody_data.event_content(p_occurred_at, v_actor_id, coalesce(v_subject_id, v_resource_identity), p_action,
+    v_content := custody_data.event_content(p_occurred_at, v_actor_id, v_subject_id, p_action,
       p_resource_type, coalesce(v_resource_identity::text, p_resource_id), p_result, v_metadata, p_personal);
     insert into custody_data.audit_entry_ids (tenant_id, log_entry_id, occurred_at, content)
     values (v_tenant, v_id, v_occurred_at, v_content)
@@ -293,8 +324,8 @@ begin
   insert into custody_data.audit_logs
     (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal)
   values
-    (v_tenant, v_id, v_occurred_at, v_actor_id, coalesce(v_subject_id, v_resource_identity), p_action, p_resource_type,
-      coalesce(v_resource_identity::text, p_resource_id), p_result, nullif(current_setting('custody.purpose', true), ''), v_metadata, p_personal);
+    (v_tenant, v_id, v_occurred_at, v_actor_id, v_subject_id, p_action, p_resource_type, coalesce(v_resource_identity::text, p_resource_id),
+      p_result, nullif(current_setting('custody.purpose', true), ''), v_metadata, p_personal);
   return v_id;
 end
 $$;
@@ -335,6 +366,13 @@ begin
         message = format('invalid event %s of the array', v_count),
         detail = 'It is not an object, or has a member that record_audit_event does not take.',
         hint = 'Members: action, resource_type, resource_id, result, metadata, subject_user_id, occurred_at, log_entry_id, personal.';
+    end if;
+    if (v_event ->> 'occurred_at') !~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}(:[0-9]{2}([.][0-9]+)?)?([Zz]|[+-][0-9]{2}(:?[0-9]{2})?)$' then
+      raise exception using errcode = 'PC009', message = format('time out of range: occurred_at of event %s', v_count),
+        hint = 'Give the time in ISO 8601 with an offset.';
+    end if;
+    if (v_event ->> 'log_entry_id') !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then
+      raise exception using errcode = 'PC023', message = format('invalid log_entry_id of event %s', v_count), hint = 'Give a UUID.';
     end if;
     perform custody.record_audit_event(
       v_event ->> 'action', v_event ->> 'resource_type', v_event ->> 'resource_id', coalesce(v_event ->> 'result', 'success'),
@@ -465,11 +503,17 @@ comment on view custody.audit_entries is 'Each event with its canonical entry. R
 create or replace view custody.audit_trail with (security_invoker = true) as
 select
   a.log_entry_id, a.occurred_at, a.recorded_at,
-  actor.user_id as actor, a.actor_id, subject.user_id as subject, a.subject_id,
-  a.action, a.resource_type, a.resource_id, a.result, a.purpose, a.metadata, a.personal, a.import_id,
+  -- A context confined to one person reads of the others only that they acted, or were acted on.
+  case when own.actor then actor.user_id end as actor, a.actor_id,
+  case when own.subject then subject.user_id end as subject, case when own.subject then a.subject_id end as subject_id,
+  a.action, a.resource_type, case when own.subject then a.resource_id end as resource_id, a.result, a.purpose,
+  case when own.subject then a.metadata else '{}'::jsonb end as metadata, case when own.subject then a.personal end as personal, a.import_id,
   ((extract(epoch from a.occurred_at) * 1000000)::bigint::text || '.' || a.log_entry_id::text) as cursor,
   null::timestamptz as complete_from
 from custody_data.audit_logs a
+cross join lateral (select
+  not custody.has_subject() or a.actor_id = custody.current_subject_id() as actor,
+  not custody.has_subject() or a.subject_id is null or a.subject_id = custody.current_subject_id() as subject) own
 left join custody_data.identities actor on actor.tenant_id = a.tenant_id and actor.identity_id = a.actor_id
 left join custody_data.identities subject on subject.tenant_id = a.tenant_id and subject.identity_id = a.subject_id
 -- in tenant system the functions that read through this view could see the events of all tenants
@@ -480,12 +524,15 @@ comment on view custody.audit_trail is
 -- definer: incarnations of the archive are read whatever the role
 create or replace function custody.audit_complete_from()
 returns timestamptz
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select max(d.range_to) from custody_data.partition_drops d;
+begin
+  perform custody_data.require_context();
+  return (select max(d.range_to) from custody_data.partition_drops d);
+end
 $$;
 revoke all on function custody.audit_complete_from() from public;
 grant execute on function custody.audit_complete_from() to custody_auditor, custody_privacy, custody_worker, custody_readwrite;

@@ -130,7 +130,7 @@ comment on function custody.current_consents(text) is
 'The newest record of each purpose, granted or withdrawn, by purpose.
 Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
-create or replace function custody.consent_history(p_user_id text, p_limit integer default 1000, p_before timestamptz default null)
+create or replace function custody.consent_history(p_user_id text, p_limit integer default 1000, p_before timestamptz default null, p_before_id uuid default null)
 returns setof custody.consents
 language plpgsql
 stable
@@ -146,13 +146,14 @@ begin
   return query
   select c.* from custody.consents c
   where c.tenant_id = v_tenant and c.identity_id = custody_data.find_identity(p_user_id)
-    and (p_before is null or c.occurred_at < p_before)
-  order by c.occurred_at desc, c.recorded_at desc, c.consent_id desc
+    and c.occurred_at <= coalesce(p_before, 'infinity')
+    and (p_before is null or c.occurred_at < p_before or c.consent_id < p_before_id)
+  order by c.occurred_at desc, c.consent_id desc
   limit p_limit;
 end
 $$;
-revoke all on function custody.consent_history(text, integer, timestamptz) from public;
-grant execute on function custody.consent_history(text, integer, timestamptz) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
-comment on function custody.consent_history(text, integer, timestamptz) is
-'All records of a person, newest first. p_limit: 1 to 10000. p_before: only those before this time.
+revoke all on function custody.consent_history(text, integer, timestamptz, uuid) from public;
+grant execute on function custody.consent_history(text, integer, timestamptz, uuid) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+comment on function custody.consent_history(text, integer, timestamptz, uuid) is
+'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
 Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';

@@ -9,6 +9,7 @@ create or replace view custody.retention_policies with (security_invoker = true)
 select distinct on (p.class)
   coalesce(custody.current_tenant(), p.tenant_id::text) as tenant_id, p.class, p.keep, p.basis, p.tenant_id <> 'system' as own, p.set_by, p.set_at
 from custody_data.retention_policies p
+where p.tenant_id in (custody.current_tenant(), 'system')
 order by p.class, p.tenant_id = 'system';
 grant select on custody.retention_policies to custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor, custody_admin;
 comment on view custody.retention_policies is 'The policy of each class that holds for the tenant in context: its own (own) or the shared one.';
@@ -30,8 +31,8 @@ begin
     raise exception using errcode = 'PC012', message = 'policy audit_hot holds for the whole database',
       hint = 'Set it in the context of tenant system: months are shared by all tenants.';
   end if;
-  if p_keep is null or p_keep <= interval '0' or coalesce(btrim(p_basis), '') = '' or char_length(p_basis) > 1000 then
-    raise exception using errcode = 'PC023', message = 'a policy needs a positive interval and a legal basis',
+  if p_keep is null or p_keep <= interval '0' or p_keep > interval '100 years' or coalesce(btrim(p_basis), '') = '' or char_length(p_basis) > 1000 then
+    raise exception using errcode = 'PC023', message = 'a policy needs an interval of at most 100 years and a legal basis',
       hint = 'For example: interval ''6 years'', and the law or contract that asks for it.';
   end if;
   insert into custody_data.retention_policies as p (tenant_id, class, keep, basis, set_by)
@@ -46,7 +47,7 @@ revoke all on function custody.set_retention_policy(text, interval, text) from p
 grant execute on function custody.set_retention_policy(text, interval, text) to custody_privacy, custody_admin;
 comment on function custody.set_retention_policy(text, interval, text) is
 'Sets how long the tenant in context keeps a class and returns how long it was kept before. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids. p_keep: from the end that the class defines. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
 
 create or replace function custody_data.keep_of(p_class text)

@@ -168,21 +168,30 @@ comment on function custody.request_status(uuid) is
 'State of a request as a JSON object: request_id, kind, status (received, held, done, cancelled), received_at, due_at, extended_at, extension_reason, closed_at, overdue, notices_open; null for the unknown and for another person''s.
 Errors: PC001, PC015. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
 
+-- definer: applications list their subject's requests without reading the table
 create or replace function custody.list_requests(p_status text default null, p_limit integer default 100, p_after uuid default null)
 returns setof custody.requests
 language plpgsql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
 begin
+  if not (custody.has_subject() or custody_data.caller_is('custody_privacy') or custody_data.caller_is('custody_worker') or custody_data.caller_is('custody_auditor')) then
+    raise exception using
+      errcode = 'PC015',
+      message = format('role %s may not look at the requests of others', custody_data.caller_role()),
+      hint = 'Give set_context the p_subject that asks.';
+  end if;
   if p_limit is null or p_limit not between 1 and 10000 or (p_status is not null and p_status not in ('received', 'held', 'done', 'cancelled')) then
     raise exception using errcode = 'PC023', message = 'invalid p_limit or p_status', hint = 'Give 1 to 10000; received, held, done or cancelled.';
   end if;
   return query
   select r.* from custody.requests r
   where r.tenant_id = v_tenant and (p_status is null or r.status = p_status)
+    and (not custody.has_subject() or r.identity_id = custody.current_subject_id())
     and (p_after is null or (r.received_at, r.request_id) > (
       select a.received_at, a.request_id from custody_data.requests a where a.tenant_id = v_tenant and a.request_id = p_after))
   order by r.received_at, r.request_id
@@ -190,10 +199,10 @@ begin
 end
 $$;
 revoke all on function custody.list_requests(text, integer, uuid) from public;
-grant execute on function custody.list_requests(text, integer, uuid) to custody_privacy, custody_worker, custody_auditor;
+grant execute on function custody.list_requests(text, integer, uuid) to custody_readwrite, custody_privacy, custody_worker, custody_auditor;
 comment on function custody.list_requests(text, integer, uuid) is
-'Requests of the tenant, oldest first. p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
-Errors: PC001, PC023. Callers: custody_privacy, custody_worker, custody_auditor.';
+'Requests of the tenant, or of the subject of the context, oldest first. p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
+Errors: PC001, PC015, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: as request_erasure
 create or replace function custody.extend_request(p_request_id uuid, p_reason text)
@@ -206,6 +215,12 @@ as $$
 declare
   v_request custody_data.requests;
 begin
+  if not (custody.has_subject() or custody_data.caller_is('custody_privacy')) then
+    raise exception using
+      errcode = 'PC015',
+      message = format('role %s may not extend the requests of others', custody_data.caller_role()),
+      hint = 'Give set_context the p_subject that asks.';
+  end if;
   v_request := custody_data.require_request(p_request_id);
   if coalesce(char_length(btrim(p_reason)), 0) not between 1 and 2000 then
     raise exception using errcode = 'PC023', message = 'an extension needs a reason', hint = 'Say why; the person must be told within the first month (GDPR Art. 12(3)).';
@@ -228,10 +243,10 @@ begin
 end
 $$;
 revoke all on function custody.extend_request(uuid, text) from public;
-grant execute on function custody.extend_request(uuid, text) to custody_privacy;
+grant execute on function custody.extend_request(uuid, text) to custody_readwrite, custody_privacy;
 comment on function custody.extend_request(uuid, text) is
 'Extends an open request once by two months (GDPR Art. 12(3)) and returns the new due_at. p_reason: why, as the person is told.
-Errors: PC001, PC016, PC018 not open, extended before or overdue, PC023. Callers: custody_privacy.';
+Errors: PC001, PC015, PC016, PC018 not open, extended before or overdue, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy.';
 
 -- definer: as request_erasure
 create or replace function custody.cancel_request(p_request_id uuid, p_reason text default null)

@@ -402,7 +402,7 @@ comment on function custody.verify_erasure(uuid) is
 Errors: PC001, PC015 confined to one person, PC016, PC018 not an erasure. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: as erase_subject
-create or replace function custody.replay_erasures(p_certificates jsonb)
+create or replace function custody.replay_erasures(p_certificates jsonb, p_release_reason text default null)
 returns jsonb
 language plpgsql
 volatile
@@ -417,6 +417,8 @@ declare
   v_replayed integer := 0;
   v_standing integer := 0;
   v_unknown integer := 0;
+  v_held jsonb := jsonb '[]';
+  v_hold record;
   v_deleted jsonb;
   v_rows bigint;
   v_table text;
@@ -425,11 +427,24 @@ begin
   if p_certificates is null or jsonb_typeof(p_certificates) <> 'array' then
     raise exception using errcode = 'PC023', message = 'invalid certificates: not a JSON array', hint = 'Give the certificates from the locked store as an array.';
   end if;
+  if p_release_reason is not null and not custody_data.caller_is('custody_privacy') then
+    raise exception using errcode = 'PC015', message = format('role %s may not release holds', custody_data.caller_role()),
+      hint = 'Leave p_release_reason out, and let a privacy officer decide on the erasures that are listed as held.';
+  end if;
   perform custody_data.lock_holds(v_tenant);
   for v_certificate in select e.value from jsonb_array_elements(p_certificates) e loop
     if v_certificate ->> 'tenant_id' is distinct from v_tenant or v_certificate ->> 'version' is distinct from '1' then
       raise exception using errcode = 'PC023', message = format('certificate of request %s is not of tenant %s and version 1', coalesce(v_certificate ->> 'request_id', 'unknown'), v_tenant),
         hint = 'Replay the certificates of each tenant in its own context.';
+    end if;
+    if coalesce(not ((v_certificate ->> 'request_id') ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+        and (v_certificate ->> 'identity_id') ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
+        and (v_certificate ->> 'requested_at') ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}T' and (v_certificate ->> 'erased_at') ~ '^[0-9]{4}-[0-9]{2}-[0-9]{2}T'), true)
+      or (v_certificate ->> 'requested_at')::timestamptz > (v_certificate ->> 'erased_at')::timestamptz
+      or (v_certificate ->> 'erased_at')::timestamptz > now() then
+      raise exception using errcode = 'PC023', message = format('invalid certificate of request %s', coalesce(left(v_certificate ->> 'request_id', 64), 'unknown')),
+        detail = 'It needs request_id, identity_id, requested_at and erased_at, in that order of time and not in the future.',
+        hint = 'Give certificates as the locked store holds them.';
     end if;
     v_request_id := (v_certificate ->> 'request_id')::uuid;
     select i.* into v_identity from custody_data.identities i
@@ -445,10 +460,20 @@ begin
       v_standing := v_standing + 1;
       continue;
     end if;
-    -- A hold that the backup brought back does not undo an erasure that has taken place: it is released here.
-    update custody_data.legal_holds h
-    set released_at = now(), released_by = custody_data.require_actor(), release_reason = 'erased before the restore, certificate replayed'
-    where h.tenant_id = v_tenant and h.identity_id = v_identity.identity_id and h.released_at is null;
+    -- A hold that the backup brought back had been released before the erasure. That is for an officer to say.
+    if cardinality(custody_data.holds_on(v_identity.identity_id)) > 0 and nullif(btrim(p_release_reason), '') is null then
+      v_held := v_held || to_jsonb(v_request_id);
+      continue;
+    end if;
+    for v_hold in
+      update custody_data.legal_holds h
+      set released_at = now(), released_by = custody_data.require_actor(), release_reason = p_release_reason
+      where h.tenant_id = v_tenant and h.identity_id = v_identity.identity_id and h.released_at is null
+      returning h.hold_id, h.scope
+    loop
+      perform custody_data.append_event('hold.release', 'hold', v_hold.hold_id::text, 'success',
+        jsonb_build_object('hold_id', v_hold.hold_id, 'scope', v_hold.scope), v_identity.identity_id);
+    end loop;
     -- Who has been told, and has acknowledged, since the backup was taken is not known here: all are told again.
     insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id)
     select v_tenant, v_request_id, h.holder, v_identity.user_id
@@ -477,12 +502,13 @@ begin
       jsonb_build_object('request_id', v_request_id, 'deleted', v_deleted, 'replayed', true), v_identity.identity_id);
     v_replayed := v_replayed + 1;
   end loop;
-  return jsonb_build_object('replayed', v_replayed, 'standing', v_standing, 'unknown', v_unknown);
+  return jsonb_build_object('replayed', v_replayed, 'standing', v_standing, 'unknown', v_unknown, 'held', v_held);
 end
 $$;
-revoke all on function custody.replay_erasures(jsonb) from public;
-grant execute on function custody.replay_erasures(jsonb) to custody_privacy, custody_worker;
-comment on function custody.replay_erasures(jsonb) is
-'Repeats, after a restore, the erasures of the tenant in context from their certificates (an array, as the locked store holds them), before anybody reads. Holds of the person that the backup brought back are released, since the data was gone already.
-Returns how many were replayed, were standing already, or name an identity that the backup does not know (unknown). Safe to repeat.
+revoke all on function custody.replay_erasures(jsonb, text) from public;
+grant execute on function custody.replay_erasures(jsonb, text) to custody_privacy, custody_worker;
+comment on function custody.replay_erasures(jsonb, text) is
+'Repeats, after a restore, the erasures of the tenant in context from their certificates (an array, as the locked store holds them), before anybody reads. Certificates are not authenticated here: take them from the locked store.
+p_release_reason: why holds on such a person, which the backup brought back, are to be released; custody_privacy alone may say so. Without it their erasures wait and are listed.
+Returns how many were replayed, were standing already, or name an identity that the backup does not know (unknown), and the request_ids that a hold keeps waiting (held). Safe to repeat.
 Errors: PC001, PC015 confined to one person, PC023, PC026, PC032 while a hold on the tenant stands. Callers: custody_privacy, custody_worker.';

@@ -91,15 +91,17 @@ begin
       order by c.started_at, c.conversation_id;
     when 'audit_events' then
       return query
+      -- Of what the person did to somebody else, only that they did it: the rest is the other person's.
       select jsonb_strip_nulls(jsonb_build_object('log_entry_id', a.log_entry_id, 'occurred_at', custody_data.entry_time(a.occurred_at),
-          'action', a.action, 'by_the_person', a.actor_id = p_identity_id, 'resource_type', a.resource_type, 'resource_id', a.resource_id,
-          'result', a.result, 'purpose', a.purpose)) || jsonb_build_object('metadata', a.metadata)
-          || case when a.personal is not null then jsonb_build_object('personal', a.personal) else '{}'::jsonb end
+          'action', a.action, 'by_the_person', a.actor_id = p_identity_id, 'resource_type', a.resource_type,
+          'resource_id', case when a.own then a.resource_id end, 'result', a.result, 'purpose', a.purpose))
+          || case when a.own then jsonb_build_object('metadata', a.metadata) else '{}'::jsonb end
+          || case when a.own and a.personal is not null then jsonb_build_object('personal', a.personal) else '{}'::jsonb end
       from (
         -- Two arms, so that each has an index.
-        select s.* from custody_data.audit_logs s where s.tenant_id = v_tenant and s.subject_id = p_identity_id
+        select s.*, true as own from custody_data.audit_logs s where s.tenant_id = v_tenant and s.subject_id = p_identity_id
         union all
-        select s.* from custody_data.audit_logs s where s.tenant_id = v_tenant and s.actor_id = p_identity_id and s.subject_id is distinct from p_identity_id
+        select s.*, s.subject_id is null from custody_data.audit_logs s where s.tenant_id = v_tenant and s.actor_id = p_identity_id and s.subject_id is distinct from p_identity_id
       ) a
       order by a.occurred_at, a.log_entry_id;
     when 'requests' then

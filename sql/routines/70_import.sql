@@ -516,7 +516,7 @@ declare
   v_refused bigint;
   v_rows bigint;
   v_added bigint;
-  v_month timestamp;
+  v_month record;
   v_user_ids text[];
 begin
   analyze pg_temp.staged_audit_logs (line, log_entry_id, occurred_at, user_id, subject_user_id, action, resource_type, resource_id);
@@ -581,8 +581,20 @@ begin
     v_unchanged := v_unchanged + v_rows;
   end if;
 
-  for v_month in select distinct date_trunc('month', s.occurred_at at time zone 'UTC') from pg_temp.staged_audit_logs s loop
-    perform custody_data.require_partition(v_month at time zone 'UTC');
+  for v_month in
+    select min(s.occurred_at) as first_at, max(s.occurred_at) as last_at
+    from pg_temp.staged_audit_logs s
+    group by date_trunc('month', s.occurred_at at time zone 'UTC')
+    order by 1
+  loop
+    if v_month.first_at < '1970-01-01 00:00:00+00' or v_month.last_at > now() + interval '24 hours' then
+      raise exception using
+        errcode = 'PC009',
+        message = 'time out of range in staged events',
+        detail = 'A time is infinite, before 1970, or more than a day ahead.',
+        hint = 'pgcustody import names the line.';
+    end if;
+    perform custody.ensure_audit_partitions(v_month.first_at, v_month.last_at);
   end loop;
 
   -- Whoever acts or is acted on gets an identity; a resource is one only where it has one, be it from this file.
