@@ -21,9 +21,6 @@ import (
 type EraseArgs struct {
 	Tenant    string    `json:"tenant"`
 	RequestID uuid.UUID `json:"request_id"`
-	// ResidueBasis lets the erasure go on although the person's identifiers were
-	// found where they must not stand: on what basis they stay.
-	ResidueBasis string `json:"residue_basis,omitempty"`
 }
 
 func (EraseArgs) Kind() string { return "erase" }
@@ -98,7 +95,7 @@ func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error
 		erase.LockTimeout, erase.Timeout = config.LockTimeout, config.EraseTimeout
 		var certificate json.RawMessage
 		err = InContext(ctx, w.Pool, erase, func(tx pgx.Tx) (err error) {
-			certificate, err = queries.EraseSubject(ctx, tx, db.EraseSubjectParams{RequestID: id, ResidueBasis: optional(job.Args.ResidueBasis)})
+			certificate, err = queries.EraseSubject(ctx, tx, db.EraseSubjectParams{RequestID: id, ResidueBasis: optional(w.ResidueBasis)})
 			if err != nil {
 				return err
 			}

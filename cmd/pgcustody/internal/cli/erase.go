@@ -76,11 +76,12 @@ func (e *erase) Run(ctx context.Context, user string) error {
 		if err != nil {
 			return err
 		}
+		deps.ResidueBasis = e.ResidueBasis
 		id, err := e.request(ctx, pool, user, given)
 		if err != nil {
 			return err
 		}
-		reports, jobErr := e.workNow(ctx, deps, jobs.EraseArgs{Tenant: tenant, RequestID: id, ResidueBasis: e.ResidueBasis})
+		reports, jobErr := e.workNow(ctx, deps, jobs.EraseArgs{Tenant: tenant, RequestID: id})
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

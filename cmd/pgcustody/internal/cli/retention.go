@@ -110,7 +110,13 @@ func dueRows(ctx context.Context, a *App, pool *pgxpool.Pool, asOf *time.Time, c
 	return due, nil
 }
 
+// printDue leaves out what has nothing due and nothing held, as most months of the trail.
 func printDue(out io.Writer, due []dueRow) {
+	due = slices.DeleteFunc(slices.Clone(due), func(row dueRow) bool { return row.DueRows == 0 && row.HeldRows == 0 })
+	if len(due) == 0 {
+		fmt.Fprintln(out, "nothing is due")
+		return
+	}
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
 	fmt.Fprintln(table, "TENANT\tCLASS\tRELATION\tDUE\tHELD\tOLDEST")
 	for _, row := range due {

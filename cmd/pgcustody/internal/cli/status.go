@@ -218,8 +218,6 @@ func (r *statusReport) print(out io.Writer) {
 		}
 		_ = table.Flush()
 	}
-	if len(r.Due) > 0 {
-		fmt.Fprintln(out, "\nretention due:")
-		printDue(out, r.Due)
-	}
+	fmt.Fprintln(out, "\nretention due:")
+	printDue(out, r.Due)
 }
