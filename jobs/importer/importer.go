@@ -359,7 +359,8 @@ func (cfg *Config) recordFailure(ctx context.Context, f file, failure error) {
 		}
 		return queries.FinishRun(ctx, tx, db.FinishRunParams{RunID: run, Status: "failed", Counts: json.RawMessage("{}"), Error: &text})
 	})
-	if err != nil {
+	// Without a tenant or a right there is nothing to record it in, and the operator is told the same already.
+	if err != nil && jobs.Code(err) != code {
 		cfg.Log.Warn("failed import not recorded", "table", f.table.name, "error", jobs.Code(err))
 	}
 }

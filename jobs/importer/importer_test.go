@@ -522,7 +522,10 @@ func TestEventSeenBefore(t *testing.T) {
 			}
 		}
 	}
-	require.Equal(t, 14, value[int](s, "select count(*) from custody_data.audit_logs where action = 'record.import' and result = 'failure' and metadata ->> 'error_code' = 'PC010'"))
+	moved := maps.Clone(whole)
+	moved["timestamp"], moved["user_id"] = "2026-02-02T00:00:00Z", "nobody yet"
+	require.Equal(t, "PC010", s.refused(s.config(), s.file("audit_logs", eventLine(t, moved))).Code)
+	require.Equal(t, 15, value[int](s, "select count(*) from custody_data.audit_logs where action = 'record.import' and result = 'failure' and metadata ->> 'error_code' = 'PC010'"))
 	require.Equal(t, int64(1), s.mustImport(s.config(), s.file("audit_logs", eventLine(t, whole)))[0].RowsUnchanged)
 }
 
@@ -960,6 +963,9 @@ func TestStagedRowsAreChecked(t *testing.T) {
 		})
 		require.Error(t, err, name)
 		require.Equal(t, before, s.state(), name)
+		if slices.Contains([]string{"infinite", "before 1970", "a month ahead"}, name) {
+			require.ErrorIs(t, db.FromPg(err), db.ErrTimeOutOfRange, name)
+		}
 	}
 }
 

@@ -71,8 +71,8 @@ func newStream(ctx context.Context, source io.Reader, parsers []*rowParser, reje
 		digest: sha256.New(), reject: reject, progress: progress,
 		free: make(chan *block, blocksAhead), work: make(chan *block, blocksAhead), ordered: make(chan *block, blocksAhead),
 	}
-	s.source = bufio.NewReaderSize(io.TeeReader(source, s.digest), blockSize)
 	s.ctx, s.cancel = context.WithCancel(ctx)
+	s.source = bufio.NewReaderSize(io.TeeReader(cancelledReader{s.ctx, source}, s.digest), blockSize)
 	for range blocksAhead {
 		s.free <- &block{}
 	}
@@ -86,6 +86,19 @@ func newStream(ctx context.Context, source io.Reader, parsers []*rowParser, reje
 		})
 	}
 	return s
+}
+
+// A cancelledReader ends with its context, so that a line without end does not keep close waiting.
+type cancelledReader struct {
+	ctx    context.Context
+	source io.Reader
+}
+
+func (r cancelledReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.source.Read(p)
 }
 
 // close ends the goroutines. The counts, the digest and the parsers' vocabularies are whole only when Read has

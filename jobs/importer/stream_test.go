@@ -197,13 +197,16 @@ func TestStreamReadError(t *testing.T) {
 	require.ErrorIs(t, s.failed(), broken)
 }
 
+// TestStreamIsCancelled: also in the middle of a line without end.
 func TestStreamIsCancelled(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	s := newStream(ctx, io.MultiReader(strings.NewReader(strings.Repeat(lineOf(t, "user_preferences", nil)+"\n", 100_000)), letters{}),
-		[]*rowParser{testParser("user_preferences")}, nil, func(int64) { cancel() })
-	_, err := io.Copy(io.Discard, s)
-	require.ErrorIs(t, err, context.Canceled)
-	s.close()
+	for _, lines := range []int{100_000, 20_000} {
+		ctx, cancel := context.WithCancel(t.Context())
+		s := newStream(ctx, io.MultiReader(strings.NewReader(strings.Repeat(lineOf(t, "user_preferences", nil)+"\n", lines)), letters{}),
+			[]*rowParser{testParser("user_preferences")}, nil, func(int64) { cancel() })
+		_, err := io.Copy(io.Discard, s)
+		require.ErrorIs(t, err, context.Canceled)
+		s.close()
+	}
 }
 
 func BenchmarkParse(b *testing.B) {
