@@ -92,7 +92,9 @@ begin atomic
   join custody.audit_entries e
     on e.xid >= s.xid_from and e.xid < s.xid_to and e.recorded_at < s.opened_at
     and e.occurred_at >= p_day::timestamp at time zone 'UTC' and e.occurred_at < (p_day + 1)::timestamp at time zone 'UTC'
-  where s.tenant_id = 'system' and s.day = p_day and s.part = p_part
+  -- in a sub-select, which is asked before the rows: without a context there are none to ask it for
+  where (select custody_data.require_context()) is not null
+    and s.tenant_id = 'system' and s.day = p_day and s.part = p_part
     and not exists (
       select from custody_data.archive_segments b
       where b.tenant_id = 'system' and b.day = p_day and b.part < p_part
@@ -102,7 +104,8 @@ revoke all on function custody.segment_entries(date, integer) from public;
 grant execute on function custody.segment_entries(date, integer) to custody_worker;
 comment on function custody.segment_entries(date, integer) is
 'The events of a segment with their entries, in no order: those of its day and window that were recorded before it was opened and that no earlier part of the day has.
-Runs with the caller''s rights: in the context of tenant system the events of all tenants. Callers: custody_worker.';
+Runs with the caller''s rights: in the context of tenant system the events of all tenants.
+Errors: PC001. Callers: custody_worker.';
 
 create or replace function custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamptz)
 returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamptz)
