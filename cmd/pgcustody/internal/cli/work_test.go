@@ -225,8 +225,8 @@ func stuck(t *testing.T, env map[string]string) pgx.Tx {
 	return tx
 }
 
-// waiting returns once a statement of the daemon waits for a lock.
-func waiting(t *testing.T, env map[string]string) {
+// waiting returns once the erasure of a command waits for the lock of stuck.
+func waiting(t *testing.T, env map[string]string, application string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), env["URL_custody_super"])
 	require.NoError(t, err)
@@ -234,7 +234,7 @@ func waiting(t *testing.T, env map[string]string) {
 	require.Eventually(t, func() bool {
 		var n int
 		err := conn.QueryRow(t.Context(), `select count(*) from pg_catalog.pg_stat_activity
-			where datname = current_database() and application_name = 'pgcustody work/work' and wait_event_type = 'Lock'`).Scan(&n)
+			where datname = current_database() and application_name = $1 and wait_event_type = 'Lock' and query ~ 'search_residue'`, application).Scan(&n)
 		return err == nil && n > 0
 	}, time.Minute, 5*time.Millisecond)
 }
@@ -246,7 +246,7 @@ func TestWorkStopsGracefullyThenHard(t *testing.T) {
 	env := environment(t)
 	blocker := stuck(t, env)
 	d := startWork(t, env, "--stop-after", "1s")
-	waiting(t, env)
+	waiting(t, env, "pgcustody work/work")
 	code, _ := d.get("/readyz")
 	require.Equal(t, http.StatusOK, code)
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
@@ -276,7 +276,7 @@ func TestWorkLetsARunningJobEnd(t *testing.T) {
 	env := environment(t)
 	blocker := stuck(t, env)
 	d := startWork(t, env)
-	waiting(t, env)
+	waiting(t, env, "pgcustody work/work")
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
 	d.await("stopping")
 	require.NoError(t, blocker.Rollback(t.Context()))
@@ -295,7 +295,7 @@ func TestWorkKilled(t *testing.T) {
 	env := environment(t)
 	blocker := stuck(t, env)
 	d := startWork(t, env)
-	waiting(t, env)
+	waiting(t, env, "pgcustody work/work")
 	require.NoError(t, d.cmd.Process.Kill())
 	d.end()
 	require.NoError(t, blocker.Rollback(t.Context()))
@@ -418,15 +418,7 @@ func TestInterruptedCommand(t *testing.T) {
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	require.NoError(t, cmd.Start())
-	conn, err := pgx.Connect(t.Context(), env["URL_custody_super"])
-	require.NoError(t, err)
-	defer conn.Close(context.Background())
-	require.Eventually(t, func() bool {
-		var n int
-		err := conn.QueryRow(t.Context(), `select count(*) from pg_catalog.pg_stat_activity
-			where datname = current_database() and application_name = 'pgcustody erase/erase' and wait_event_type = 'Lock'`).Scan(&n)
-		return err == nil && n > 0
-	}, time.Minute, 5*time.Millisecond)
+	waiting(t, env, "pgcustody erase/erase")
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	require.Error(t, cmd.Wait())
 	require.Equal(t, ExitInternal, cmd.ProcessState.ExitCode())
