@@ -96,7 +96,7 @@ p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant syst
 -- Name: audit_complete_from(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.audit_complete_from() RETURNS timestamp with time zone
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -133,14 +133,7 @@ CREATE TABLE custody_data.audit_logs (
     personal jsonb,
     import_id uuid,
     db_role text DEFAULT SESSION_USER NOT NULL,
-    xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
-    CONSTRAINT audit_logs_metadata_is_an_object_check CHECK ((jsonb_typeof(metadata) = 'object'::text)),
-    CONSTRAINT audit_logs_occurred_at_is_finite_check CHECK (((occurred_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND isfinite(occurred_at))),
-    CONSTRAINT audit_logs_occurred_at_is_not_ahead_check CHECK ((occurred_at <= (recorded_at + '24:00:00'::interval))),
-    CONSTRAINT audit_logs_only_import_is_late_check CHECK (((import_id IS NOT NULL) OR (occurred_at >= (recorded_at - '24:00:00'::interval)))),
-    CONSTRAINT audit_logs_personal_is_an_object_check CHECK ((jsonb_typeof(personal) = 'object'::text)),
-    CONSTRAINT audit_logs_resource_id_length_is_1_to_1024_check CHECK (((char_length(resource_id) >= 1) AND (char_length(resource_id) <= 1024))),
-    CONSTRAINT audit_logs_result_is_known_check CHECK ((result = ANY (ARRAY['success'::text, 'failure'::text, 'denied'::text, 'partial'::text])))
+    xid xid8 DEFAULT pg_current_xact_id() NOT NULL
 )
 PARTITION BY RANGE (occurred_at);
 
@@ -217,6 +210,16 @@ CREATE FUNCTION custody.audit_event(p_log_entry_id uuid) RETURNS jsonb
 COMMENT ON FUNCTION custody.audit_event(p_log_entry_id uuid) IS 'One event as a JSON object with the columns of custody.audit_trail, or null for the unknown; the reading is itself an event.
 Errors: PC001. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
 
+-- Name: current_subject_id(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.current_subject_id() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (NULLIF(current_setting('custody.subject_id'::text, true), ''::text))::uuid;
+
+-- Name: FUNCTION current_subject_id(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.current_subject_id() IS 'Identity of the person that this transaction is confined to; null where it is not, or where the person has no row yet. Callable by everybody: policies depend on it.';
+
 -- Name: current_tenant(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_tenant() RETURNS text
@@ -226,6 +229,16 @@ CREATE FUNCTION custody.current_tenant() RETURNS text
 -- Name: FUNCTION current_tenant(); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.current_tenant() IS 'Tenant of the context, or null without one. Callable by everybody: policies depend on it.';
+
+-- Name: has_subject(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.has_subject() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (NULLIF(current_setting('custody.subject'::text, true), ''::text) IS NOT NULL);
+
+-- Name: FUNCTION has_subject(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.has_subject() IS 'Whether this transaction is confined to one person. Callable by everybody: policies depend on it.';
 
 -- Name: identities; Type: TABLE; Schema: custody_data
 
@@ -265,21 +278,41 @@ CREATE VIEW custody.audit_trail WITH (security_invoker='true') AS
  SELECT a.log_entry_id,
     a.occurred_at,
     a.recorded_at,
-    actor.user_id AS actor,
+        CASE
+            WHEN own.actor THEN actor.user_id
+            ELSE NULL::text
+        END AS actor,
     a.actor_id,
-    subject.user_id AS subject,
-    a.subject_id,
+        CASE
+            WHEN own.subject THEN subject.user_id
+            ELSE NULL::text
+        END AS subject,
+        CASE
+            WHEN own.subject THEN a.subject_id
+            ELSE NULL::uuid
+        END AS subject_id,
     a.action,
     a.resource_type,
-    a.resource_id,
+        CASE
+            WHEN own.subject THEN a.resource_id
+            ELSE NULL::text
+        END AS resource_id,
     a.result,
     a.purpose,
-    a.metadata,
-    a.personal,
+        CASE
+            WHEN own.subject THEN a.metadata
+            ELSE '{}'::jsonb
+        END AS metadata,
+        CASE
+            WHEN own.subject THEN a.personal
+            ELSE NULL::jsonb
+        END AS personal,
     a.import_id,
     (((((EXTRACT(epoch FROM a.occurred_at) * (1000000)::numeric))::bigint)::text || '.'::text) || (a.log_entry_id)::text) AS cursor,
     NULL::timestamp with time zone AS complete_from
-   FROM ((custody_data.audit_logs a
+   FROM (((custody_data.audit_logs a
+     CROSS JOIN LATERAL ( SELECT ((NOT custody.has_subject()) OR (a.actor_id = custody.current_subject_id())) AS actor,
+            ((NOT custody.has_subject()) OR (a.subject_id IS NULL) OR (a.subject_id = custody.current_subject_id())) AS subject) own)
      LEFT JOIN custody_data.identities actor ON ((((actor.tenant_id)::text = (a.tenant_id)::text) AND (actor.identity_id = a.actor_id))))
      LEFT JOIN custody_data.identities subject ON ((((subject.tenant_id)::text = (a.tenant_id)::text) AND (subject.identity_id = a.subject_id))))
   WHERE ((a.tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant));
@@ -410,16 +443,16 @@ CREATE VIEW custody.consents WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.consents IS 'Consent records with the time at which the next one replaced them, and whether they are a grant in force.';
 
--- Name: consent_history(text, integer, timestamp with time zone); Type: FUNCTION; Schema: custody
+-- Name: consent_history(text, integer, timestamp with time zone, uuid); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.consent_history(p_user_id text, p_limit integer DEFAULT 1000, p_before timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS SETOF custody.consents
+CREATE FUNCTION custody.consent_history(p_user_id text, p_limit integer DEFAULT 1000, p_before timestamp with time zone DEFAULT NULL::timestamp with time zone, p_before_id uuid DEFAULT NULL::uuid) RETURNS SETOF custody.consents
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone); Type: COMMENT; Schema: custody
+-- Name: FUNCTION consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone) IS 'All records of a person, newest first. p_limit: 1 to 10000. p_before: only those before this time.
+COMMENT ON FUNCTION custody.consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid) IS 'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
 Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: current_actor(); Type: FUNCTION; Schema: custody
@@ -473,16 +506,6 @@ CREATE FUNCTION custody.current_subject() RETURNS text
 -- Name: FUNCTION current_subject(); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.current_subject() IS 'The user_id that this transaction is confined to, or null where it is not. Callable by everybody.';
-
--- Name: current_subject_id(); Type: FUNCTION; Schema: custody
-
-CREATE FUNCTION custody.current_subject_id() RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (NULLIF(current_setting('custody.subject_id'::text, true), ''::text))::uuid;
-
--- Name: FUNCTION current_subject_id(); Type: COMMENT; Schema: custody
-
-COMMENT ON FUNCTION custody.current_subject_id() IS 'Identity of the person that this transaction is confined to; null where it is not, or where the person has no row yet. Callable by everybody: policies depend on it.';
 
 -- Name: delete_conversation(text, text); Type: FUNCTION; Schema: custody
 
@@ -660,7 +683,7 @@ CREATE FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone,
 
 COMMENT ON FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event.
 Errors: PC009 for a range that is not finite, before 1970 or more than 13 months ahead.
-Callers: custody_worker (daily, three months ahead), custody_admin; appending calls it where a month is missing.';
+Callers: custody_worker (daily, three months ahead), custody_admin. Appending makes the month of its own event where it is missing.';
 
 -- Name: erase_subject(uuid, text); Type: FUNCTION; Schema: custody
 
@@ -722,7 +745,7 @@ CREATE FUNCTION custody.extend_request(p_request_id uuid, p_reason text) RETURNS
 -- Name: FUNCTION extend_request(p_request_id uuid, p_reason text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.extend_request(p_request_id uuid, p_reason text) IS 'Extends an open request once by two months (GDPR Art. 12(3)) and returns the new due_at. p_reason: why, as the person is told.
-Errors: PC001, PC016, PC018 not open, extended before or overdue, PC023. Callers: custody_privacy.';
+Errors: PC001, PC015, PC016, PC018 not open, extended before or overdue, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy.';
 
 -- Name: find_subject(text); Type: FUNCTION; Schema: custody
 
@@ -820,16 +843,6 @@ CREATE FUNCTION custody.has_consent(p_user_id text, p_purpose text, p_min_policy
 
 COMMENT ON FUNCTION custody.has_consent(p_user_id text, p_purpose text, p_min_policy_version text) IS 'Whether the newest record for the purpose is a grant, under p_min_policy_version or later (compared as text, byte by byte); false for the unknown.
 Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
-
--- Name: has_subject(); Type: FUNCTION; Schema: custody
-
-CREATE FUNCTION custody.has_subject() RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (NULLIF(current_setting('custody.subject'::text, true), ''::text) IS NOT NULL);
-
--- Name: FUNCTION has_subject(); Type: COMMENT; Schema: custody
-
-COMMENT ON FUNCTION custody.has_subject() IS 'Whether this transaction is confined to one person. Callable by everybody: policies depend on it.';
 
 -- Name: import_audit_events(uuid, bytea, boolean); Type: FUNCTION; Schema: custody
 
@@ -972,14 +985,14 @@ Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custo
 -- Name: list_requests(text, integer, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.list_requests(p_status text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after uuid DEFAULT NULL::uuid) RETURNS SETOF custody.requests
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION list_requests(p_status text, p_limit integer, p_after uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.list_requests(p_status text, p_limit integer, p_after uuid) IS 'Requests of the tenant, oldest first. p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
-Errors: PC001, PC023. Callers: custody_privacy, custody_worker, custody_auditor.';
+COMMENT ON FUNCTION custody.list_requests(p_status text, p_limit integer, p_after uuid) IS 'Requests of the tenant, or of the subject of the context, oldest first. p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
+Errors: PC001, PC015, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
 
 -- Name: tenants; Type: TABLE; Schema: custody_data
 
@@ -1223,7 +1236,7 @@ Errors: PC001, PC003, PC015, PC023. Callers: custody_readwrite.';
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.record_audit_event(p_action text, p_resource_type text DEFAULT NULL::text, p_resource_id text DEFAULT NULL::text, p_result text DEFAULT 'success'::text, p_metadata jsonb DEFAULT '{}'::jsonb, p_subject_user_id text DEFAULT NULL::text, p_occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_log_entry_id uuid DEFAULT NULL::uuid, p_personal jsonb DEFAULT NULL::jsonb) RETURNS uuid
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -1241,7 +1254,7 @@ Callers: custody_readwrite, custody_worker, custody_privacy.';
 CREATE FUNCTION custody.record_audit_events(p_events jsonb) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
 -- Name: FUNCTION record_audit_events(p_events jsonb); Type: COMMENT; Schema: custody
 
@@ -1349,17 +1362,18 @@ CREATE FUNCTION custody.release_hold(p_hold_id uuid, p_reason text) RETURNS inte
 COMMENT ON FUNCTION custody.release_hold(p_hold_id uuid, p_reason text) IS 'Releases a hold and returns how many erasure requests it had kept waiting and now resume. p_reason: why, 1 to 2000 characters.
 Errors: PC001, PC015 confined to one person, PC023, PC024 unknown or released, PC026 isolation level. Callers: custody_privacy.';
 
--- Name: replay_erasures(jsonb); Type: FUNCTION; Schema: custody
+-- Name: replay_erasures(jsonb, text); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.replay_erasures(p_certificates jsonb) RETURNS jsonb
+CREATE FUNCTION custody.replay_erasures(p_certificates jsonb, p_release_reason text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION replay_erasures(p_certificates jsonb); Type: COMMENT; Schema: custody
+-- Name: FUNCTION replay_erasures(p_certificates jsonb, p_release_reason text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.replay_erasures(p_certificates jsonb) IS 'Repeats, after a restore, the erasures of the tenant in context from their certificates (an array, as the locked store holds them), before anybody reads. Holds of the person that the backup brought back are released, since the data was gone already.
-Returns how many were replayed, were standing already, or name an identity that the backup does not know (unknown). Safe to repeat.
+COMMENT ON FUNCTION custody.replay_erasures(p_certificates jsonb, p_release_reason text) IS 'Repeats, after a restore, the erasures of the tenant in context from their certificates (an array, as the locked store holds them), before anybody reads. Certificates are not authenticated here: take them from the locked store.
+p_release_reason: why holds on such a person, which the backup brought back, are to be released; custody_privacy alone may say so. Without it their erasures wait and are listed.
+Returns how many were replayed, were standing already, or name an identity that the backup does not know (unknown), and the request_ids that a hold keeps waiting (held). Safe to repeat.
 Errors: PC001, PC015 confined to one person, PC023, PC026, PC032 while a hold on the tenant stands. Callers: custody_privacy, custody_worker.';
 
 -- Name: request_erasure(text, text, uuid); Type: FUNCTION; Schema: custody
@@ -1454,6 +1468,17 @@ COMMENT ON FUNCTION custody.search_residue(p_request_id uuid) IS 'Searches the w
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
 Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_privacy, custody_worker.';
 
+-- Name: require_context(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_context() RETURNS text
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_context(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_context() IS 'Tenant of the context; raises PC001 without one, PC015 for tenant system where the role may not.';
+
 -- Name: audit_entries; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
@@ -1482,7 +1507,7 @@ CREATE FUNCTION custody.segment_entries(p_day date, p_part integer) RETURNS SETO
      e.entry
     FROM (custody_data.archive_segments s
       JOIN custody.audit_entries e ON (((e.xid >= s.xid_from) AND (e.xid < s.xid_to) AND (e.recorded_at < s.opened_at) AND (e.occurred_at >= ((segment_entries.p_day)::timestamp without time zone AT TIME ZONE 'UTC'::text)) AND (e.occurred_at < (((segment_entries.p_day + 1))::timestamp without time zone AT TIME ZONE 'UTC'::text)))))
-   WHERE (((s.tenant_id)::text = 'system'::text) AND (s.day = segment_entries.p_day) AND (s.part = segment_entries.p_part) AND (NOT (EXISTS ( SELECT
+   WHERE ((( SELECT custody_data.require_context() AS require_context) IS NOT NULL) AND ((s.tenant_id)::text = 'system'::text) AND (s.day = segment_entries.p_day) AND (s.part = segment_entries.p_part) AND (NOT (EXISTS ( SELECT
             FROM custody_data.archive_segments b
            WHERE (((b.tenant_id)::text = 'system'::text) AND (b.day = segment_entries.p_day) AND (b.part < segment_entries.p_part) AND (e.xid >= b.xid_from) AND (e.xid < b.xid_to) AND (e.recorded_at < b.opened_at))))));
 END;
@@ -1490,7 +1515,8 @@ END;
 -- Name: FUNCTION segment_entries(p_day date, p_part integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.segment_entries(p_day date, p_part integer) IS 'The events of a segment with their entries, in no order: those of its day and window that were recorded before it was opened and that no earlier part of the day has.
-Runs with the caller''s rights: in the context of tenant system the events of all tenants. Callers: custody_worker.';
+Runs with the caller''s rights: in the context of tenant system the events of all tenants.
+Errors: PC001. Callers: custody_worker.';
 
 -- Name: set_context(text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1517,7 +1543,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class and returns how long it was kept before. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids. p_keep: from the end that the class defines. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
 
 -- Name: start_run(text, bigint, uuid); Type: FUNCTION; Schema: custody
@@ -2046,22 +2072,11 @@ CREATE FUNCTION custody_data.month_is_held(p_range_from timestamp with time zone
 
 COMMENT ON FUNCTION custody_data.month_is_held(p_range_from timestamp with time zone) IS 'Whether a hold covers an event of the month that starts at p_range_from. In tenant system, holds of all tenants.';
 
--- Name: names_somebody(text); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.names_somebody(p_user_id text) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION names_somebody(p_user_id text); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.names_somebody(p_user_id text) IS 'Whether a text is a user_id of the tenant in context, whoever the context is confined to.';
-
 -- Name: new_entry_id(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.new_entry_id() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE
-    RETURN (encode(set_bit(set_bit(OVERLAY(uuid_send(gen_random_uuid()) PLACING SUBSTRING(int8send(((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric))::bigint) FROM 3) FROM 1 FOR 6), (52)::bigint, 1), (53)::bigint, 1), 'hex'::text))::uuid;
+    RETURN (encode(set_bit(set_bit(OVERLAY(uuid_send(gen_random_uuid()) PLACING SUBSTRING(int8send((floor((date_part('epoch'::text, clock_timestamp()) * (1000)::double precision)))::bigint) FROM 3) FROM 1 FOR 6), (52)::bigint, 1), (53)::bigint, 1), 'hex'::text))::uuid;
 
 -- Name: FUNCTION new_entry_id(); Type: COMMENT; Schema: custody_data
 
@@ -2099,6 +2114,17 @@ CREATE FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reas
 
 COMMENT ON FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reason text, p_request_id uuid) IS 'What request_erasure and request_export have in common.';
 
+-- Name: refuse_event(text, text, text, text, jsonb, timestamp with time zone, jsonb, text[], boolean); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamp with time zone, p_personal jsonb, p_keys text[], p_type_known boolean) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamp with time zone, p_personal jsonb, p_keys text[], p_type_known boolean); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamp with time zone, p_personal jsonb, p_keys text[], p_type_known boolean) IS 'Raises what is wrong with an event that record_audit_event found unsound: the first of PC004, PC005, PC023, PC007, PC006, PC009.';
+
 -- Name: require_actor(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_actor() RETURNS uuid
@@ -2121,27 +2147,16 @@ CREATE FUNCTION custody_data.require_archiver() RETURNS void
 
 COMMENT ON FUNCTION custody_data.require_archiver() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
--- Name: require_context(); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.require_context() RETURNS text
-    LANGUAGE plpgsql STABLE PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION require_context(); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.require_context() IS 'Tenant of the context; raises PC001 without one.';
-
 -- Name: require_partition(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_partition(p_at timestamp with time zone) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION require_partition(p_at timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.require_partition(p_at timestamp with time zone) IS 'Makes the month of a time where it is missing.';
+COMMENT ON FUNCTION custody_data.require_partition(p_at timestamp with time zone) IS 'Makes the month of a time within a day of now where it is missing. Errors: PC009.';
 
 -- Name: require_person(text); Type: FUNCTION; Schema: custody_data
 
@@ -2342,6 +2357,16 @@ CREATE FUNCTION custody_data.unknown_record(p_what text) RETURNS void
 
 COMMENT ON FUNCTION custody_data.unknown_record(p_what text) IS 'Raises PC011.';
 
+-- Name: writes_system(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.writes_system() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN (custody_data.caller_is('custody_worker'::text) OR custody_data.caller_is('custody_admin'::text) OR custody_data.caller_is('custody_owner'::text));
+
+-- Name: FUNCTION writes_system(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.writes_system() IS 'Whether the caller may change what all tenants share: the setting that names the tenant is anybody''s to set, this is not.';
+
 -- Name: archive_segments; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.archive_segments WITH (security_invoker='true') AS
@@ -2486,6 +2511,7 @@ CREATE VIEW custody.retention_policies WITH (security_invoker='true') AS
     p.set_by,
     p.set_at
    FROM custody_data.retention_policies p
+  WHERE ((p.tenant_id)::text = ANY (ARRAY[custody.current_tenant(), 'system'::text]))
   ORDER BY p.class, ((p.tenant_id)::text = 'system'::text);
 
 -- Name: VIEW retention_policies; Type: COMMENT; Schema: custody
@@ -3586,7 +3612,7 @@ ALTER TABLE custody_data.audit_actions ENABLE ROW LEVEL SECURITY;
 
 -- Name: audit_actions audit_actions_all_insert; Type: POLICY; Schema: custody_data
 
-CREATE POLICY audit_actions_all_insert ON custody_data.audit_actions FOR INSERT WITH CHECK (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+CREATE POLICY audit_actions_all_insert ON custody_data.audit_actions FOR INSERT WITH CHECK ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (((tenant_id)::text <> 'system'::text) OR ( SELECT custody_data.writes_system() AS writes_system))));
 
 -- Name: POLICY audit_actions_all_insert ON audit_actions; Type: COMMENT; Schema: custody_data
 
@@ -3602,7 +3628,7 @@ COMMENT ON POLICY audit_actions_all_select ON custody_data.audit_actions IS 'Who
 
 -- Name: audit_actions audit_actions_all_update; Type: POLICY; Schema: custody_data
 
-CREATE POLICY audit_actions_all_update ON custody_data.audit_actions FOR UPDATE USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+CREATE POLICY audit_actions_all_update ON custody_data.audit_actions FOR UPDATE USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (((tenant_id)::text <> 'system'::text) OR ( SELECT custody_data.writes_system() AS writes_system))));
 
 -- Name: POLICY audit_actions_all_update ON audit_actions; Type: COMMENT; Schema: custody_data
 
@@ -3680,13 +3706,21 @@ CREATE POLICY audit_logs_worker_select ON custody_data.audit_logs FOR SELECT TO 
 
 COMMENT ON POLICY audit_logs_worker_select ON custody_data.audit_logs IS 'The archive reads all tenants, in the context of tenant system.';
 
+-- Name: audit_logs audit_logs_writers_insert; Type: POLICY; Schema: custody_data
+
+CREATE POLICY audit_logs_writers_insert ON custody_data.audit_logs AS RESTRICTIVE FOR INSERT TO custody_privacy, custody_readwrite, custody_worker WITH CHECK (((result = ANY (ARRAY['success'::text, 'failure'::text, 'denied'::text, 'partial'::text])) AND (jsonb_typeof(metadata) = 'object'::text) AND ((personal IS NULL) OR (jsonb_typeof(personal) = 'object'::text)) AND ((resource_id IS NULL) OR ((char_length(resource_id) >= 1) AND (char_length(resource_id) <= 1024))) AND (occurred_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND isfinite(occurred_at) AND (occurred_at <= (recorded_at + '24:00:00'::interval)) AND ((import_id IS NOT NULL) OR (occurred_at >= (recorded_at - '24:00:00'::interval)))));
+
+-- Name: POLICY audit_logs_writers_insert ON audit_logs; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY audit_logs_writers_insert ON custody_data.audit_logs IS 'Results, JSON objects, lengths and times are as they must be; only imports are late.';
+
 -- Name: audit_resource_types; Type: ROW SECURITY; Schema: custody_data
 
 ALTER TABLE custody_data.audit_resource_types ENABLE ROW LEVEL SECURITY;
 
 -- Name: audit_resource_types audit_resource_types_all_insert; Type: POLICY; Schema: custody_data
 
-CREATE POLICY audit_resource_types_all_insert ON custody_data.audit_resource_types FOR INSERT WITH CHECK (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+CREATE POLICY audit_resource_types_all_insert ON custody_data.audit_resource_types FOR INSERT WITH CHECK ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (((tenant_id)::text <> 'system'::text) OR ( SELECT custody_data.writes_system() AS writes_system))));
 
 -- Name: POLICY audit_resource_types_all_insert ON audit_resource_types; Type: COMMENT; Schema: custody_data
 
@@ -3702,7 +3736,7 @@ COMMENT ON POLICY audit_resource_types_all_select ON custody_data.audit_resource
 
 -- Name: audit_resource_types audit_resource_types_all_update; Type: POLICY; Schema: custody_data
 
-CREATE POLICY audit_resource_types_all_update ON custody_data.audit_resource_types FOR UPDATE USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+CREATE POLICY audit_resource_types_all_update ON custody_data.audit_resource_types FOR UPDATE USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (((tenant_id)::text <> 'system'::text) OR ( SELECT custody_data.writes_system() AS writes_system))));
 
 -- Name: POLICY audit_resource_types_all_update ON audit_resource_types; Type: COMMENT; Schema: custody_data
 
@@ -3996,13 +4030,21 @@ CREATE POLICY requests_backup_select ON custody_data.requests FOR SELECT TO cust
 
 COMMENT ON POLICY requests_backup_select ON custody_data.requests IS 'pg_dump --enable-row-security reads every row.';
 
+-- Name: requests requests_owner_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY requests_owner_select ON custody_data.requests FOR SELECT TO custody_owner USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (kind = 'erasure'::text) AND (status = 'done'::text)));
+
+-- Name: POLICY requests_owner_select ON requests; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY requests_owner_select ON custody_data.requests IS 'Who asked for an erasure under a subject finds it by its id once the person is gone.';
+
 -- Name: retention_policies; Type: ROW SECURITY; Schema: custody_data
 
 ALTER TABLE custody_data.retention_policies ENABLE ROW LEVEL SECURITY;
 
 -- Name: retention_policies retention_policies_all_insert; Type: POLICY; Schema: custody_data
 
-CREATE POLICY retention_policies_all_insert ON custody_data.retention_policies FOR INSERT WITH CHECK (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+CREATE POLICY retention_policies_all_insert ON custody_data.retention_policies FOR INSERT WITH CHECK ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (((tenant_id)::text <> 'system'::text) OR ( SELECT custody_data.writes_system() AS writes_system))));
 
 -- Name: POLICY retention_policies_all_insert ON retention_policies; Type: COMMENT; Schema: custody_data
 
@@ -4018,7 +4060,7 @@ COMMENT ON POLICY retention_policies_all_select ON custody_data.retention_polici
 
 -- Name: retention_policies retention_policies_all_update; Type: POLICY; Schema: custody_data
 
-CREATE POLICY retention_policies_all_update ON custody_data.retention_policies FOR UPDATE USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+CREATE POLICY retention_policies_all_update ON custody_data.retention_policies FOR UPDATE USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (((tenant_id)::text <> 'system'::text) OR ( SELECT custody_data.writes_system() AS writes_system))));
 
 -- Name: POLICY retention_policies_all_update ON retention_policies; Type: COMMENT; Schema: custody_data
 
@@ -4031,6 +4073,14 @@ CREATE POLICY retention_policies_backup_select ON custody_data.retention_policie
 -- Name: POLICY retention_policies_backup_select ON retention_policies; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY retention_policies_backup_select ON custody_data.retention_policies IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: retention_policies retention_policies_system_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY retention_policies_system_select ON custody_data.retention_policies FOR SELECT TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY retention_policies_system_select ON retention_policies; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY retention_policies_system_select ON custody_data.retention_policies IS 'The archive locks a day for as long as any tenant''s policy asks.';
 
 -- Name: schema_migrations; Type: ROW SECURITY; Schema: custody_data
 
