@@ -30,10 +30,8 @@ begin
     ['custody_owner', 'custody_admin'],
     ['custody_admin', current_user::text]
   ] loop
-    if not exists (
-      select from pg_catalog.pg_auth_members m
-      where m.roleid = v_membership[1]::regrole and m.member = pg_catalog.quote_ident(v_membership[2])::regrole
-    ) then
+    -- From Postgres 16 on a creator is a member that may grant the role but not use it.
+    if not pg_catalog.pg_has_role(v_membership[2]::name, v_membership[1]::name, 'USAGE') then
       begin
         execute pg_catalog.format('grant %I to %I', v_membership[1], v_membership[2]);
       exception when unique_violation then
