@@ -1,0 +1,34 @@
+-- Rows that are written at a start and at an end are final after it, and their names are for life.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('final_rows');
+select populate('final_rows'), populate_shared();
+select custody.set_context('final_rows', 'owner');
+set local role custody_owner;
+select refuses(format('update custody_data.%I set %s', t, s), 'PC030', format('%s: %s', t, s)) from (values
+  ('user_profiles', 'identity_id = gen_random_uuid()'), ('user_profiles', 'created_at = now() - interval ''1 day'''), ('user_preferences', 'identity_id = gen_random_uuid()'),
+  ('conversations', 'conversation_id = ''x'''), ('conversations', 'created_at = now() - interval ''1 day'''), ('identities', 'kind = ''service'''), ('identities', 'created_at = now() - interval ''1 day'''),
+  ('erasure_notices', 'holder = ''x'''), ('erasure_notices', 'request_id = gen_random_uuid()')) v (t, s);
+select refuses($$update custody_data.job_runs set error = 'x'$$, 'PC020', 'a run that has ended is final');
+reset role;
+set local role custody_admin;
+select custody.set_context('system', 'owner');
+select refuses($$update custody_data.archive_segments set xid_to = '9'$$, 'PC030', 'an open segment keeps its window');
+select refuses($$update custody_data.archive_segments set day = day + 1$$, 'PC030', 'and its day');
+reset role;
+update custody_data.archive_segments set object_key = 'k', manifest_key = 'm', rows_archived = 1, plain_bytes = 1, stored_bytes = 1, plain_sha256 = sha256('x'), stored_sha256 = sha256('x'), first_occurred_at = now(), last_occurred_at = now(),
+  retain_until = now(), manifest = '{}', recorded_at = now() where day = '2020-01-01';
+set local role custody_admin;
+select refuses($$update custody_data.archive_segments set rows_archived = 0$$, 'PC020', 'a recorded segment is final');
+select refuses($$update custody_data.archive_segments set recorded_at = null$$, 'PC020', 'and stays recorded');
+select custody.set_context('final_rows', 'owner');
+-- version and updated_at are the trigger's: nobody sets them, the owner neither.
+update custody_data.user_profiles set version = 99, updated_at = '2000-01-01', city = 'x';
+select row_eq('select p.version, p.updated_at, p.city from custody_data.user_profiles p', row (2, now(), 'x'::text), 'version and updated_at are counted, not given');
+update custody_data.user_preferences set version = 99;
+select is((select p.version from custody_data.user_preferences p), 2, 'of preferences too');
+update custody_data.conversations set version = 99;
+select is((select c.version from custody_data.conversations c), 2, 'and of conversations');
+select * from finish();
+rollback;

@@ -1,0 +1,35 @@
+-- Every function: a fixed search_path or a body that was bound when it was made, the owner, a comment; SECURITY
+-- DEFINER only where the page says so.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+select is((select p.prosqlbody is not null or coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false) from pg_proc p where p.oid = f.oid), true, format('%s has a fixed search_path', f.signature)) from functions f;
+select is((select pg_get_userbyid(p.proowner) from pg_proc p where p.oid = f.oid), 'custody_owner', format('%s belongs to custody_owner', f.signature)) from functions f;
+select isnt(obj_description(f.oid, 'pg_proc'), null, format('%s has a comment', f.signature)) from functions f;
+select is_empty($$select f.signature from functions f join pg_proc p on p.oid = f.oid cross join aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x
+  where f.prorettype = 'trigger'::regtype and x.grantee <> p.proowner$$, 'trigger functions are run by their triggers and called by nobody');
+select is_empty($$select f.signature from functions f where f.prosecdef and not exists (select from pg_proc p where p.oid = f.oid and p.proconfig is not null)$$, 'no definer function without settings of its own');
+select is_empty($$select p.oid::regprocedure from pg_proc p join pg_language l on l.oid = p.prolang where p.pronamespace::regnamespace::text like 'custody%' and l.lanname not in ('sql', 'plpgsql')$$, 'no other language than SQL and PL/pgSQL');
+select is_empty($$select p.oid::regprocedure from pg_proc p where p.pronamespace::regnamespace::text in ('custody_keys', 'custody_check')$$, 'no functions beside those');
+select set_eq('select f.schema || ''.'' || f.name from functions f where f.prosecdef', array[
+  'custody.acknowledge_erasure', 'custody.archive_due', 'custody.audit_complete_from', 'custody.audit_event', 'custody.audit_events', 'custody.audit_months', 'custody.cancel_request', 'custody.complete_export',
+  'custody.drop_archived_partitions', 'custody.due_requests', 'custody.enforce_retention', 'custody.ensure_audit_partitions', 'custody.erase_subject', 'custody.export_items', 'custody.export_subject',
+  'custody.extend_request', 'custody.finish_run', 'custody.get_certificate', 'custody.list_requests', 'custody.list_tenants', 'custody.mark_notice_sent', 'custody.open_incarnation', 'custody.open_segments', 'custody.place_hold',
+  'custody.plan_erasure', 'custody.record_audit_event', 'custody.record_audit_event', 'custody.record_segment', 'custody.register_holder', 'custody.register_tenant', 'custody.release_hold', 'custody.replay_erasures', 'custody.request_erasure', 'custody.request_export',
+  'custody.request_status', 'custody.retention_due_at', 'custody.search_residue', 'custody.set_context', 'custody.set_retention_policy', 'custody.start_run', 'custody.verify_erasure',
+  'custody_data.active_holds', 'custody_data.claim_identities', 'custody_data.claim_identity', 'custody_data.consent_expires_at', 'custody_data.holds_on',
+  'custody_data.keep_of', 'custody_data.month_is_held', 'custody_data.require_actor', 'custody_data.require_partition', 'custody_data.require_person', 'custody_data.tg_reject_early_delete',
+  'custody_data.tg_reject_held', 'custody_data.tg_require_live_identity'], 'functions that run with the owner''s rights');
+-- What a comment says of the callers is what the catalog has.
+select is(regexp_replace(f.callers, '^.*Callers: ', '') ~ ('\m' || g.name || '\M'), has_function_privilege(g.name, f.oid, 'execute'), format('the comment of %s says whether %s may call it', f.signature, g.name))
+from (select f.*, obj_description(f.oid, 'pg_proc') as callers from functions f where f.schema = 'custody') f cross join groups g
+where f.callers ~ 'Callers: ' and f.name not in ('set_context', 'ensure_audit_partitions')
+order by f.name, g.name;
+select is_empty($$select f.signature from functions f where f.schema = 'custody' and obj_description(f.oid, 'pg_proc') !~ 'Callers: |Callable by everybody'$$, 'every function of the API says who may call it');
+-- A function that somebody forgets to protect is protected.
+set local role custody_owner;
+create function custody.forgotten() returns int language sql return 1;
+reset role;
+select is(has_function_privilege(g.name, 'custody.forgotten()', 'execute'), false, format('%s does not call a function that nobody granted', g.name)) from groups g;
+select * from finish();
+rollback;

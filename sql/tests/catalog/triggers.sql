@@ -1,0 +1,49 @@
+-- The guards: which triggers stand on which table, in which order, with which arguments, all ENABLE ALWAYS.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+create temp table guards (tbl text, trg text, says text);
+insert into guards values
+  ('user_profiles', 'a_reject_held', 'AFTER DELETE STATEMENT tg_reject_held(identity_id)'),
+  ('user_profiles', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, created_at)'),
+  ('user_profiles', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('user_profiles', 'a_require_live_identity', 'AFTER INSERT STATEMENT tg_require_live_identity()'),
+  ('user_profiles', 'm_touch_row', 'BEFORE UPDATE ROW tg_touch_row()'),
+  ('user_profiles', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_write_audit(identity_id)'),
+  ('user_profiles', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_write_audit(identity_id)'),
+  ('user_profiles', 'z_audit_update', 'AFTER UPDATE STATEMENT tg_write_audit(identity_id)'),
+  ('consent_records', 'a_reject_early_delete', 'BEFORE DELETE ROW tg_reject_early_delete()'),
+  ('consent_records', 'a_reject_held', 'AFTER DELETE STATEMENT tg_reject_held(consent_id)'),
+  ('consent_records', 'a_reject_mutation', 'BEFORE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('consent_records', 'a_require_live_identity', 'AFTER INSERT STATEMENT tg_require_live_identity()'),
+  ('consent_records', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_write_audit(consent_id)'),
+  ('consent_records', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_write_audit(consent_id)'),
+  ('audit_entry_ids', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('identities', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, kind, created_at, +erased_at)'),
+  ('requests', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, request_id, kind, identity_id, reason, requested_by, received_at, xid, +closed_at)'),
+  ('legal_holds', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, hold_id, scope, identity_id, table_name, row_id, reference, reason, placed_by, placed_at, +released_at)'),
+  ('job_runs', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, run_id, job, river_job_id, started_at, +ended_at)'),
+  ('archive_segments', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, day, part, xid_from, xid_to, opened_at, +recorded_at)'),
+  ('erasure_notices', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, notice_id, request_id, holder, created_at, +acknowledged_at)');
+insert into guards select 'user_preferences', trg, says from guards where tbl = 'user_profiles';
+insert into guards select 'conversations', trg, replace(replace(says, '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
+insert into guards select t, 'a_reject_mutation', 'BEFORE DELETE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'
+from unnest(array['audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) t;
+insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'
+from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies']) t;
+
+select set_eq($$
+  select c.relname::text, t.tgname::text, concat_ws(' ', case when t.tgtype & 2 > 0 then 'BEFORE' else 'AFTER' end, case when t.tgtype & 4 > 0 then 'INSERT' end, case when t.tgtype & 8 > 0 then 'DELETE' end,
+      case when t.tgtype & 16 > 0 then 'UPDATE' end, case when t.tgtype & 32 > 0 then 'TRUNCATE' end, case when t.tgtype & 1 > 0 then 'ROW' else 'STATEMENT' end,
+      format('%s(%s)', p.proname, array_to_string((string_to_array(encode(t.tgargs, 'escape'), '\000'))[1:t.tgnargs], ', ')))
+  from pg_trigger t join pg_class c on c.oid = t.tgrelid join pg_proc p on p.oid = t.tgfoid
+  where c.relnamespace = 'custody_data'::regnamespace and not t.tgisinternal and p.pronamespace = 'custody_data'::regnamespace$$,
+  'select tbl, trg, says from guards', 'the guards are those of the page');
+select is_empty($$select c.relname, t.tgname, t.tgenabled from pg_trigger t join pg_class c on c.oid = t.tgrelid where c.relnamespace = 'custody_data'::regnamespace and not t.tgisinternal and t.tgenabled <> 'A'$$,
+  'all are ENABLE ALWAYS, so that session_replication_role does not pass them');
+select is_empty($$select c.relname, t.tgname from pg_trigger t join pg_class c on c.oid = t.tgrelid where c.relnamespace = 'custody_data'::regnamespace and not t.tgisinternal and t.tgqual is not null$$, 'none has a condition');
+select is_empty($$select c.relname from pg_class c join testing.tables x on x.oid = c.oid where x.name not like 'schema\_%' and not exists (
+  select from pg_trigger t where t.tgrelid = c.oid and t.tgfoid = 'custody_data.tg_reject_mutation()'::regprocedure and t.tgtype & 32 > 0)$$, 'no table can be truncated');
+select is_empty($$select evtname from pg_event_trigger where evtowner = 'custody_owner'::regrole$$, 'no event trigger, which would need a superuser');
+select * from finish();
+rollback;

@@ -1,0 +1,15 @@
+-- Erasure runs read committed: at a stricter level it could not see what was written while it waited.
+begin isolation level repeatable read;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('erase_isolation');
+set local session authorization custody_app;
+select custody.set_context('erase_isolation', 'clerk');
+select custody.put_profile('ada', '{}');
+select set_config('testing.request', request('erase_isolation', 'ada')::text, true);
+set local session authorization custody_runner;
+select custody.set_context('erase_isolation', 'runner');
+select refuses($$select custody.erase_subject(current_setting('testing.request')::uuid)$$, 'PC026', 'erasing');
+select refuses($$select custody.replay_erasures('[]')$$, 'PC026', 'replaying');
+select * from finish();
+rollback;

@@ -1,0 +1,47 @@
+-- plan_erasure shows what erasing a person would do, and does nothing.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('plan_erasure');
+set local session authorization custody_app;
+select custody.set_context('plan_erasure', 'clerk');
+select custody.put_profile('ada', '{"full_name": "Ada L", "email": "ada@example.org"}'), custody.put_preferences('ada', '{}'), custody.put_preferences('bob', '{}');
+select custody.save_conversation('ada', 'c' || n, '[{"role": "user", "text": "x"}]') from generate_series(1, 3) n;
+select custody.record_consent('ada', 'mail', true, '1'), custody.record_consent('ada', 'mail', false, '1');
+select custody.set_context('plan_erasure', 'ada');
+select custody.record_audit_event('account.login');
+
+set local session authorization custody_dpo;
+select custody.set_context('plan_erasure', 'dpo');
+select custody.register_holder('crm'), custody.register_holder('old', p_retired => true);
+select set_config('testing.request', custody.request_erasure('ada')::text, true);
+select set_config('testing.plan', custody.plan_erasure('ada')::text, true);
+create function pg_temp.plan(p_member text) returns jsonb language sql as $$ select current_setting('testing.plan')::jsonb -> p_member $$;
+select is(pg_temp.plan('identity_id'), to_jsonb(identity('plan_erasure', 'ada')), 'who');
+select is(pg_temp.plan('delete'), '{"user_profiles": 1, "user_preferences": 1, "conversations": 3}', 'what would be deleted, by table');
+select is(pg_temp.plan('keep') #> '{0,table}', '"consent_records"', 'what would be kept');
+select is(pg_temp.plan('keep') #> '{0,rows}', '2', 'how much of it');
+select is((pg_temp.plan('keep') #>> '{0,until}')::timestamptz, now() + interval '7 years', 'until when');
+select is(pg_temp.plan('keep') #>> '{0,reason}', (select p.basis from custody.retention_policies p where p.class = 'consent'), 'and why');
+select is(pg_temp.plan('keep') #>> '{1,table}', 'audit_logs', 'the trail too');
+select ok((pg_temp.plan('keep') #>> '{1,until}')::timestamptz between now() + interval '7 years' and clock_timestamp() + interval '7 years', 'seven years from its newest event');
+select is((pg_temp.plan('audit_events'))::int, (select count(*)::int from events('plan_erasure') e where identity('plan_erasure', 'ada') in (e.actor_id, e.subject_id)), 'how many events are about or by the person');
+select is(pg_temp.plan('holders'), '["crm"]', 'who would be told, without those that are retired');
+select is(pg_temp.plan('holds'), '[]', 'no hold');
+select is(pg_temp.plan('open_requests'), jsonb_build_array(current_setting('testing.request')), 'the open request');
+select is(pg_temp.plan('residue'), '[]', 'no residue');
+select is(pg_temp.plan('possible'), 'true', 'it is possible');
+select is(rows_of('plan_erasure', 'conversations') + rows_of('plan_erasure', 'user_profiles') + rows_of('plan_erasure', 'user_preferences'), 6::bigint, 'nothing was deleted');
+
+select custody.place_hold('{"table": "conversations", "row": "c1"}', 'case 1', 'litigation');
+select is(jsonb_array_length(custody.plan_erasure('ada') -> 'holds'), 1, 'a hold on a row of the person');
+select is((custody.plan_erasure('ada') ->> 'possible')::boolean, false, 'makes it impossible');
+select is((custody.plan_erasure('bob') ->> 'possible')::boolean, true, 'for that person');
+select refuses($$select custody.plan_erasure('never seen')$$, 'PC011', 'somebody who was never seen');
+select refuses($$select custody.plan_erasure('')$$, 'PC003', 'nobody');
+select custody.set_context('plan_erasure', 'dpo', null, 'ada');
+select refuses($$select custody.plan_erasure('ada')$$, 'PC015', 'in a context of one person');
+set local session authorization custody_app;
+select refuses($$select custody.plan_erasure('ada')$$, '42501', 'applications plan none');
+select * from finish();
+rollback;

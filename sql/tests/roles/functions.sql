@@ -1,0 +1,70 @@
+-- Which role may call which function: as a page to review, as the catalog has it, and as it turns out when tried.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+
+create temp table may (schema text, name text, roles text[]);
+grant select on may to public;
+insert into may
+select s, n, case when r = 'everybody' then '{everybody}' else (select array_agg('custody_' || x order by 'custody_' || x) from unnest(string_to_array(r, ' ')) x) end
+from (values
+  -- everybody who may connect: policies depend on these
+  ('custody', 'everybody', 'current_actor current_actor_id current_purpose current_subject current_subject_id current_tenant has_subject'),
+  ('custody_data', 'everybody', 'caller_is caller_role writes_system'),
+  ('custody', 'admin auditor privacy readonly readwrite worker', 'set_context'),
+  -- applications write
+  ('custody', 'readwrite', 'append_message delete_conversation delete_preferences delete_profile patch_preferences patch_profile put_preferences put_profile record_consent save_conversation update_conversation'),
+  ('custody', 'readwrite worker', 'register_action register_resource_type'),
+  ('custody', 'privacy readwrite worker', 'record_audit_event record_audit_events export_subject'),
+  -- those who read the tables of record
+  ('custody', 'privacy readonly readwrite worker', 'consent_history current_consents find_subject get_conversation get_preferences get_profile has_consent list_conversations'),
+  -- the trail
+  ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
+  ('custody', 'auditor privacy readwrite worker', 'audit_complete_from list_requests request_status'),
+  ('custody', 'auditor privacy worker', 'audit_entry get_certificate retention_due_at verify_erasure'),
+  -- requests, erasure, holds, retention
+  ('custody', 'privacy readwrite', 'cancel_request extend_request request_erasure request_export'),
+  ('custody', 'privacy worker', 'acknowledge_erasure complete_export due_requests enforce_retention erase_subject export_items pending_notices plan_erasure replay_erasures search_residue'),
+  ('custody', 'privacy', 'place_hold register_holder release_hold'),
+  ('custody', 'admin privacy', 'set_retention_policy'),
+  -- the runner
+  ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
+  ('custody', 'auditor worker', 'archive_due audit_months'),
+  ('custody', 'worker', 'drop_archived_partitions exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_preferences import_profiles mark_notice_sent open_incarnation '
+    'open_segments prepare_import record_segment refuse_import segment_entries start_run'),
+  -- helpers that functions with the caller's rights need
+  ('custody_data', 'privacy readonly readwrite worker', 'check_conversation_id'),
+  ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),
+  ('custody_data', 'admin auditor privacy readonly readwrite worker', 'check_user_id require_context'),
+  ('custody_data', 'auditor privacy readwrite worker', 'require_whole_tenant'),
+  ('custody_data', 'privacy readwrite worker', 'append_event claim_identity event_content new_entry_id require_actor require_partition require_person'),
+  ('custody_data', 'auditor privacy worker', 'keep_of'),
+  ('custody_data', 'readwrite worker', 'check_messages check_preferences check_profile check_version merge_patch unknown_conversation unknown_record'),
+  ('custody_data', 'readwrite', 'claim_person'),
+  ('custody_data', 'worker', 'begin_import claim_identities claim_staged consent_content_id import_result settle_refused settle_repeated')
+) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
+
+-- As the catalog has it. What is not on the page is the owner's alone.
+select results_eq($$
+  select f.schema::text collate "default", f.name::text collate "default",
+    array_agg(coalesce(pg_get_userbyid(nullif(x.grantee, 0))::text, 'everybody') order by coalesce(pg_get_userbyid(nullif(x.grantee, 0))::text, 'everybody')) collate "default"
+  from functions f join pg_proc p on p.oid = f.oid cross join aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) x
+  where x.grantee <> p.proowner and x.privilege_type = 'EXECUTE'
+  group by f.oid, f.schema, f.name order by 1, 2$$,
+  'select m.schema, m.name, m.roles from may m order by 1, 2', 'the grants are those of the page');
+select is((select count(*) from functions f join pg_proc p on p.oid = f.oid cross join aclexplode(p.proacl) x where x.is_grantable and x.grantee <> p.proowner), 0::bigint, 'nobody may pass them on');
+
+-- As it turns out: every role, every function, without a context.
+select is(attempt(g.name, call_of(f.oid)) = '42501', not (coalesce(m.roles, '{}') && array['everybody', g.name]), format('%s and %s', g.name, f.signature))
+from functions f cross join groups g left join may m on m.schema = f.schema and m.name = f.name
+where f.prorettype <> 'trigger'::regtype and not (f.schema = 'custody_data' and 'everybody' = any (coalesce(m.roles, '{}')))
+order by f.name, g.name;
+select isnt(attempt(g.name, call_of(f.oid)), '42501', format('%s and %s', g.name, f.signature))
+from functions f cross join groups g join may m on m.schema = f.schema and m.name = f.name and m.schema = 'custody_data' and m.roles = '{everybody}';
+-- A login has what its group has, and nothing beside.
+select is((select array_agg(f.signature order by f.oid) from functions f where has_function_privilege(l.name, f.oid, 'execute')),
+  (select array_agg(f.signature order by f.oid) from functions f where exists (select from unnest(l.groups) g where has_function_privilege(g, f.oid, 'execute'))), format('%s has what its groups have', l.name))
+from (values ('custody_reports', '{custody_readonly}'::text[]), ('custody_app', '{custody_readwrite}'), ('custody_runner', '{custody_worker,custody_privacy}'), ('custody_dpo', '{custody_privacy}'),
+  ('custody_audit', '{custody_auditor}'), ('custody_dump', '{custody_backup}')) l (name, groups);
+select * from finish();
+rollback;
