@@ -34,6 +34,7 @@ create table custody_data.identities (
   constraint identities_erased_has_no_user_id_check check ((erased_at is null) = (user_id is not null))
 );
 create unique index identities_tenant_id_user_id_idx on custody_data.identities (tenant_id, user_id) where user_id is not null;
+create index identities_erased_at_idx on custody_data.identities (tenant_id, erased_at) where erased_at is not null;
 comment on table custody_data.identities is 'Who a person, service or system is. Rows are never deleted: an erased identity keeps its identity_id and has no user_id.';
 comment on column custody_data.identities.user_id is 'The application''s id of the person; empty after erasure. @custody{"sensitivity":"identifying","retention":"until_erasure"}';
 comment on column custody_data.identities.kind is 'person, service or system.';

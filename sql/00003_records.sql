@@ -81,7 +81,8 @@ create table custody_data.consent_records (
   constraint consent_records_occurred_at_is_finite_check check (occurred_at >= '1970-01-01 00:00:00+00' and pg_catalog.isfinite(occurred_at)),
   constraint consent_records_occurred_at_is_not_ahead_check check (occurred_at <= recorded_at + interval '24 hours')
 );
-create index consent_records_identity_id_purpose_idx on custody_data.consent_records (tenant_id, identity_id, purpose, occurred_at desc);
+create index consent_records_identity_id_purpose_idx on custody_data.consent_records
+  (tenant_id, identity_id, purpose, occurred_at desc, recorded_at desc, consent_id desc) include (granted);
 create index consent_records_occurred_at_idx on custody_data.consent_records (tenant_id, occurred_at);
 comment on table custody_data.consent_records is 'Grants and withdrawals of consent, append-only (GDPR Art. 7(1)). Kept while in force and then for the policy consent; pseudonymous after erasure.';
 comment on column custody_data.consent_records.evidence is 'What shows that consent was given or withdrawn. @custody{"sensitivity":"evidence","retention":"consent"}';

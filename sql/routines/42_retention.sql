@@ -76,6 +76,73 @@ revoke all on function custody_data.keep_of(text) from public;
 grant execute on function custody_data.keep_of(text) to custody_worker, custody_privacy, custody_auditor;
 comment on function custody_data.keep_of(text) is 'How long the tenant in context keeps a class; PC012 for an unknown one.';
 
+create or replace function custody_data.tenant_is_held()
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select exists (select from custody_data.active_holds() h where h.scope = 'tenant' and h.tenant_id = custody.current_tenant());
+$$;
+revoke all on function custody_data.tenant_is_held() from public;
+comment on function custody_data.tenant_is_held() is 'Whether a hold covers all of the tenant in context.';
+
+create or replace function custody_data.conversation_holds()
+returns table (identity_id uuid, conversation_id text)
+language sql
+stable
+rows 10
+set search_path = pg_catalog, pg_temp
+as $$
+  select h.identity_id, case h.scope when 'row' then h.row_id end
+  from custody_data.active_holds() h
+  where h.tenant_id = custody.current_tenant()
+    and (h.scope = 'person' or (h.scope = 'row' and h.table_name = 'conversations'));
+$$;
+revoke all on function custody_data.conversation_holds() from public;
+comment on function custody_data.conversation_holds() is 'People and conversations of the tenant in context that holds cover; without a conversation_id, all of the person. A hold on the tenant is not among them.';
+
+create or replace function custody_data.consent_holds()
+returns table (identity_id uuid, purpose text, occurred_at timestamptz, recorded_at timestamptz, consent_id uuid)
+language sql
+stable
+rows 10
+set search_path = pg_catalog, pg_temp
+as $$
+  -- A held grant whose withdrawal went would be in force again, so a hold on a record keeps those after it too.
+  select h.identity_id, c.purpose, c.occurred_at, c.recorded_at, c.consent_id
+  from custody_data.active_holds() h
+  left join custody_data.consent_records c
+    on c.tenant_id = h.tenant_id and c.identity_id = h.identity_id
+    and c.consent_id = case when h.scope = 'row' and h.table_name = 'consent_records' then h.row_id::uuid end
+  where h.tenant_id = custody.current_tenant() and (h.scope = 'person' or c.consent_id is not null);
+$$;
+revoke all on function custody_data.consent_holds() from public;
+comment on function custody_data.consent_holds() is 'From which record on holds cover the consents of a person for a purpose; without a purpose, all of the person. A hold on the tenant is not among them.';
+
+create or replace function custody_data.due_consents(p_tenant text, p_as_of timestamptz, p_keep interval)
+returns table (consent_id uuid, identity_id uuid, purpose text, occurred_at timestamptz, recorded_at timestamptz)
+language sql
+stable
+begin atomic
+  -- In SQL-standard form, which the planner takes into the caller's query. What custody_data.consent_expires_at
+  -- says of one row, for all at once: one pass over the index by person and purpose, next to each record the one
+  -- that follows it. The four days are for months of different length, which make adding a time to the end of a
+  -- record another thing than taking it from p_as_of.
+  select c.consent_id, c.identity_id, c.purpose, c.occurred_at, c.recorded_at
+  from (
+    select r.*, lag(r.occurred_at) over (partition by r.identity_id, r.purpose
+      order by r.occurred_at desc, r.recorded_at desc, r.consent_id desc) as next_at
+    from custody_data.consent_records r
+    where r.tenant_id = p_tenant and r.occurred_at < p_as_of - p_keep + interval '4 days'
+  ) c
+  left join custody_data.identities i on i.tenant_id = p_tenant and i.identity_id = c.identity_id and i.erased_at < p_as_of - p_keep + interval '4 days'
+  where c.occurred_at < p_as_of - p_keep
+    and least(case when c.granted then c.next_at else c.occurred_at end, i.erased_at) + p_keep < p_as_of;
+end;
+revoke all on function custody_data.due_consents(text, timestamptz, interval) from public;
+comment on function custody_data.due_consents(text, timestamptz, interval) is 'Consent records that ended more than p_keep before p_as_of, held or not: withdrawals, grants that another record followed, and those of people erased since.';
+
 create or replace view custody.retention_item with (security_invoker = true) as
 select ''::text as tenant_id, ''::text as class, ''::text as relation, null::interval as keep, 0::bigint as due_rows, 0::bigint as held_rows,
   null::timestamptz as oldest_at
@@ -83,44 +150,63 @@ where false;
 comment on view custody.retention_item is 'Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.';
 
 -- definer: counts for officers who may not read the rows
+-- random_page_cost: what is due is few rows among many, by their indexes, as in enforce_retention
 create or replace function custody.retention_due_at(p_as_of timestamptz)
 returns setof custody.retention_item
 language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set random_page_cost = 1.1
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
+  v_all_held constant boolean := custody_data.tenant_is_held();
+  v_keep interval;
 begin
   if p_as_of is null or not isfinite(p_as_of) then
     raise exception using errcode = 'PC009', message = 'time out of range: p_as_of', hint = 'Give a finite time.';
   end if;
+  v_keep := custody_data.keep_of('conversations');
   return query
-  with due as (
-    select c.last_message_at as at, custody_data.is_held('conversations', c.identity_id, c.conversation_id) as held
+  with held as materialized (
+    select h.* from custody_data.conversation_holds() h
+  ), due as materialized (
+    select c.identity_id, c.conversation_id, c.last_message_at as at
     from custody_data.conversations c
-    where c.tenant_id = v_tenant and c.last_message_at < p_as_of - custody_data.keep_of('conversations')
+    where c.tenant_id = v_tenant and c.last_message_at < p_as_of - v_keep
+  ), free as (
+    select d.at from due d
+    where not v_all_held and not exists (
+      select from held h
+      where h.identity_id = d.identity_id and (h.conversation_id is null or h.conversation_id = d.conversation_id))
   )
-  select v_tenant, 'conversations'::text, 'conversations'::text, custody_data.keep_of('conversations'),
-    count(*) filter (where not due.held), count(*) filter (where due.held), min(due.at) filter (where not due.held)
-  from due;
+  select v_tenant, 'conversations'::text, 'conversations'::text, v_keep,
+    count(*), (select count(*) from due) - count(*), min(f.at)
+  from free f;
 
+  v_keep := custody_data.keep_of('consent');
   return query
-  with due as (
-    select c.occurred_at as at, custody_data.consent_is_held(c) as held
-    from custody_data.consent_records c
-    where c.tenant_id = v_tenant and c.occurred_at < p_as_of - custody_data.keep_of('consent')
-      and custody_data.consent_expires_at(c) < p_as_of
+  with held as materialized (
+    select h.* from custody_data.consent_holds() h
+  ), due as materialized (
+    select d.* from custody_data.due_consents(v_tenant, p_as_of, v_keep) d
+  ), free as (
+    select d.occurred_at as at from due d
+    where not v_all_held and not exists (
+      select from held h
+      where h.identity_id = d.identity_id and (h.purpose is null or (h.purpose = d.purpose
+        and (h.occurred_at, h.recorded_at, h.consent_id) <= (d.occurred_at, d.recorded_at, d.consent_id))))
   )
-  select v_tenant, 'consent'::text, 'consent_records'::text, custody_data.keep_of('consent'),
-    count(*) filter (where not due.held), count(*) filter (where due.held), min(due.at) filter (where not due.held)
-  from due;
+  select v_tenant, 'consent'::text, 'consent_records'::text, v_keep,
+    count(*), (select count(*) from due) - count(*), min(f.at)
+  from free f;
 
+  v_keep := custody_data.keep_of('entry_ids');
   return query
-  select v_tenant, 'entry_ids'::text, 'audit_entry_ids'::text, custody_data.keep_of('entry_ids'), count(*), 0::bigint, min(e.recorded_at)
+  select v_tenant, 'entry_ids'::text, 'audit_entry_ids'::text, v_keep, count(*), 0::bigint, min(e.recorded_at)
   from custody_data.audit_entry_ids e
-  where e.tenant_id = v_tenant and e.recorded_at < p_as_of - custody_data.keep_of('entry_ids');
+  where e.tenant_id = v_tenant and e.recorded_at < p_as_of - v_keep;
 
   -- Months of the trail past the hot period, by the planner's estimate of their rows: counting them would read them all.
   return query
@@ -149,60 +235,38 @@ select d.* from custody.retention_due_at(pg_catalog.now()) d;
 grant select on custody.retention_due to custody_worker, custody_privacy, custody_auditor;
 comment on view custody.retention_due is 'What retention would take now. Readers: custody_worker, custody_privacy, custody_auditor.';
 
-create or replace function custody_data.is_held(p_table text, p_identity_id uuid, p_row_id text)
-returns boolean
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  select exists (
-    select from custody_data.active_holds() h
-    where h.scope = 'tenant'
-      or (h.scope = 'person' and h.identity_id = p_identity_id)
-      or (h.scope = 'row' and h.table_name = p_table and h.row_id = p_row_id and h.identity_id is not distinct from p_identity_id));
-$$;
-revoke all on function custody_data.is_held(text, uuid, text) from public;
-comment on function custody_data.is_held(text, uuid, text) is 'Whether a hold of the tenant in context covers a row.';
-
-create or replace function custody_data.consent_is_held(p_row custody_data.consent_records)
-returns boolean
-language sql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-  -- A held grant whose withdrawal went would be in force again, so a hold on a record keeps those after it too.
-  select exists (
-    select from custody_data.active_holds() h
-    where h.scope = 'tenant'
-      or (h.scope = 'person' and h.identity_id = (p_row).identity_id)
-      or (h.scope = 'row' and h.table_name = 'consent_records' and h.identity_id = (p_row).identity_id and exists (
-        select from custody_data.consent_records c
-        where c.tenant_id = (p_row).tenant_id and c.identity_id = (p_row).identity_id and c.purpose = (p_row).purpose
-          and c.consent_id::text = h.row_id
-          and (c.occurred_at, c.recorded_at, c.consent_id) <= ((p_row).occurred_at, (p_row).recorded_at, (p_row).consent_id))));
-$$;
-revoke all on function custody_data.consent_is_held(custody_data.consent_records) from public;
-comment on function custody_data.consent_is_held(custody_data.consent_records) is 'Whether a hold of the tenant in context covers a consent record, or an earlier one of the same person and purpose.';
-
 create or replace function custody_data.month_is_held(p_range_from timestamptz)
 returns boolean
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
 as $$
-  select exists (
-    select from custody_data.active_holds() h
-    where exists (
-      select from custody_data.audit_logs a
-      -- a month of UTC, whatever the session's TimeZone
-      where a.occurred_at >= p_range_from and a.occurred_at < (p_range_from at time zone 'UTC' + interval '1 month') at time zone 'UTC'
-        and a.tenant_id = h.tenant_id
-        and (h.scope = 'tenant'
-          or (h.scope = 'person' and (a.subject_id = h.identity_id or a.actor_id = h.identity_id))
-          or (h.scope = 'row' and h.table_name = 'audit_logs' and a.log_entry_id::text = h.row_id))));
+declare
+  -- a month of UTC, whatever the session's TimeZone
+  v_to constant timestamptz := (p_range_from at time zone 'UTC' + interval '1 month') at time zone 'UTC';
+begin
+  -- One look for each way of being held, so that each has its index; planned anew for the month, whose partition
+  -- is then the only one.
+  return exists (
+      select from custody_data.active_holds() h
+      join custody_data.audit_logs a on a.tenant_id = h.tenant_id
+      where h.scope = 'tenant' and a.occurred_at >= p_range_from and a.occurred_at < v_to)
+    or exists (
+      select from custody_data.active_holds() h
+      join custody_data.audit_logs a on a.tenant_id = h.tenant_id and a.subject_id = h.identity_id
+      where h.scope = 'person' and a.occurred_at >= p_range_from and a.occurred_at < v_to)
+    or exists (
+      select from custody_data.active_holds() h
+      join custody_data.audit_logs a on a.tenant_id = h.tenant_id and a.actor_id = h.identity_id
+      where h.scope = 'person' and a.occurred_at >= p_range_from and a.occurred_at < v_to)
+    or exists (
+      select from custody_data.active_holds() h
+      join custody_data.audit_logs a on a.tenant_id = h.tenant_id
+        and a.log_entry_id = case when h.table_name = 'audit_logs' then h.row_id::uuid end
+      where h.scope = 'row' and h.table_name = 'audit_logs' and a.occurred_at >= p_range_from and a.occurred_at < v_to);
+end
 $$;
 revoke all on function custody_data.month_is_held(timestamptz) from public;
 comment on function custody_data.month_is_held(timestamptz) is 'Whether a hold covers an event of the month that starts at p_range_from. In tenant system, holds of all tenants.';
@@ -227,17 +291,19 @@ revoke all on function custody_data.require_read_committed() from public;
 comment on function custody_data.require_read_committed() is 'Raises PC026 at repeatable read and above: deletions must see what stands after their locks.';
 
 -- definer: deletes rows that the worker itself may not delete
+-- random_page_cost: a batch is to read by the indexes, whatever the disks are said to be
 create or replace function custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamptz default now())
 returns bigint
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set random_page_cost = 1.1
 as $$
 declare
   v_tenant constant text := custody_data.require_whole_tenant();
   v_keep constant interval := custody_data.keep_of(p_class);
-  v_holds boolean;
+  v_all_held boolean;
   v_rows bigint := 0;
 begin
   perform custody_data.require_read_committed();
@@ -251,31 +317,38 @@ begin
       hint = 'Nothing goes before its time; custody.retention_due_at shows what would.';
   end if;
   perform custody_data.lock_holds(v_tenant);
-  v_holds := exists (select from custody_data.active_holds());
+  v_all_held := custody_data.tenant_is_held();
 
   case p_class
     when 'conversations' then
-      with due as (
+      with held as materialized (
+        select h.* from custody_data.conversation_holds() h
+      ), due as (
         select c.identity_id, c.conversation_id
         from custody_data.conversations c
-        where c.tenant_id = v_tenant and c.last_message_at < p_as_of - v_keep
-          and (not v_holds or not custody_data.is_held('conversations', c.identity_id, c.conversation_id))
+        where c.tenant_id = v_tenant and c.last_message_at < p_as_of - v_keep and not v_all_held
+          and not exists (
+            select from held h
+            where h.identity_id = c.identity_id and (h.conversation_id is null or h.conversation_id = c.conversation_id))
         order by c.last_message_at
         limit p_limit
-        for update skip locked
+        for update of c skip locked
       )
       delete from custody_data.conversations c using due d
       where c.tenant_id = v_tenant and c.identity_id = d.identity_id and c.conversation_id = d.conversation_id;
       get diagnostics v_rows = row_count;
     when 'consent' then
       -- Oldest first: a withdrawal never goes before the grant that it ended.
-      with due as (
-        select c.consent_id
-        from custody_data.consent_records c
-        where c.tenant_id = v_tenant and c.occurred_at < p_as_of - v_keep
-          and custody_data.consent_expires_at(c) < p_as_of
-          and (not v_holds or not custody_data.consent_is_held(c))
-        order by c.occurred_at, c.recorded_at, c.consent_id
+      with held as materialized (
+        select h.* from custody_data.consent_holds() h
+      ), due as (
+        select d.consent_id
+        from custody_data.due_consents(v_tenant, p_as_of, v_keep) d
+        where not v_all_held and not exists (
+          select from held h
+          where h.identity_id = d.identity_id and (h.purpose is null or (h.purpose = d.purpose
+            and (h.occurred_at, h.recorded_at, h.consent_id) <= (d.occurred_at, d.recorded_at, d.consent_id))))
+        order by d.occurred_at, d.recorded_at, d.consent_id
         limit p_limit
       )
       delete from custody_data.consent_records c using due d
