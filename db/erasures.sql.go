@@ -44,6 +44,30 @@ func (q *Queries) EraseSubject(ctx context.Context, db DBTX, arg EraseSubjectPar
 	return certificate, err
 }
 
+const exportsOfErased = `-- name: ExportsOfErased :many
+select e::uuid as request_id from custody.exports_of_erased($1) e
+`
+
+func (q *Queries) ExportsOfErased(ctx context.Context, db DBTX, requestID uuid.UUID) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, exportsOfErased, requestID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var request_id uuid.UUID
+		if err := rows.Scan(&request_id); err != nil {
+			return nil, err
+		}
+		items = append(items, request_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const getCertificate = `-- name: GetCertificate :one
 select custody.get_certificate($1) as certificate
 `

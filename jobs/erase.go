@@ -52,9 +52,9 @@ func (c EraseConfig) withDefaults() EraseConfig {
 }
 
 // EraseWorker executes erasure requests: searches for residue, erases in one
-// transaction together with the jobs for its notices, and puts the certificate
-// under lock. Each step may be done again: the erasure returns the certificate
-// that it issued, and the store takes it once.
+// transaction together with the jobs for its notices, deletes the person's exports
+// from the store, and puts the certificate under lock. Each step may be done again:
+// the erasure returns the certificate that it issued, and the store takes it once.
 type EraseWorker struct {
 	river.WorkerDefaults[EraseArgs]
 	Deps
@@ -125,18 +125,50 @@ func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error
 		run.Count("erased", 1)
 		run.Progress("steps", 2, 3)
 
-		if w.Store == nil {
+		// The one does not wait for the other.
+		dropped := w.dropExports(ctx, run, tenant, id)
+		if w.Store == nil && dropped == nil {
 			w.Log.Warn("certificate not stored: no store configured", "tenant", tenant, "request_id", id)
 			return nil
 		}
+		if w.Store == nil {
+			return later(job, config.Again, dropped)
+		}
 		if err := w.keep(ctx, CertificateKey(tenant, id), certificate, time.Now().Add(config.KeepCertificate)); err != nil {
-			return fail("store certificate", err)
+			return errors.Join(dropped, fail("store certificate", err))
 		}
 		run.Bytes(int64(len(certificate)))
 		run.Count("certificates_stored", 1)
+		if errors.Is(dropped, store.ErrLocked) {
+			return later(job, config.Again, dropped)
+		}
 		run.Progress("steps", 3, 3)
-		return nil
+		return dropped
 	})
+}
+
+// dropExports deletes what the store has of the person: the documents of earlier
+// export requests, all versions. It may be done again.
+func (w *EraseWorker) dropExports(ctx context.Context, run *Run, tenant string, id uuid.UUID) error {
+	var exports []uuid.UUID
+	err := InContext(ctx, w.Pool, w.scope(tenant, "erasure request"), func(tx pgx.Tx) (err error) {
+		exports, err = db.New().ExportsOfErased(ctx, tx, id)
+		return err
+	})
+	if err == nil && len(exports) > 0 && w.Store == nil {
+		err = &store.Error{Op: "delete", Object: "exports of the person", Kind: store.ErrNone,
+			Hint: "they may be in a store: name it in PGCUSTODY_STORE, then run erase again for request " + id.String()}
+	}
+	if err != nil {
+		return fail("delete exports", err)
+	}
+	var failures error
+	for _, export := range exports {
+		versions, err := w.Store.Delete(ctx, ExportKey(tenant, export))
+		run.Count("exports_deleted", int64(versions))
+		failures = errors.Join(failures, fail("delete exports", err))
+	}
+	return failures
 }
 
 // notify inserts the jobs for the request's notices in the erasure's own

@@ -155,11 +155,24 @@ func TestEraseKilledAroundItsCertificate(t *testing.T) {
 type dyingStore struct {
 	store.Store
 	after   bool
+	deletes bool // the first Delete never answers, and Put does
 	reached chan struct{}
 	once    atomic.Bool
 }
 
+func (s *dyingStore) Delete(ctx context.Context, key string) (int, error) {
+	if !s.deletes || !s.once.CompareAndSwap(false, true) {
+		return s.Store.Delete(ctx, key)
+	}
+	close(s.reached)
+	<-ctx.Done()
+	return 0, ctx.Err()
+}
+
 func (s *dyingStore) Put(ctx context.Context, key string, body io.Reader, opts store.PutOptions) (store.PutResult, error) {
+	if s.deletes {
+		return s.Store.Put(ctx, key, body, opts)
+	}
 	if !s.once.CompareAndSwap(false, true) {
 		return store.PutResult{}, errors.New("put twice")
 	}
@@ -171,6 +184,76 @@ func (s *dyingStore) Put(ctx context.Context, key string, body io.Reader, opts s
 	close(s.reached)
 	<-ctx.Done()
 	return store.PutResult{}, ctx.Err()
+}
+
+// An erasure takes what the store has of the person, whatever became of the
+// requests, and leaves what it has of others.
+func TestEraseDropsExports(t *testing.T) {
+	b := newBench(t)
+	b.person("alice")
+	b.person("bob")
+	done, others, open := b.request("export", "alice"), b.request("export", "bob"), b.request("export", "alice")
+	for _, id := range []uuid.UUID{done, others} {
+		require.Equal(t, river.EventKindJobCompleted, b.work(ExportArgs{Tenant: tenant, RequestID: id}).Kind)
+	}
+	for _, id := range []uuid.UUID{done, open} { // a version more, and one of an attempt that died
+		_, err := b.deps.Store.Put(t.Context(), ExportKey(tenant, id), stringReader("{}"), store.PutOptions{})
+		require.NoError(t, err)
+	}
+	id := b.request("erasure", "alice")
+
+	// The process dies while it deletes: the job is taken up again.
+	first := b.deps
+	killed := &dyingStore{Store: b.deps.Store, reached: make(chan struct{}), deletes: true}
+	first.Store = killed
+	client := b.client(first, Schedule{})
+	events, unsubscribe := client.Subscribe(river.EventKindJobInterrupted)
+	defer unsubscribe()
+	inserted, err := client.Insert(t.Context(), EraseArgs{Tenant: tenant, RequestID: id}, nil)
+	require.NoError(t, err)
+	require.NoError(t, client.Start(context.WithoutCancel(t.Context())))
+	<-killed.reached
+	require.NoError(t, client.StopAndCancel(context.Background()))
+	b.await(events, inserted.Job.ID)
+	require.Equal(t, "failed", b.lastRun(tenant, "erase").Status)
+	b.get(ExportKey(tenant, done))
+
+	second := b.client(b.deps, Schedule{})
+	completed, unsubscribe := second.Subscribe(river.EventKindJobCompleted)
+	defer unsubscribe()
+	b.start(second)
+	b.await(completed, inserted.Job.ID)
+	require.EqualValues(t, 3, b.count(b.lastRun(tenant, "erase"), "exports_deleted"))
+	for _, export := range []uuid.UUID{done, open} {
+		left, err := b.deps.Store.Delete(t.Context(), ExportKey(tenant, export))
+		require.NoError(t, err)
+		require.Zero(t, left, "a version was left")
+	}
+	b.get(ExportKey(tenant, others))
+	b.get(CertificateKey(tenant, id))
+}
+
+func TestEraseWithExportsThatItCannotDelete(t *testing.T) {
+	b := newBench(t)
+	b.person("alice")
+	export := b.request("export", "alice")
+	_, err := b.deps.Store.Put(t.Context(), ExportKey(tenant, export), stringReader("{}"), store.PutOptions{RetainUntil: time.Now().Add(time.Hour)})
+	require.NoError(t, err)
+	id := b.request("erasure", "alice")
+
+	bucket := b.deps.Store
+	b.deps.Store = nil
+	require.Equal(t, river.EventKindJobSnoozed, b.work(EraseArgs{Tenant: tenant, RequestID: id}).Kind)
+	require.Equal(t, "delete exports: no store is configured", *b.lastRun(tenant, "erase").Error)
+	b.asRunner("delete from river.river_job")
+
+	b.deps.Store = bucket
+	event := b.work(EraseArgs{Tenant: tenant, RequestID: id})
+	require.Equal(t, river.EventKindJobSnoozed, event.Kind)
+	require.WithinDuration(t, time.Now().Add(time.Hour), event.Job.ScheduledAt, time.Minute)
+	require.Equal(t, "delete exports: object is locked", *b.lastRun(tenant, "erase").Error)
+	require.Zero(t, b.number(tenant, "select count(*) from custody_data.user_profiles"), "the person is erased all the same")
+	b.get(CertificateKey(tenant, id))
 }
 
 func TestEraseRefusesAnotherCertificate(t *testing.T) {

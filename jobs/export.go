@@ -83,12 +83,25 @@ func (w *ExportWorker) Work(ctx context.Context, job *river.Job[ExportArgs]) err
 		})
 		switch {
 		case refused(err, db.ErrSubjectErased):
-			// The request would come back for ever; there is nobody left to answer.
-			run.Count("cancelled", 1)
-			return fail("cancel request", InContext(ctx, w.Pool, w.scope(tenant, "export request"), func(tx pgx.Tx) error {
+			// The request would come back for ever; there is nobody left to answer. An
+			// attempt before this one may have stored its document and died.
+			if w.Store != nil {
+				switch _, err := w.Store.Delete(ctx, ExportKey(tenant, id)); {
+				case errors.Is(err, store.ErrLocked):
+					return later(job, config.Again, fail("delete export", err))
+				case err != nil:
+					return fail("delete export", err)
+				}
+			}
+			err := InContext(ctx, w.Pool, w.scope(tenant, "export request"), func(tx pgx.Tx) error {
 				_, err := db.New().CancelRequest(ctx, tx, db.CancelRequestParams{RequestID: id, Reason: optional("the person has been erased")})
 				return err
-			}))
+			})
+			if refused(err, db.ErrRequestState) { // it was done before the erasure
+				return nil
+			}
+			run.Count("cancelled", 1)
+			return fail("cancel request", err)
 		case err != nil:
 			return fail("export subject", err)
 		}

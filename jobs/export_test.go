@@ -3,9 +3,13 @@ package jobs
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/stretchr/testify/require"
@@ -137,6 +141,62 @@ func TestExportOfSomebodyErased(t *testing.T) {
 	require.EqualValues(t, 1, b.number(tenant, "select count(*) from custody_data.requests where request_id = $1 and status = 'cancelled'", id))
 	_, err := b.deps.Store.Head(t.Context(), ExportKey(tenant, id), "")
 	require.ErrorIs(t, err, store.ErrNotFound)
+}
+
+// What an attempt stored that died before the erasure goes with the attempt that
+// comes after it; a request that was done stays done.
+func TestExportOfSomebodyErasedLeavesNoDocument(t *testing.T) {
+	b := newBench(t)
+	b.person("alice")
+	open, done := b.request("export", "alice"), b.request("export", "alice")
+	require.Equal(t, river.EventKindJobCompleted, b.work(ExportArgs{Tenant: tenant, RequestID: done}).Kind)
+	require.Equal(t, river.EventKindJobCompleted, b.work(EraseArgs{Tenant: tenant, RequestID: b.request("erasure", "alice")}).Kind)
+	for id, status := range map[uuid.UUID]string{open: "cancelled", done: "done"} {
+		_, err := b.deps.Store.Put(t.Context(), ExportKey(tenant, id), strings.NewReader("{}"), store.PutOptions{})
+		require.NoError(t, err)
+		require.Equal(t, river.EventKindJobCompleted, b.work(ExportArgs{Tenant: tenant, RequestID: id}).Kind)
+		left, err := b.deps.Store.Delete(t.Context(), ExportKey(tenant, id))
+		require.NoError(t, err)
+		require.Zero(t, left)
+		require.EqualValues(t, 1, b.number(tenant, "select count(*) from custody_data.requests where request_id = $1 and status = $2", id, status))
+	}
+}
+
+// An erasure that committed while the document is on its way would not find it.
+func TestErasureWaitsForAnExportUnderWay(t *testing.T) {
+	b := newBench(t)
+	b.person("alice")
+	b.person("bob")
+	b.work(ExportArgs{Tenant: tenant, RequestID: b.request("export", "bob")}) // the jobs' actor is known from here on
+	export, erasure := b.request("export", "alice"), b.request("erasure", "alice")
+	b.deps.Config.Erase.LockTimeout = 100 * time.Millisecond
+	exporting := b.deps
+	var erased *river.Event
+	exporting.ExportTo = func(ctx context.Context, _ string, body io.Reader) (int64, error) {
+		n, err := io.Copy(io.Discard, body)
+		erased = b.work(EraseArgs{Tenant: tenant, RequestID: erasure})
+		return n, err
+	}
+	require.NoError(t, (&ExportWorker{Deps: exporting}).streamOnly(t.Context(), export))
+	require.Equal(t, river.EventKindJobFailed, erased.Kind)
+	require.Equal(t, "erase subject: 55P03", *b.lastRun(tenant, "erase").Error)
+	require.EqualValues(t, 1, b.number(tenant, "select count(*) from custody_data.identities where user_id = 'alice'"))
+}
+
+// streamOnly does what Work does in its transaction, without River, and rolls back.
+func (w *ExportWorker) streamOnly(ctx context.Context, id uuid.UUID) error {
+	scope := w.scope(tenant, "export request")
+	scope.Isolation = pgx.RepeatableRead
+	err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) error {
+		if _, err := w.export(ctx, tx, &Run{counts: map[string]int64{}}, ExportKey(tenant, id), id); err != nil {
+			return err
+		}
+		return pgx.ErrTxCommitRollback
+	})
+	if errors.Is(err, pgx.ErrTxCommitRollback) {
+		return nil
+	}
+	return err
 }
 
 // Whoever takes the document may fail in the middle of it.

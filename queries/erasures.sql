@@ -5,6 +5,9 @@ select custody.acknowledge_erasure(@request_id, @holder, sqlc.narg(evidence));
 -- The certificate, or {"status": "held", …}.
 select custody.erase_subject(@request_id, sqlc.narg(residue_basis))::jsonb as certificate;
 
+-- name: ExportsOfErased :many
+select e::uuid as request_id from custody.exports_of_erased(@request_id) e;
+
 -- name: GetCertificate :one
 select custody.get_certificate(@request_id) as certificate;
 

@@ -14,6 +14,8 @@ var (
 	ErrNoVersioning  = errors.New("bucket is not versioned")
 	ErrNoObjectLock  = errors.New("bucket has no Object Lock")
 	ErrNotLocked     = errors.New("store does not hold the lock")
+	ErrLocked        = errors.New("object is locked")
+	ErrNone          = errors.New("no store is configured")
 	ErrUnreachable   = errors.New("store cannot be reached")
 	ErrAccessDenied  = errors.New("access denied")
 	ErrTruncated     = errors.New("object ended early")

@@ -482,3 +482,64 @@ func (s *s3Store) Sweep(ctx context.Context, key string) (int, error) {
 	}
 	return swept, nil
 }
+
+func (s *s3Store) Delete(ctx context.Context, key string) (int, error) {
+	if _, err := s.Sweep(ctx, key); err != nil {
+		return 0, err
+	}
+	deleted := 0
+	var failures error
+	remove := func(version *string) error {
+		_, err := s.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.bucket, Key: s.key(key), VersionId: version})
+		if err != nil {
+			return s.deleteError(ctx, key, aws.ToString(version), err)
+		}
+		return nil
+	}
+	pages := s3.NewListObjectVersionsPaginator(s.client, &s3.ListObjectVersionsInput{Bucket: &s.bucket, Prefix: s.key(key)})
+	for pages.HasMorePages() {
+		page, err := pages.NextPage(ctx)
+		if err != nil {
+			return deleted, s.error(ctx, "delete", key, err)
+		}
+		for _, v := range page.Versions {
+			if aws.ToString(v.Key) != *s.key(key) { // a longer one
+				continue
+			}
+			if err := remove(v.VersionId); err != nil {
+				failures = errors.Join(failures, err)
+				continue
+			}
+			deleted++
+		}
+		for _, m := range page.DeleteMarkers {
+			if aws.ToString(m.Key) == *s.key(key) {
+				failures = errors.Join(failures, remove(m.VersionId))
+			}
+		}
+		if ctx.Err() != nil {
+			return deleted, s.error(ctx, "delete", key, ctx.Err())
+		}
+	}
+	return deleted, failures
+}
+
+// deleteError tells a version that is locked from one that these credentials may
+// not delete: to both a store says that access is denied.
+func (s *s3Store) deleteError(ctx context.Context, key, version string, err error) error {
+	mapped := s.error(ctx, "delete", key, err)
+	if !errors.Is(mapped, ErrAccessDenied) && !errors.Is(mapped, ErrRefused) {
+		return mapped
+	}
+	locked := &Error{Op: "delete", Object: s.objectURL(key), Kind: ErrLocked, Err: shorten(err)}
+	in := &s3.GetObjectLegalHoldInput{Bucket: &s.bucket, Key: s.key(key), VersionId: &version}
+	if info, err := s.Head(ctx, key, version); err == nil && info.RetainUntil.After(time.Now()) {
+		locked.Hint = "version " + version + " cannot be deleted before " + info.RetainUntil.UTC().Format(time.RFC3339)
+		return locked
+	}
+	if hold, err := s.client.GetObjectLegalHold(ctx, in); err == nil && hold.LegalHold != nil && hold.LegalHold.Status == types.ObjectLockLegalHoldStatusOn {
+		locked.Hint = "version " + version + " is under a legal hold of the store"
+		return locked
+	}
+	return mapped
+}

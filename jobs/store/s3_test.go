@@ -540,6 +540,62 @@ func TestSweepEndsUnfinishedUploads(t *testing.T) {
 	require.Equal(t, 1, n, "a longer key was swept with a shorter one")
 }
 
+func TestDeleteTakesEveryVersion(t *testing.T) {
+	s := open(t, true)
+	put := func(key string, opts PutOptions) PutResult {
+		r, err := s.Put(t.Context(), key, strings.NewReader(rand.Text()), opts)
+		require.NoError(t, err)
+		return r
+	}
+	versions := func(key string) (n int) {
+		pages := s3.NewListObjectVersionsPaginator(s.client, &s3.ListObjectVersionsInput{Bucket: &s.bucket, Prefix: &key})
+		for pages.HasMorePages() {
+			page, err := pages.NextPage(t.Context())
+			require.NoError(t, err)
+			n += len(page.Versions) + len(page.DeleteMarkers)
+		}
+		return n
+	}
+	n, err := s.Delete(t.Context(), "none")
+	require.NoError(t, err)
+	require.Zero(t, n)
+
+	put("a.json", PutOptions{})
+	_, err = s.client.DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &s.bucket, Key: aws.String("a.json")}) // leaves a marker
+	require.NoError(t, err)
+	put("a.json", PutOptions{})
+	put("a.json.longer", PutOptions{})
+	_, err = s.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &s.bucket, Key: aws.String("a.json")})
+	require.NoError(t, err)
+	require.Equal(t, 4, versions("a.json"))
+	n, err = s.Delete(t.Context(), "a.json")
+	require.NoError(t, err)
+	require.Equal(t, 2, n)
+	require.Equal(t, 1, versions("a.json"), "the longer key alone stays")
+	requireNothing(t, s, "a.json")
+
+	locked := put("b.json", PutOptions{RetainUntil: inAnHour()})
+	put("b.json", PutOptions{})
+	n, err = s.Delete(t.Context(), "b.json")
+	require.ErrorIs(t, err, ErrLocked)
+	require.ErrorContains(t, err, locked.Version)
+	require.Equal(t, 1, n)
+	require.Equal(t, 1, versions("b.json"))
+
+	// Without a lock in its way it is not told to be locked.
+	denied := openAt(t, s.URL(), "")
+	rewrite(denied, func(r *smithyhttp.Request) {
+		if r.Method == http.MethodDelete {
+			r.Header.Set("X-Amz-Security-Token", "nonsense")
+			r.URL.Path = "/no-such-bucket/x"
+		}
+	})
+	put("c.json", PutOptions{})
+	_, err = denied.Delete(t.Context(), "c.json")
+	require.Error(t, err)
+	require.NotErrorIs(t, err, ErrLocked)
+}
+
 func TestGetNoticesWhatIsMissing(t *testing.T) {
 	s := open(t, true)
 	body := randomBytes(1 << 20)

@@ -98,6 +98,12 @@ type Store interface {
 	// leaves one behind.
 	Sweep(ctx context.Context, key string) (int, error)
 
+	// Delete removes every version and delete marker of a key, and its unfinished
+	// uploads, and returns how many versions there were; of a key that does not
+	// exist, none. Versions under a lock stay, and the error is then ErrLocked; the
+	// others go all the same.
+	Delete(ctx context.Context, key string) (int, error)
+
 	// Check proves that the store is fit for an archive: reachable, versioned,
 	// with Object Lock, and a canary that it refuses to delete, to shorten and
 	// to overwrite.

@@ -186,7 +186,7 @@ $$;
 revoke all on function custody.export_subject(text, bigint) from public;
 grant execute on function custody.export_subject(text, bigint) to custody_readwrite, custody_privacy, custody_worker;
 comment on function custody.export_subject(text, bigint) is
-'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. What the archive holds beyond audit_events_complete_from is the export job''s.
+'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. Events before audit_events_complete_from are in the archive alone and not part of it.
 p_max_bytes: bound, default 64 MiB.
 Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
 
@@ -208,6 +208,10 @@ begin
   if v_request.status = 'cancelled' then
     raise exception using errcode = 'PC018', message = format('request %s is cancelled', p_request_id), hint = 'Make a new request.';
   end if;
+  -- An erasure waits until the document is stored and this transaction has ended, so that it finds the document.
+  perform 1 from custody_data.identities i
+  where i.tenant_id = v_request.tenant_id and i.identity_id = v_request.identity_id
+  for key share;
   if exists (
     select from custody_data.identities i
     where i.tenant_id = v_request.tenant_id and i.identity_id = v_request.identity_id and i.erased_at is not null
@@ -232,5 +236,29 @@ $$;
 revoke all on function custody.export_items(uuid) from public;
 grant execute on function custody.export_items(uuid) to custody_privacy, custody_worker;
 comment on function custody.export_items(uuid) is
-'What export_subject returns about the person of an export request, item by item and of any size: first the head, then each part followed by its items. The export is an event of the same transaction; its bytes are those of complete_export. Run it at repeatable read, so that the parts are of one moment.
-Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased. Callers: custody_privacy, custody_worker.';
+'What export_subject returns about the person of an export request, item by item and of any size: first the head, then each part followed by its items. The export is an event of the same transaction; its bytes are those of complete_export. Run it at repeatable read, so that the parts are of one moment; an erasure of the person waits for the end of the transaction.
+Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased; 40001 where an erasure was under way. Callers: custody_privacy, custody_worker.';
+
+create or replace function custody.exports_of_erased(p_request_id uuid)
+returns setof uuid
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+begin
+  -- Whatever became of a request, its job may have stored a document.
+  return query
+  select x.request_id
+  from custody_data.requests e
+  join custody_data.requests x on x.tenant_id = e.tenant_id and x.identity_id = e.identity_id and x.kind = 'export'
+  where e.tenant_id = v_tenant and e.request_id = p_request_id and e.kind = 'erasure' and e.status = 'done'
+  order by x.request_id;
+end
+$$;
+revoke all on function custody.exports_of_erased(uuid) from public;
+grant execute on function custody.exports_of_erased(uuid) to custody_worker;
+comment on function custody.exports_of_erased(uuid) is
+'Export requests, done or not, of the person whom an erasure request that is done has erased: the erase job deletes their documents from the store. Nothing for a request that is unknown, open, or not an erasure.
+Errors: PC001, PC015 confined to one person. Callers: custody_worker.';
