@@ -365,6 +365,81 @@ func TestTwoArchivesAtOnce(t *testing.T) {
 	require.EqualValues(t, 6, b.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'archive.segment'"))
 }
 
+// TestSegmentOfAnotherWorker leaves a segment alone that somebody streams.
+func TestSegmentOfAnotherWorker(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(1), 10)
+	tx, err := b.deps.Pool.Begin(t.Context())
+	require.NoError(t, err)
+	defer tx.Rollback(context.Background())
+	locked, err := db.New().LockSegment(t.Context(), tx, segment.NewName(b.day(1), 1).String())
+	require.NoError(t, err)
+	require.True(t, locked)
+	counts, err := b.direct(t.Context(), nil)
+	require.NoError(t, err)
+	require.EqualValues(t, 1, counts["segments_of_others"])
+	require.Empty(t, b.versions())
+	require.NoError(t, tx.Rollback(t.Context()))
+	_, err = b.direct(t.Context(), nil)
+	require.NoError(t, err)
+	b.requireAllArchived()
+}
+
+// waiting returns once a session of the database waits for a lock.
+func (b *archiveBench) waiting(locktype, mode string) {
+	b.Helper()
+	require.Eventually(b, func() bool {
+		var waiting bool
+		err := b.super.QueryRow(b.Context(), `
+			select exists (select from pg_catalog.pg_locks l
+				where l.locktype = $1 and l.mode = $2 and not l.granted
+					and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))`, locktype, mode).Scan(&waiting)
+		return err == nil && waiting
+	}, time.Minute, 2*time.Millisecond)
+}
+
+// TestOpenSegmentsTakeTurns lets one call wait for another that has not committed.
+func TestOpenSegmentsTakeTurns(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(1), 10)
+	b.settle()
+	scope := Scope{Tenant: SystemTenant, Actor: "tester"}
+	opened := make(chan error, 1)
+	var second []db.OpenSegmentsRow
+	err := InContext(t.Context(), b.deps.Pool, scope, func(tx pgx.Tx) error {
+		first, err := db.New().OpenSegments(t.Context(), tx, 100)
+		require.NoError(t, err)
+		require.Len(t, first, 1)
+		go func() {
+			opened <- InContext(t.Context(), b.deps.Pool, scope, func(tx pgx.Tx) (err error) {
+				second, err = db.New().OpenSegments(t.Context(), tx, 100)
+				return err
+			})
+		}()
+		b.waiting("advisory", "ExclusiveLock")
+		return nil
+	})
+	require.NoError(t, err)
+	require.NoError(t, <-opened)
+	require.Len(t, second, 1, "the same day was opened twice")
+}
+
+// TestOpenSegmentsOfEarlierDays asks for days before some that are archived.
+func TestOpenSegmentsOfEarlierDays(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(1), 10)
+	b.run()
+	b.events(tenant, b.day(1), 1)
+	b.events(tenant, b.day(5), 1)
+	b.settle()
+	b.context(b.deps.Pool, SystemTenant, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "select custody.open_segments($1::text::date)", b.day(3).Format(time.DateOnly))
+		return err
+	})
+	b.run()
+	b.requireAllArchived()
+}
+
 var archiveSteps = []string{
 	"before stream", "after stream", "before read back", "after read back",
 	"before put manifest", "after put manifest", "before record", "after record",
@@ -434,6 +509,14 @@ type breaking struct {
 	// answer, if it returns an error, replaces the answer to a Put that was done.
 	answer func(key string) error
 	get    func(key string) (*store.Object, error)
+	check  error
+}
+
+func (s *breaking) Check(ctx context.Context) error {
+	if s.check != nil {
+		return s.check
+	}
+	return s.Store.Check(ctx)
 }
 
 func (s *breaking) Put(ctx context.Context, key string, body io.Reader, o store.PutOptions) (store.PutResult, error) {
@@ -512,6 +595,50 @@ func TestArchiveStoreFails(t *testing.T) {
 		require.ErrorIs(t, err, store.ErrNoObjectLock)
 		require.Zero(t, b.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is not null"))
 	})
+	t.Run("store that fails its check", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
+			w.Store = &breaking{Store: w.Store, check: &store.Error{Op: "check", Kind: store.ErrNotLocked}}
+		})
+		require.ErrorIs(t, err, store.ErrNotLocked)
+		require.Empty(t, b.versions(), "it was written to all the same")
+	})
+	t.Run("store that forgets the lock", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		_, err := b.direct(t.Context(), func(w *ArchiveWorker) { w.Store = &forgetful{w.Store} })
+		var finding *ArchiveFinding
+		require.ErrorAs(t, err, &finding)
+		require.Equal(t, "object is not locked long enough", finding.What)
+		require.Zero(t, b.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is not null"))
+	})
+	t.Run("object that appears while it is streamed", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		var other store.PutResult
+		_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
+			w.Store = &breaking{Store: w.Store, put: onObjectDo(func(key string) (err error) {
+				other, err = b.deps.Store.Put(t.Context(), key, strings.NewReader("something else"), store.PutOptions{})
+				return err
+			})}
+		})
+		var finding *ArchiveFinding
+		require.ErrorAs(t, err, &finding)
+		require.Equal(t, other.Version, b.versions()[segment.NewName(b.day(1), 1).ObjectKey()], "it was written over")
+	})
+	t.Run("upload that a killed run left", func(t *testing.T) {
+		b := newArchiveBench(t)
+		b.events(tenant, b.day(1), 10)
+		_, err := stacktest.Shared(t).S3().CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{
+			Bucket: &b.bucket, Key: aws.String(segment.NewName(b.day(1), 1).ObjectKey()),
+		})
+		require.NoError(t, err)
+		counts, err := b.direct(t.Context(), nil)
+		require.NoError(t, err)
+		require.EqualValues(t, 1, counts["uploads_swept"])
+		b.requireAllArchived()
+	})
 	t.Run("no store", func(t *testing.T) {
 		b := newArchiveBench(t)
 		b.deps.Store = nil
@@ -525,6 +652,25 @@ func onObject(key string, err error) error {
 	}
 	return nil
 }
+
+func onObjectDo(do func(key string) error) func(key string) error {
+	return func(key string) error {
+		if strings.HasSuffix(key, ".zst") {
+			return do(key)
+		}
+		return nil
+	}
+}
+
+// forgetful writes without any lock and says that it lengthened one.
+type forgetful struct{ store.Store }
+
+func (s *forgetful) Put(ctx context.Context, key string, body io.Reader, o store.PutOptions) (store.PutResult, error) {
+	o.RetainUntil = time.Time{}
+	return s.Store.Put(ctx, key, body, o)
+}
+
+func (s *forgetful) Extend(context.Context, string, string, time.Time) error { return nil }
 
 func onManifest(key string, err error) error {
 	if strings.HasSuffix(key, ".json") {
@@ -818,18 +964,18 @@ func TestDropLooksAgainUnderItsLock(t *testing.T) {
 			_, err = tx.Exec(t.Context(), write.query, tenant, day)
 			require.NoError(t, err)
 
-			dropped := make(chan []db.DropArchivedPartitionsRow, 1)
-			go func() { dropped <- b.dropNow() }()
-			require.Eventually(t, func() bool {
-				var waiting bool
-				err := b.super.QueryRow(t.Context(), `
-					select exists (select from pg_catalog.pg_locks l
-						where l.relation = 'custody_data.audit_logs'::regclass and l.mode = 'AccessExclusiveLock' and not l.granted
-							and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))`).Scan(&waiting)
-				return err == nil && waiting
-			}, time.Minute, 2*time.Millisecond)
+			var dropped []db.DropArchivedPartitionsRow
+			done := make(chan error, 1)
+			go func() {
+				done <- InContext(t.Context(), b.deps.Pool, Scope{Tenant: SystemTenant, Actor: "tester"}, func(tx pgx.Tx) (err error) {
+					dropped, err = db.New().DropArchivedPartitions(t.Context(), tx, 100)
+					return err
+				})
+			}()
+			b.waiting("relation", "AccessExclusiveLock")
 			require.NoError(t, tx.Commit(t.Context()))
-			require.Empty(t, <-dropped)
+			require.NoError(t, <-done)
+			require.Empty(t, dropped)
 			require.Equal(t, write.state, b.months()[partitionOf(day)])
 		})
 	}
@@ -946,13 +1092,18 @@ func TestVerifyArchiveFindsWhatWasDone(t *testing.T) {
 	require.Equal(t, map[string]string{name.ObjectKey(): "object is hidden under a delete marker; the locked version is whole"}, verify(0))
 	undo(name.ObjectKey(), *marker.VersionId)
 
-	m := b.manifest(name)
-	m.Rows--
-	document, err := m.Encode()
-	require.NoError(t, err)
-	version = put(name.ManifestKey(), string(document))
-	require.Equal(t, map[string]string{name.ManifestKey(): "manifest is not the one on record"}, verify(0))
-	undo(name.ManifestKey(), version)
+	for _, change := range []func(*segment.Manifest){
+		func(m *segment.Manifest) { m.Rows-- },
+		func(m *segment.Manifest) { m.LastOccurredAt = m.LastOccurredAt.Add(time.Microsecond) },
+	} {
+		m := b.manifest(name)
+		change(m)
+		document, err := m.Encode()
+		require.NoError(t, err)
+		version = put(name.ManifestKey(), string(document))
+		require.Equal(t, map[string]string{name.ManifestKey(): "manifest is not the one on record"}, verify(0))
+		undo(name.ManifestKey(), version)
+	}
 	version = put(name.ManifestKey(), "{")
 	require.Equal(t, map[string]string{name.ManifestKey(): "manifest cannot be read"}, verify(0))
 	undo(name.ManifestKey(), version)

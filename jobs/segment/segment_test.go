@@ -16,6 +16,7 @@ import (
 	"testing/iotest"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 )
@@ -160,6 +161,17 @@ func TestWriterPassesErrorsOn(t *testing.T) {
 	require.ErrorIs(t, err, full)
 	_, err = w.Close()
 	require.ErrorIs(t, err, full)
+}
+
+func TestReadRefusesALineWithoutEnd(t *testing.T) {
+	encoder, err := zstd.NewWriter(nil)
+	require.NoError(t, err)
+	defer encoder.Close()
+	_, err = Read(bytes.NewReader(encoder.EncodeAll([]byte("a\nb"), nil)), nil)
+	require.ErrorIs(t, err, ErrDamaged)
+	sums, err := Read(bytes.NewReader(encoder.EncodeAll([]byte("a\nb\n"), nil)), nil)
+	require.NoError(t, err)
+	require.EqualValues(t, 2, sums.Rows)
 }
 
 func TestReadKeepsTheStoresErrorsApart(t *testing.T) {
@@ -379,9 +391,9 @@ func TestOrdinaryToolsRead(t *testing.T) {
 		t.Skip("zstd is not installed")
 	}
 	entries, stored, m := sample(t)
-	zstd := exec.Command("zstd", "-dc")
-	zstd.Stdin = bytes.NewReader(stored)
-	plain, err := zstd.Output()
+	tool := exec.Command("zstd", "-dc")
+	tool.Stdin = bytes.NewReader(stored)
+	plain, err := tool.Output()
 	require.NoError(t, err)
 	require.EqualValues(t, sha256.Sum256(plain), m.PlainSHA256)
 	require.Equal(t, append(bytes.Join(entries, []byte{'\n'}), '\n'), plain)
