@@ -80,6 +80,22 @@ func (q *Queries) ImportConversations(ctx context.Context, db DBTX, skipRefused 
 	return counts, err
 }
 
+const importKnown = `-- name: ImportKnown :one
+select custody.import_known($1, $2)::boolean as known
+`
+
+type ImportKnownParams struct {
+	TableName  string
+	FileSha256 []byte
+}
+
+func (q *Queries) ImportKnown(ctx context.Context, db DBTX, arg ImportKnownParams) (bool, error) {
+	row := db.QueryRow(ctx, importKnown, arg.TableName, arg.FileSha256)
+	var known bool
+	err := row.Scan(&known)
+	return known, err
+}
+
 const importPreferences = `-- name: ImportPreferences :one
 select custody.import_preferences($1)::jsonb as counts
 `

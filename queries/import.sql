@@ -10,6 +10,9 @@ select custody.import_consents(@skip_refused)::jsonb as counts;
 -- name: ImportConversations :one
 select custody.import_conversations(@skip_refused)::jsonb as counts;
 
+-- name: ImportKnown :one
+select custody.import_known(@table_name, @file_sha256)::boolean as known;
+
 -- name: ImportPreferences :one
 select custody.import_preferences(@skip_refused)::jsonb as counts;
 

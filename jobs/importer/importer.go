@@ -44,6 +44,9 @@ type Config struct {
 	RegisterVocabulary bool
 	// Rejects takes the lines that cannot be imported; without it the first one ends the import.
 	Rejects *Rejects
+	// Again imports a file although it was imported whole before. Whatever an erasure, retention or the application
+	// has taken away or changed since comes back as the file has it.
+	Again bool
 	// Progress is called from time to time, from one goroutine at a time.
 	Progress func(Progress)
 	// Parsers is how many goroutines parse; by default one fewer than there are processors, at most four.
@@ -67,6 +70,7 @@ type Report struct {
 	ImportID                uuid.UUID `json:"import_id"`
 	RunID                   uuid.UUID `json:"run_id"`
 	SHA256                  string    `json:"sha256"`
+	Known                   bool      `json:"known"` // was imported whole before: nothing was looked at or changed
 	Bytes                   int64     `json:"bytes"`
 	RowsRead                int64     `json:"rows_read"`
 	RowsAdded               int64     `json:"rows_added"`
@@ -227,33 +231,19 @@ func (cfg *Config) importInto(ctx context.Context, tx pgx.Tx, f file, source io.
 		return err
 	}
 	report.CopySeconds = time.Since(started).Seconds()
-	if cfg.RegisterVocabulary {
-		if err := vocabulary.write(ctx, tx, report); err != nil {
-			return fmt.Errorf("register vocabulary: %w", err)
-		}
-	}
-
 	sum, err := hex.DecodeString(report.SHA256)
 	if err != nil {
 		return err
 	}
-	if cfg.Progress != nil {
-		cfg.Progress(Progress{File: f.path, Bytes: report.Bytes, Size: report.Bytes, Storing: report.RowsRead - report.RowsRejected})
-	}
-	answer, err := f.table.store(ctx, tx, report.ImportID, sum, cfg.Rejects != nil)
-	if err != nil {
-		return refusal(f, err)
-	}
-	var counts struct{ Added, Changed, Unchanged, Refused int64 }
-	if err := json.Unmarshal(answer, &counts); err != nil {
-		return fmt.Errorf("read counts: %w", err)
-	}
-	report.RowsAdded, report.RowsChanged, report.RowsUnchanged = counts.Added, counts.Changed, counts.Unchanged
-	if counts.Refused > 0 {
-		if err := cfg.rejectRefused(ctx, tx, f, source, report.SHA256); err != nil {
-			return err
+	if !cfg.Again {
+		if report.Known, err = queries.ImportKnown(ctx, tx, db.ImportKnownParams{TableName: f.table.name, FileSha256: sum}); err != nil {
+			return fmt.Errorf("look for the file: %w", err)
 		}
-		report.RowsRejected += counts.Refused
+	}
+	if report.Known {
+		report.RowsUnchanged = report.RowsRead - report.RowsRejected
+	} else if err := cfg.storeRows(ctx, tx, f, source, sum, vocabulary, report); err != nil {
+		return err
 	}
 	// The rejects are on disk before what was not rejected is in the table.
 	if err := cfg.Rejects.sync(); err != nil {
@@ -275,6 +265,38 @@ func (cfg *Config) importInto(ctx context.Context, tx pgx.Tx, f file, source io.
 	}
 	if err := queries.FinishRun(ctx, tx, db.FinishRunParams{RunID: report.RunID, Status: "succeeded", Counts: numbers, Bytes: report.Bytes}); err != nil {
 		return fmt.Errorf("finish run: %w", err)
+	}
+	return nil
+}
+
+// storeRows takes the staged rows, and the words in them, into the tables of record.
+func (cfg *Config) storeRows(ctx context.Context, tx pgx.Tx, f file, source io.ReadSeeker, sum []byte, vocabulary *vocabulary, report *Report) error {
+	if cfg.RegisterVocabulary {
+		if err := vocabulary.write(ctx, tx, report); err != nil {
+			return fmt.Errorf("register vocabulary: %w", err)
+		}
+	}
+
+	if cfg.Progress != nil {
+		cfg.Progress(Progress{File: f.path, Bytes: report.Bytes, Size: report.Bytes, Storing: report.RowsRead - report.RowsRejected})
+	}
+	if cfg.Again {
+		sum = nil // which is that of no file
+	}
+	answer, err := f.table.store(ctx, tx, report.ImportID, sum, cfg.Rejects != nil)
+	if err != nil {
+		return refusal(f, err)
+	}
+	var counts struct{ Added, Changed, Unchanged, Refused int64 }
+	if err := json.Unmarshal(answer, &counts); err != nil {
+		return fmt.Errorf("read counts: %w", err)
+	}
+	report.RowsAdded, report.RowsChanged, report.RowsUnchanged = counts.Added, counts.Changed, counts.Unchanged
+	if counts.Refused > 0 {
+		if err := cfg.rejectRefused(ctx, tx, f, source, report.SHA256); err != nil {
+			return err
+		}
+		report.RowsRejected += counts.Refused
 	}
 	return nil
 }

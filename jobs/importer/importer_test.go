@@ -618,7 +618,7 @@ func TestErasedPeopleAreNotCompared(t *testing.T) {
 	require.Equal(t, "PC010", s.refused(s.config(), s.file("consent_records", lineOf(t, "consent_records", consent))).Code)
 
 	// A person who comes back is a new identity.
-	s.mustImport(s.config(), s.file("user_profiles", lineOf(t, "user_profiles", map[string]any{"user_id": "patient"})))
+	s.mustImport(s.config(), s.file("user_profiles", " "+lineOf(t, "user_profiles", map[string]any{"user_id": "patient"})))
 	require.Equal(t, 1, value[int](s, "select count(*) from custody_data.identities where user_id = 'patient'"))
 	require.Equal(t, people+1, value[int](s, "select count(*) from custody_data.identities"))
 }
@@ -645,6 +645,60 @@ func TestAfterTheMonthIsGone(t *testing.T) {
 	_, err := s.super.Exec(t.Context(), "delete from custody_data.audit_entry_ids")
 	require.NoError(t, err)
 	require.Equal(t, int64(1), s.mustImport(s.config(), file)[0].RowsUnchanged)
+}
+
+// TestKnownFileAddsNothing: also when an erasure and retention took rows away, and the application changed others.
+func TestKnownFileAddsNothing(t *testing.T) {
+	s := newSite(t)
+	var files []string
+	for _, table := range Tables() {
+		var lines []string
+		for _, user := range []string{"gone", "kept"} {
+			changes := map[string]any{"user_id": user}
+			if table == auditTable {
+				changes["log_entry_id"] = uuid.New()
+			}
+			lines = append(lines, lineOf(t, table, changes))
+		}
+		files = append(files, s.file(table, lines...))
+	}
+	cfg := s.config()
+	cfg.RegisterVocabulary = true
+	s.mustImport(cfg, files...)
+
+	request := uuid.New()
+	s.as("custody_dpo", "select custody.request_erasure('gone', null, $1)", request)
+	s.as("custody_dpo", "select custody.erase_subject($1)", request)
+	s.in("acme", func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "select custody.enforce_retention('conversations', 1000), custody.enforce_retention('consent', 1000)")
+		return err
+	})
+	s.as("custody_app", `select custody.patch_profile('kept', '{"full_name": "By the application"}'), custody.delete_preferences('kept')`)
+	records := func() map[string]int {
+		counts := map[string]int{}
+		for _, table := range []string{"identities", "user_profiles", "user_preferences", "consent_records", "conversations"} {
+			counts[table] = value[int](s, "select count(*) from custody_data."+table+" where tenant_id = 'acme'")
+		}
+		counts["events"] = value[int](s, "select count(*) from custody_data.audit_logs where import_id is not null")
+		counts["changed"] = value[int](s, "select count(*) from custody_data.user_profiles where full_name = 'By the application'")
+		return counts
+	}
+	before := records()
+	require.Equal(t, 1, before["user_profiles"])
+	require.Zero(t, before["conversations"], "retention has taken the old one")
+	require.Zero(t, before["user_preferences"])
+
+	for _, r := range s.mustImport(cfg, files...) {
+		require.True(t, r.Known, r.Table)
+		require.Equal(t, int64(2), r.RowsUnchanged, r.Table)
+		require.Zero(t, r.RowsAdded+r.RowsChanged+r.RowsRejected, r.Table)
+	}
+	require.Equal(t, before, records())
+
+	// Into another table, or by somebody who says so, it is imported.
+	cfg.Again = true
+	require.Equal(t, int64(1), s.mustImport(cfg, files...)[0].RowsAdded, "the one who was erased")
+	require.Zero(t, records()["changed"])
 }
 
 // TestPartialFileIsNoWholeFile: lines that were rejected the first time come in the second time.

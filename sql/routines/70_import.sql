@@ -105,6 +105,27 @@ revoke all on function custody_data.begin_import(text) from public;
 grant execute on function custody_data.begin_import(text) to custody_worker;
 comment on function custody_data.begin_import(text) is 'Tenant of the context, once no other import of the table is under way. Errors: PC001, PC023, PC026.';
 
+create or replace function custody.import_known(p_table text, p_file_sha256 bytea)
+returns boolean
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant custody_data.tenant_name := custody_data.begin_import(p_table);
+begin
+  return exists (
+    select from custody_data.imports m
+    where m.tenant_id = v_tenant and m.table_name = p_table and m.file_sha256 = p_file_sha256 and m.rows_rejected = 0);
+end
+$$;
+revoke all on function custody.import_known(text, bytea) from public;
+grant execute on function custody.import_known(text, bytea) to custody_worker;
+comment on function custody.import_known(text, bytea) is
+'Whether a file was imported whole into p_table before. What is missing of it since, an erasure, retention or the application took away, and what differs, the application changed: the caller leaves both so. Keeps other imports of the table out until the transaction ends.
+p_file_sha256: of the file.
+Errors: PC001, PC023 no staging table, PC026. Callers: custody_worker.';
+
 create or replace function custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text default null)
 returns bigint
 language plpgsql

@@ -26,8 +26,10 @@ func newImportCmd(app *App) *cobra.Command {
 
 The table comes from the beginning of a file's name, or from --table: ` + strings.Join(importer.Tables(), ", ") + `.
 A file is imported whole or not at all, in one transaction; what was imported
-before another file failed stays. Importing a file again adds nothing. The order
-of the files does not matter: profiles go first, events last.`,
+before another file failed stays. A file that was imported whole before adds and
+changes nothing, whatever an erasure, retention or the application took away or
+changed since; --again imports it all the same. The order of the files does not
+matter: profiles go first, events last.`,
 		Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return i.Run(cmd.Context(), args) },
 	}
@@ -35,6 +37,7 @@ of the files does not matter: profiles go first, events last.`,
 	flags.StringVar(&i.Table, "table", "", "table of all the files, where their names do not tell")
 	flags.StringSliceVar(&i.Personal, "personal", nil, "fields of an event's metadata that move to its personal part, as in source_ip,user_agent")
 	flags.BoolVar(&i.RegisterVocabulary, "register-vocabulary", false, "add unknown actions, metadata keys and resource types to the tenant's vocabulary")
+	flags.BoolVar(&i.Again, "again", false, "import files that were imported whole before: people who were erased come back")
 	flags.StringVar(&i.Rejects, "rejects", "", "new file for the lines that cannot be imported; without it the first of them refuses its file")
 	return cmd
 }
@@ -44,6 +47,7 @@ type importFiles struct {
 	Table, Rejects     string
 	Personal           []string
 	RegisterVocabulary bool
+	Again              bool
 }
 
 func (i *importFiles) Run(ctx context.Context, files []string) error {
@@ -62,8 +66,8 @@ func (i *importFiles) Run(ctx context.Context, files []string) error {
 		defer bar.Done()
 		cfg := importer.Config{
 			Database: pool, Log: i.Log, Tenant: tenant, Actor: i.Actor, Table: i.Table, Personal: i.Personal,
-			RegisterVocabulary: i.RegisterVocabulary,
-			Progress:           func(p importer.Progress) { bar.Show(importProgress(p)) },
+			RegisterVocabulary: i.RegisterVocabulary, Again: i.Again,
+			Progress: func(p importer.Progress) { bar.Show(importProgress(p)) },
 		}
 		if i.Rejects != "" {
 			if cfg.Rejects, err = importer.CreateRejects(i.Rejects); err != nil {
@@ -105,6 +109,11 @@ func (i *importFiles) report(reports []importer.Report, rejected int64) error {
 			fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%d\t%d\t%d\t%.1f\n", r.File, r.Table, r.RowsRead, r.RowsAdded, r.RowsChanged, r.RowsUnchanged, r.RowsRejected, r.Seconds)
 		}
 		table.Flush()
+		for _, r := range reports {
+			if r.Known {
+				fmt.Fprintf(out, "%s was imported before: nothing was changed; --again imports it all the same\n", r.File)
+			}
+		}
 		if rejected > 0 {
 			fmt.Fprintf(out, "%d lines were not imported: see %s\n", rejected, i.Rejects)
 		}

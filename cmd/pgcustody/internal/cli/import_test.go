@@ -76,6 +76,13 @@ func TestImportCommand(t *testing.T) {
 	require.Regexp(t, `user_profiles\.jsonl\s+user_profiles\s+1\s+1\s+0\s+0\s+0\s`, stdout)
 	require.Regexp(t, `audit_logs\.jsonl\s+audit_logs\s+1\s+1\s+0\s+0\s+0\s`, stdout)
 
+	code, stdout, stderr = run("custody_runner", "--tenant", "acme", profiles)
+	require.Equal(t, ExitOK, code, stderr)
+	require.Contains(t, stdout, profiles+" was imported before: nothing was changed; --again imports it all the same\n")
+	code, stdout, stderr = run("custody_runner", "--tenant", "acme", "--again", profiles)
+	require.Equal(t, ExitOK, code, stderr)
+	require.NotContains(t, stdout, "was imported before")
+
 	code, stdout, stderr = run("custody_runner", "--tenant", "acme", "--json", "--table", "user_profiles", "--rejects", rejects, unnamed, broken)
 	require.Equal(t, ExitOK, code, stderr)
 	var document struct {
