@@ -133,12 +133,15 @@ returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+set jit = off
 as $$
 declare
   v_from xid8;
   v_days_end date;
   v_ended timestamptz;
   v_before timestamptz;
+  v_month timestamptz;
   v_day record;
 begin
   -- All events below v_from on days before v_days_end are covered.
@@ -156,8 +159,23 @@ begin
   v_ended := coalesce(v_days_end, '-infinity')::timestamp at time zone 'UTC';
   -- A day that has a segment has ended, whoever asks for less: its late events must not be passed over.
   v_before := greatest(p_before, v_days_end)::timestamp at time zone 'UTC';
+  v_month := date_trunc('month', v_ended at time zone 'UTC') at time zone 'UTC';
 
   for v_day in
+    with recursive tenants as (
+      -- From tenant to tenant by the index on tenant and time: the trail has none on time alone, and reading the
+      -- month again for each of its days would cost more than what is new.
+      (select a.tenant_id from custody_data.audit_logs a
+      where v_days_end is not null and a.occurred_at >= v_month and a.occurred_at < v_before
+      order by a.tenant_id limit 1)
+      union all
+      select (
+        select a.tenant_id from custody_data.audit_logs a
+        where a.tenant_id > t.tenant_id and a.occurred_at >= v_month and a.occurred_at < v_before
+        order by a.tenant_id limit 1)
+      from tenants t
+      where t.tenant_id is not null
+    )
     select d.day, min(d.first) as first, max(d.last) as last, sum(d.rows)::bigint as rows, max(d.recorded_until) as recorded_until
     from (
       -- late events, by the index on xid
@@ -167,10 +185,20 @@ begin
       where a.xid >= v_from and a.xid < p_horizon and a.occurred_at < v_ended
       group by 1
       union all
-      -- days that have ended since, by their partition
+      -- days that have ended since
+      select n.*
+      from tenants t
+      cross join lateral (
+        select (a.occurred_at at time zone 'UTC')::date, min(a.xid), max(a.xid), count(*), max(a.recorded_at)
+        from custody_data.audit_logs a
+        where a.tenant_id = t.tenant_id and a.occurred_at >= v_ended and a.occurred_at < v_before and a.xid < p_horizon
+        group by 1
+      ) n
+      union all
+      -- none was archived here before: every row is read
       select (a.occurred_at at time zone 'UTC')::date, min(a.xid), max(a.xid), count(*), max(a.recorded_at)
       from custody_data.audit_logs a
-      where a.occurred_at >= v_ended and a.occurred_at < v_before and a.xid < p_horizon
+      where v_days_end is null and a.occurred_at < v_before and a.xid < p_horizon
       group by 1
     ) d
     group by d.day
