@@ -102,9 +102,59 @@ func (q *Queries) Notice(ctx context.Context, db DBTX, noticeID uuid.UUID) (Noti
 	return i, err
 }
 
-const requestNotices = `-- name: RequestNotices :many
-select n.notice_id, n.holder, n.created_at, n.sent_at, n.attempts, n.last_status, n.acknowledged_at
+const openNotices = `-- name: OpenNotices :many
+select n.request_id, n.holder, n.created_at, n.sent_at, n.attempts, n.last_status, h.retired_at, (h.endpoint is null)::boolean as by_hand
 from custody_data.erasure_notices n
+join custody_data.holders h on h.tenant_id = n.tenant_id and h.holder = n.holder
+where n.acknowledged_at is null
+order by n.created_at, n.notice_id
+limit $1
+`
+
+type OpenNoticesRow struct {
+	RequestID  uuid.UUID
+	Holder     string
+	CreatedAt  time.Time
+	SentAt     *time.Time
+	Attempts   int32
+	LastStatus *string
+	RetiredAt  *time.Time
+	ByHand     bool
+}
+
+func (q *Queries) OpenNotices(ctx context.Context, db DBTX, maxRows int32) ([]OpenNoticesRow, error) {
+	rows, err := db.Query(ctx, openNotices, maxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []OpenNoticesRow{}
+	for rows.Next() {
+		var i OpenNoticesRow
+		if err := rows.Scan(
+			&i.RequestID,
+			&i.Holder,
+			&i.CreatedAt,
+			&i.SentAt,
+			&i.Attempts,
+			&i.LastStatus,
+			&i.RetiredAt,
+			&i.ByHand,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const requestNotices = `-- name: RequestNotices :many
+select n.notice_id, n.holder, n.created_at, n.sent_at, n.attempts, n.last_status, n.acknowledged_at, h.retired_at
+from custody_data.erasure_notices n
+join custody_data.holders h on h.tenant_id = n.tenant_id and h.holder = n.holder
 where n.request_id = $1
 order by n.holder
 `
@@ -117,6 +167,7 @@ type RequestNoticesRow struct {
 	Attempts       int32
 	LastStatus     *string
 	AcknowledgedAt *time.Time
+	RetiredAt      *time.Time
 }
 
 func (q *Queries) RequestNotices(ctx context.Context, db DBTX, requestID uuid.UUID) ([]RequestNoticesRow, error) {
@@ -136,6 +187,7 @@ func (q *Queries) RequestNotices(ctx context.Context, db DBTX, requestID uuid.UU
 			&i.Attempts,
 			&i.LastStatus,
 			&i.AcknowledgedAt,
+			&i.RetiredAt,
 		); err != nil {
 			return nil, err
 		}

@@ -74,6 +74,21 @@ func (q *Queries) DueRequests(ctx context.Context, db DBTX, arg DueRequestsParam
 	return items, nil
 }
 
+const erasurePlanOfRequest = `-- name: ErasurePlanOfRequest :one
+select custody.plan_erasure(i.user_id)::jsonb as plan
+from custody_data.requests r
+join custody_data.identities i on i.tenant_id = r.tenant_id and i.identity_id = r.identity_id
+where r.request_id = $1 and r.kind = 'erasure' and r.status in ('received', 'held') and i.user_id is not null
+`
+
+// What an open erasure request would erase and keep.
+func (q *Queries) ErasurePlanOfRequest(ctx context.Context, db DBTX, requestID uuid.UUID) (json.RawMessage, error) {
+	row := db.QueryRow(ctx, erasurePlanOfRequest, requestID)
+	var plan json.RawMessage
+	err := row.Scan(&plan)
+	return plan, err
+}
+
 const extendRequest = `-- name: ExtendRequest :one
 select custody.extend_request($1, $2)::timestamptz as due_at
 `

@@ -28,6 +28,13 @@ select count(*)::bigint as open, count(*) filter (where r.status = 'held')::bigi
 from custody_data.requests r
 where r.status in ('received', 'held');
 
+-- name: ErasurePlanOfRequest :one
+-- What an open erasure request would erase and keep.
+select custody.plan_erasure(i.user_id)::jsonb as plan
+from custody_data.requests r
+join custody_data.identities i on i.tenant_id = r.tenant_id and i.identity_id = r.identity_id
+where r.request_id = @request_id and r.kind = 'erasure' and r.status in ('received', 'held') and i.user_id is not null;
+
 -- name: RequestErasure :one
 select custody.request_erasure(@user_id, sqlc.narg(reason), sqlc.narg(request_id))::uuid as request_id;
 

@@ -122,6 +122,8 @@ type noticeRow struct {
 	Attempts       int32      `json:"attempts"`
 	LastStatus     *string    `json:"last_status"`
 	AcknowledgedAt *time.Time `json:"acknowledged_at"`
+	// HolderRetiredAt is set where nobody sends the notice any more.
+	HolderRetiredAt *time.Time `json:"holder_retired_at,omitempty"`
 }
 
 func (o *requestsOne) Show(ctx context.Context, id uuid.UUID) error {
@@ -142,7 +144,7 @@ func (o *requestsOne) Show(ctx context.Context, id uuid.UUID) error {
 			}
 			notices, err := queries.RequestNotices(ctx, tx, id)
 			for _, n := range notices {
-				shown.Notices = append(shown.Notices, noticeRow{n.NoticeID, n.Holder, utc(n.SentAt), n.Attempts, n.LastStatus, utc(n.AcknowledgedAt)})
+				shown.Notices = append(shown.Notices, noticeRow{n.NoticeID, n.Holder, utc(n.SentAt), n.Attempts, n.LastStatus, utc(n.AcknowledgedAt), utc(n.RetiredAt)})
 			}
 			return err
 		}); err != nil {

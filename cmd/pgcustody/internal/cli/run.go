@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -10,10 +11,12 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/riverqueue/river"
 	"github.com/spf13/cobra"
 
+	"pgcustody/db"
 	"pgcustody/jobs"
 )
 
@@ -34,7 +37,7 @@ erase and export want --tenant and --request; notify sends what waits, of
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error { return r.Run(cmd.Context(), args[0]) },
 	}
-	cmd.Flags().BoolVar(&r.DryRun, "dry-run", false, "print the jobs that would be inserted, and insert none")
+	cmd.Flags().BoolVar(&r.DryRun, "dry-run", false, "print what would be done, and do nothing")
 	cmd.Flags().StringVar(&r.Request, "request", "", "request to carry out, for erase and export")
 	return cmd
 }
@@ -99,6 +102,14 @@ func (r *runJob) Run(ctx context.Context, name string) error {
 		return &ConfigError{"JOB", name, "must be one of " + strings.Join(slices.Sorted(maps.Keys(runnable)), ", ")}
 	}
 	if r.DryRun {
+		switch name {
+		case "archive":
+			return (&archive{App: r.App}).plan(ctx)
+		case "retention":
+			return (&retention{App: r.App}).Due(ctx)
+		case "erase":
+			return r.planErasure(ctx)
+		}
 		return r.plan(ctx, name)
 	}
 	return r.runJobs(ctx, name, wantsStore[name], func(pool *pgxpool.Pool, deps *jobs.Deps) ([]jobArgs, error) {
@@ -106,8 +117,29 @@ func (r *runJob) Run(ctx context.Context, name string) error {
 	})
 }
 
-// plan prints what would be inserted; what retention and the archive would do,
-// `retention due` and `archive run --dry-run` say.
+// planErasure prints what the request would erase and keep.
+func (r *runJob) planErasure(ctx context.Context) error {
+	_, id, err := r.request()
+	if err != nil {
+		return err
+	}
+	return r.withDatabase(ctx, "erase", func(pool *pgxpool.Pool) error {
+		var plan json.RawMessage
+		err := r.inTenant(ctx, pool, "erasure plan", func(tx pgx.Tx) (err error) {
+			plan, err = db.New().ErasurePlanOfRequest(ctx, tx, id)
+			return err
+		})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return &Failure{Code: ExitRefused, What: "no open erasure request", Object: id.String(), Do: "see pgcustody requests list"}
+		}
+		if err != nil {
+			return err
+		}
+		return r.Print(plan, func(out io.Writer) { fmt.Fprintln(out, indented(plan)) })
+	})
+}
+
+// plan prints the jobs that would be inserted.
 func (r *runJob) plan(ctx context.Context, name string) error {
 	return r.withDatabase(ctx, name, func(pool *pgxpool.Pool) error {
 		deps, err := r.deps(pool, nil)

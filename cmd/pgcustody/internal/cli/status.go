@@ -39,6 +39,7 @@ type statusReport struct {
 	Jobs     []lastRun      `json:"jobs"`
 	Due      []dueRow       `json:"retention_due"`
 	Requests []requestState `json:"requests"`
+	Notices  []openNotice   `json:"open_notices"`
 	Archive  archiveState   `json:"archive"`
 	Store    storeState     `json:"store"`
 }
@@ -70,6 +71,24 @@ type requestState struct {
 	Unacknowledged int64  `json:"notices_unacknowledged"`
 }
 
+// openNotice waits for a holder. One whose holder is retired, or has no endpoint,
+// is sent by nobody: custody.acknowledge_erasure closes it.
+type openNotice struct {
+	Tenant     string     `json:"tenant"`
+	RequestID  uuid.UUID  `json:"request_id"`
+	Holder     string     `json:"holder"`
+	ByHand     bool       `json:"by_hand"`
+	RetiredAt  *time.Time `json:"holder_retired_at,omitempty"`
+	CreatedAt  time.Time  `json:"created_at"`
+	SentAt     *time.Time `json:"sent_at"`
+	Attempts   int32      `json:"attempts"`
+	LastStatus *string    `json:"last_status"`
+}
+
+// maxNotices is how many open notices of a tenant are listed, the oldest first; all
+// are counted.
+const maxNotices = 50
+
 type archiveState struct {
 	OpenSegments     int64      `json:"open_segments"`
 	RecordedSegments int64      `json:"recorded_segments"`
@@ -88,7 +107,7 @@ func (s *status) Run(ctx context.Context) error {
 		return err
 	}
 	defer pool.Close()
-	report := statusReport{Jobs: []lastRun{}, Due: []dueRow{}, Requests: []requestState{}}
+	report := statusReport{Jobs: []lastRun{}, Due: []dueRow{}, Requests: []requestState{}, Notices: []openNotice{}}
 	known, err := sql.Inspect(ctx, pool)
 	if err != nil {
 		return err
@@ -138,6 +157,14 @@ func (s *status) collect(ctx context.Context, pool *pgxpool.Pool, report *status
 			notices, err := queries.NoticeState(ctx, tx)
 			if err != nil {
 				return err
+			}
+			waiting, err := queries.OpenNotices(ctx, tx, maxNotices)
+			if err != nil {
+				return err
+			}
+			for _, n := range waiting {
+				report.Notices = append(report.Notices, openNotice{tenant, n.RequestID, n.Holder, n.ByHand || n.RetiredAt != nil,
+					utc(n.RetiredAt), n.CreatedAt.UTC(), utc(n.SentAt), n.Attempts, n.LastStatus})
 			}
 			if tenant != jobs.SystemTenant {
 				report.Requests = append(report.Requests, requestState{tenant, open.Open, open.Held, open.Overdue, notices.Unsent, notices.Unacknowledged})
@@ -215,6 +242,24 @@ func (r *statusReport) print(out io.Writer) {
 		fmt.Fprintln(table, "TENANT\tOPEN\tHELD\tOVERDUE\tUNSENT\tUNACKNOWLEDGED")
 		for _, q := range r.Requests {
 			fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%d\n", q.Tenant, q.Open, q.Held, q.Overdue, q.Unsent, q.Unacknowledged)
+		}
+		_ = table.Flush()
+	}
+	if len(r.Notices) > 0 {
+		fmt.Fprintln(out, "\nopen notices, the oldest of each tenant:")
+		table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+		fmt.Fprintln(table, "TENANT\tREQUEST\tHOLDER\tCREATED\tSENT\tATTEMPTS\tSTATE")
+		for _, n := range r.Notices {
+			state := "-"
+			switch {
+			case n.RetiredAt != nil:
+				state = "holder retired: acknowledge by hand"
+			case n.ByHand:
+				state = "no endpoint: acknowledge by hand"
+			case n.LastStatus != nil:
+				state = *n.LastStatus
+			}
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", n.Tenant, n.RequestID, n.Holder, timeText(&n.CreatedAt), timeText(n.SentAt), n.Attempts, state)
 		}
 		_ = table.Flush()
 	}
