@@ -73,7 +73,7 @@ func openS3(ctx context.Context, bucket, prefix string) (*s3Store, error) {
 			o.Region = cmp.Or(o.Region, "us-east-1")
 		}
 		o.Retryer = retry.NewStandard(func(r *retry.StandardOptions) {
-			r.MaxAttempts = 4
+			r.MaxAttempts = cmp.Or(o.RetryMaxAttempts, 4) // AWS_MAX_ATTEMPTS
 			r.MaxBackoff = 5 * time.Second
 		})
 	})
