@@ -32,17 +32,54 @@ immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  -- Whole words, as text and as JSON writes them; of fewer than 4 characters only as a whole JSON string.
+  -- Whole words, as text and as JSON writes them; of fewer than 4 characters only as a whole text or JSON string.
+  -- A word goes on over _ and -, so that a number is not found in a uuid or a time.
   select '(' || string_agg(
-    case when char_length(e.value) < 4 then '^' || q.plain || '$|"' || q.plain || '"'
-      else '(^|[^[:alnum:]_])(' || q.plain || case when q.json <> q.plain then '|' || q.json else '' end || ')([^[:alnum:]_]|$)' end, '|') || ')'
+    case when char_length(e.value) < 4 then '^' || q.plain || '$'
+      else '(^|[^[:alnum:]_-])(' || q.plain || case when q.json <> q.plain then '|' || q.json else '' end || ')([^[:alnum:]_-]|$)' end, '|') || ')'
   from unnest(p_identifiers) e (value)
   cross join lateral (select
     regexp_replace(e.value, '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as plain,
     regexp_replace(btrim(to_json(e.value)::text, '"'), '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as json) q;
 $$;
 revoke all on function custody_data.identifier_pattern(text[]) from public;
-comment on function custody_data.identifier_pattern(text[]) is 'A regular expression that finds identifiers in text and in the text of JSON.';
+comment on function custody_data.identifier_pattern(text[]) is 'A regular expression that finds identifiers in text, without regard to case.';
+
+create or replace function custody_data.identifier_needles(p_identifiers text[])
+returns text[]
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Of each the longest piece that stands the same in text and in JSON, and of which lower case under the collation
+  -- C is the same as under any; a short one with the quotes around it.
+  select array_agg(case when char_length(e.value) < 4 and char_length(p.piece) = char_length(e.value) then '"' || p.piece || '"' else p.piece end)
+  from unnest(p_identifiers) e (value)
+  cross join lateral (
+    select lower(x.piece collate "C") as piece
+    from string_to_table((
+      select string_agg(case when c.value !~ '[[:cntrl:]"\\]' and (ascii(c.value) < 128 or lower(c.value) = upper(c.value)) then c.value else E'\n' end, '' order by c.n)
+      from regexp_split_to_table(e.value, '') with ordinality c (value, n)), E'\n') x (piece)
+    order by char_length(x.piece) desc limit 1) p;
+$$;
+revoke all on function custody_data.identifier_needles(text[]) from public;
+comment on function custody_data.identifier_needles(text[]) is
+'Pieces of identifiers, for a test that is much cheaper than identifier_pattern and misses nothing that it finds: strpos in lower case under the collation C, in text that has quotes around each value.';
+
+create or replace function custody_data.json_matches(p_json jsonb, p_pattern text)
+returns boolean
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Strings only: keys are a vocabulary, and no number names anybody.
+  select exists (
+    select from jsonb_path_query(p_json, 'strict $.** ? (@.type() == "string")') v where (v #>> '{}') collate "default" ~* p_pattern);
+$$;
+revoke all on function custody_data.json_matches(jsonb, text) from public;
+comment on function custody_data.json_matches(jsonb, text) is 'Whether a string somewhere in a JSON value matches a regular expression, without regard to case.';
 
 create or replace function custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamptz)
 returns jsonb
@@ -52,20 +89,36 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
-  v_pattern constant text := custody_data.identifier_pattern(custody_data.identifiers_of(p_identity_id));
+  v_identifiers constant text[] := custody_data.identifiers_of(p_identity_id);
+  v_pattern constant text := custody_data.identifier_pattern(v_identifiers);
+  v_needles constant text[] := custody_data.identifier_needles(v_identifiers);
   v_findings jsonb := jsonb '[]';
   v_rows bigint;
 begin
   if v_pattern is null then
     return v_findings;
   end if;
+  with suspects as materialized (
+    select a.resource_id, a.purpose, a.metadata
+    from custody_data.audit_logs a
+    cross join lateral (
+      select lower(('"' || coalesce(a.resource_id, '') || '" "' || coalesce(a.purpose, '') || '" ' || a.metadata::text) collate "C") as text
+      offset 0) x
+    where a.xid >= p_since_xid and a.tenant_id = v_tenant
+      and (a.resource_id is not null or a.purpose is not null or a.metadata <> '{}')
+      -- at most user_id, e-mail, telephone and name
+      and (strpos(x.text, v_needles[1]) > 0 or strpos(x.text, v_needles[2]) > 0
+        or strpos(x.text, v_needles[3]) > 0 or strpos(x.text, v_needles[4]) > 0)
+  )
   select v_findings || coalesce(jsonb_agg(jsonb_build_object('table', f.tbl, 'column', f.col, 'rows', f.n) order by f.tbl, f.col), '[]')
   into v_findings
   from (
     select 'audit_logs' as tbl, x.col, count(*) as n
-    from custody_data.audit_logs a
-    cross join lateral (values ('resource_id', a.resource_id), ('metadata', nullif(a.metadata::text, '{}')), ('purpose', a.purpose)) x (col, value)
-    where a.xid >= p_since_xid and a.tenant_id = v_tenant and x.value ~* v_pattern
+    from suspects s
+    cross join lateral (values
+      ('resource_id', s.resource_id collate "default" ~* v_pattern), ('purpose', s.purpose ~* v_pattern),
+      ('metadata', custody_data.json_matches(s.metadata, v_pattern))) x (col, found)
+    where x.found
     group by x.col
     union all
     select 'requests', x.col, count(*)
@@ -82,18 +135,29 @@ begin
     union all
     select 'job_runs', x.col, count(*)
     from custody_data.job_runs j
-    cross join lateral (values ('counts', j.counts::text), ('error', j.error)) x (col, value)
-    where j.tenant_id = v_tenant and j.started_at >= p_since - interval '1 day' and x.value ~* v_pattern
+    cross join lateral (values ('counts', custody_data.json_matches(j.counts, v_pattern)), ('error', j.error ~* v_pattern)) x (col, found)
+    where j.tenant_id = v_tenant and j.started_at >= p_since - interval '1 day' and x.found
     group by x.col
     union all
-    select 'erasure_notices', 'last_status', count(*)
+    select 'erasure_notices', x.col, count(*)
     from custody_data.erasure_notices n
-    where n.tenant_id = v_tenant and n.created_at >= p_since - interval '1 day' and n.last_status ~* v_pattern
+    cross join lateral (values ('last_status', n.last_status ~* v_pattern), ('evidence', custody_data.json_matches(n.evidence, v_pattern))) x (col, found)
+    where n.tenant_id = v_tenant and x.found
+    group by x.col
+    union all
+    select 'retention_policies', 'basis', count(*)
+    from custody_data.retention_policies p
+    where p.tenant_id = v_tenant and p.basis ~* v_pattern
     having count(*) > 0
   ) f;
   if to_regclass('river.river_job') is not null then
-    execute 'select count(*) from river.river_job j where (j.args::text ~* $1 or j.errors::text ~* $1 or j.metadata::text ~* $1)'
-    into v_rows using v_pattern;
+    -- The tenant's own jobs; that they name the tenant says nothing about a person.
+    execute $q$
+      select count(*) from river.river_job j
+      where j.args ->> 'tenant' = $2
+        and (custody_data.json_matches(j.args - 'tenant', $1) or custody_data.json_matches(j.metadata, $1)
+          or custody_data.json_matches(to_jsonb(j.errors), $1)) $q$
+    into v_rows using v_pattern, v_tenant;
     if v_rows > 0 then
       v_findings := v_findings || jsonb_build_object('table', 'river_job', 'column', 'args, errors or metadata', 'rows', v_rows);
     end if;
@@ -103,7 +167,7 @@ end
 $$;
 revoke all on function custody_data.find_residue(uuid, xid8, timestamptz) from public;
 comment on function custody_data.find_residue(uuid, xid8, timestamptz) is
-'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, job runs and River''s jobs. Names nobody.';
+'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- definer: reads what the caller may not
 create or replace function custody.search_residue(p_request_id uuid)
@@ -254,6 +318,13 @@ begin
   where i.tenant_id = v_tenant and i.identity_id = v_request.identity_id
   for update;
 
+  if p_residue_basis ~* custody_data.identifier_pattern(custody_data.identifiers_of(v_request.identity_id)) then
+    raise exception using
+      errcode = 'PC023',
+      message = 'invalid p_residue_basis: it names the person',
+      hint = 'The certificate keeps it for good: name the law or the contract, not the person.';
+  end if;
+
   v_holds := custody_data.holds_on(v_request.identity_id);
   if cardinality(v_holds) > 0 then
     if v_request.status <> 'held' then
@@ -325,7 +396,7 @@ grant execute on function custody.erase_subject(uuid, text) to custody_privacy, 
 comment on function custody.erase_subject(uuid, text) is
 'Carries an erasure request out, all or nothing, and returns the certificate as get_certificate does; called again it returns the same one. Under a legal hold it deletes nothing and returns {"request_id", "status": "held", "holds": […]}: commit that, it is on record, and the request goes on when the hold ends.
 p_residue_basis: where identifiers stand in rows that may be kept, the legal basis for keeping them; the certificate names it.
-Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC023 the basis names the person, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
 
 -- definer: certificates name nobody, but the table is not for applications
 create or replace function custody.get_certificate(p_request_id uuid)

@@ -17,13 +17,13 @@ select is((select r.residue_rows from custody_data.requests r where r.request_id
 -- Events that earlier transactions wrote, as a search that looked at them would have seen.
 reset session authorization;
 insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, resource_id, xid)
-select 'residue_since', gen_random_uuid(), now(), identity('residue_since', 'clerk'), 'phi.access', 'x-' || u, '5' from unnest(array['person1', 'person2']) u;
+select 'residue_since', gen_random_uuid(), now(), identity('residue_since', 'clerk'), 'phi.access', 'x/' || u, '5' from unnest(array['person1', 'person2']) u;
 set local session authorization custody_dpo;
 select is(custody.erase_subject(current_setting('testing.person1')::uuid) ->> 'status', 'complete', 'what the search has seen is not looked at again');
 
 set local session authorization custody_app;
 select custody.set_context('residue_since', 'clerk');
-select custody.record_audit_event('phi.access', 'document', 'x-person3');
+select custody.record_audit_event('phi.access', 'document', 'x/person3');
 set local session authorization custody_dpo;
 select custody.set_context('residue_since', 'dpo');
 select refuses($$select custody.erase_subject(current_setting('testing.person3')::uuid)$$, 'PC019', 'what came since is found');
