@@ -56,10 +56,10 @@ declare
   v_function text;
 begin
   -- The routines leave views and functions behind that no versioned file knows.
-  for v_function in
+  foreach v_function in array array(
     select p.oid::regprocedure::text from pg_catalog.pg_proc p
     where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace)
-  loop
+  ) loop
     execute pg_catalog.format('drop function if exists %s cascade', v_function);
   end loop;
 end

@@ -146,7 +146,7 @@ comment on function custody_data.event_content(timestamptz, uuid, uuid, text, te
 'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids.';
 
 create or replace function custody_data.refuse_event(
-  p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamptz, p_personal jsonb,
+  p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb,
   p_keys text[], p_type_known boolean
 )
 returns void
@@ -211,8 +211,8 @@ begin
     hint = 'Live events are recorded within a day; older ones come in with pgcustody import.';
 end
 $$;
-revoke all on function custody_data.refuse_event(text, text, text, text, jsonb, timestamptz, jsonb, text[], boolean) from public;
-comment on function custody_data.refuse_event(text, text, text, text, jsonb, timestamptz, jsonb, text[], boolean) is
+revoke all on function custody_data.refuse_event(text, text, text, text, jsonb, jsonb, text[], boolean) from public;
+comment on function custody_data.refuse_event(text, text, text, text, jsonb, jsonb, text[], boolean) is
 'Raises what is wrong with an event that record_audit_event found unsound: the first of PC004, PC005, PC023, PC007, PC006, PC009.';
 
 -- definer: the words and people of an event are looked up whatever the caller sees of them; a context confined to one
@@ -274,7 +274,7 @@ begin
     v_sound := v_sound and p_occurred_at between clock_timestamp() - interval '24 hours' and clock_timestamp() + interval '24 hours';
   end if;
   if v_sound is not true then
-    perform custody_data.refuse_event(p_action, p_resource_type, p_resource_id, p_result, v_metadata, p_occurred_at, p_personal, v_keys, v_type_known);
+    perform custody_data.refuse_event(p_action, p_resource_type, p_resource_id, p_result, v_metadata, p_personal, v_keys, v_type_known);
   end if;
   if p_subject_user_id is not null and v_subject_id is null then
     v_subject_id := custody_data.claim_identity(p_subject_user_id);
