@@ -215,6 +215,7 @@ as $$
 declare
   v_request custody_data.requests;
 begin
+  perform custody_data.require_context();
   if not (custody.has_subject() or custody_data.caller_is('custody_privacy')) then
     raise exception using
       errcode = 'PC015',
