@@ -36,11 +36,10 @@ func (b *bed) requireNoFindings(t *testing.T) {
 func TestPartitionMakersAtOnce(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
-	first, second := b.session(t, "custody_runner"), b.session(t, "custody_runner")
 	year := 2000
 	// An event of an import may be of any month; it goes in by the worker's own right.
 	event := func(month int) string {
-		return fmt.Sprintf(`select custody_data.require_partition('%[1]d-%02[2]d-10');
+		return fmt.Sprintf(`select custody.ensure_audit_partitions('%[1]d-%02[2]d-10', '%[1]d-%02[2]d-10');
 			insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, import_id)
 			values ('acme', gen_random_uuid(), '%[1]d-%02[2]d-10', gen_random_uuid(), 'account.login', gen_random_uuid())`, year, month)
 	}
@@ -50,6 +49,7 @@ func TestPartitionMakersAtOnce(t *testing.T) {
 
 	for _, end := range []string{"commit", "rollback"} {
 		t.Run("two makers, "+end, func(t *testing.T) {
+			first, second := b.session(t, "custody_runner"), b.session(t, "custody_runner")
 			year++
 			first.begin(t, tenant, "")
 			require.Equal(t, "2", first.must(t, ensure(year, 1, 2)))
@@ -64,6 +64,7 @@ func TestPartitionMakersAtOnce(t *testing.T) {
 		})
 
 		t.Run("a maker and an appender, "+end, func(t *testing.T) {
+			first, second := b.session(t, "custody_runner"), b.session(t, "custody_runner")
 			year++
 			first.begin(t, tenant, "")
 			first.must(t, ensure(year, 1, 1))
@@ -79,6 +80,7 @@ func TestPartitionMakersAtOnce(t *testing.T) {
 
 		// Such a session has locked the trail already and has its partitions in mind.
 		t.Run("a maker and an appender in the middle of its transaction, "+end, func(t *testing.T) {
+			first, second := b.session(t, "custody_runner"), b.session(t, "custody_runner")
 			year++
 			first.run(t, tenant, "", ensure(year, 1, 1))
 			second.begin(t, tenant, "")
@@ -96,6 +98,7 @@ func TestPartitionMakersAtOnce(t *testing.T) {
 		})
 
 		t.Run("two appenders, "+end, func(t *testing.T) {
+			first, second := b.session(t, "custody_runner"), b.session(t, "custody_runner")
 			year++
 			first.run(t, tenant, "", ensure(year, 1, 1))
 			for _, s := range []*session{first, second} {
@@ -114,6 +117,7 @@ func TestPartitionMakersAtOnce(t *testing.T) {
 	}
 
 	t.Run("an appender of a month that is there waits for no maker", func(t *testing.T) {
+		first, second := b.session(t, "custody_runner"), b.session(t, "custody_runner")
 		year++
 		first.begin(t, tenant, "")
 		first.must(t, ensure(year, 1, 12))

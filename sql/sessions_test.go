@@ -107,7 +107,10 @@ func (s *session) must(t *testing.T, statement string) string {
 }
 
 // try runs a statement and returns the first column of its first row as text.
+// No statement of a test takes a minute, unless it waits for what never comes.
 func (s *session) try(ctx context.Context, statement string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	results, err := s.PgConn().Exec(ctx, statement).ReadAll()
 	if err != nil {
 		return "", err
