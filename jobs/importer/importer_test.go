@@ -248,17 +248,20 @@ func TestImportIsFaithful(t *testing.T) {
 			require.Zero(t, value[int](s, "select count(*) from custody_data.audit_logs where import_id is not null and personal is null and metadata ? 'source_ip'"))
 
 			before := s.state()
-			for _, r := range s.mustImport(cfg, given...) {
-				require.Equal(t, r.RowsRead, r.RowsUnchanged, r.Table)
-				require.Zero(t, r.RowsAdded+r.RowsChanged+r.RowsRejected, r.Table)
-				require.Zero(t, r.ActionsRegistered+r.ResourceTypesRegistered)
+			for _, again := range []bool{false, true} { // known as a file, and line by line
+				cfg.Again = again
+				for _, r := range s.mustImport(cfg, given...) {
+					require.Equal(t, !again, r.Known)
+					require.Equal(t, r.RowsRead, r.RowsUnchanged, r.Table)
+					require.Zero(t, r.RowsAdded+r.RowsChanged+r.RowsRejected, r.Table)
+					require.Zero(t, r.ActionsRegistered+r.ResourceTypesRegistered)
+				}
+				after := s.state()
+				for _, evidence := range []string{"imports", "job_runs", "audit_logs"} {
+					after[evidence] = before[evidence]
+				}
+				require.Equal(t, before, after)
 			}
-			after := s.state()
-			for _, evidence := range []string{"imports", "job_runs", "audit_logs"} {
-				delete(before, evidence)
-				delete(after, evidence)
-			}
-			require.Equal(t, before, after)
 			require.Equal(t, reports[4].RowsAdded, value[int64](s, "select count(*) from custody_data.audit_logs where import_id is not null"))
 		})
 	}
@@ -435,9 +438,13 @@ func TestChangesAreMade(t *testing.T) {
 		first, second := s.file(table, lineOf(t, table, nil)), s.file(table, lineOf(t, table, changed))
 		require.Equal(t, int64(1), s.mustImport(s.config(), first)[0].RowsAdded)
 		require.Equal(t, int64(1), s.mustImport(s.config(), second)[0].RowsChanged)
-		r := s.mustImport(s.config(), second)[0]
-		require.Equal(t, int64(1), r.RowsUnchanged)
-		require.Zero(t, r.RowsChanged)
+		for _, again := range []bool{false, true} {
+			cfg := s.config()
+			cfg.Again = again
+			r := s.mustImport(cfg, second)[0]
+			require.Equal(t, int64(1), r.RowsUnchanged)
+			require.Zero(t, r.RowsChanged)
+		}
 		require.Equal(t, 2, value[int](s, "select version from custody_data."+table+" where tenant_id = 'acme'"))
 		require.Equal(t, 1, value[int](s, "select count(*) from custody_data.audit_logs where action = 'record.update' and resource_type = $1", table))
 	}
@@ -897,6 +904,24 @@ func TestAgainstTheApplication(t *testing.T) {
 		}
 		require.Equal(t, 1, value[int](s, "select count(*) from custody_data.audit_logs where log_entry_id = $1", id))
 	}
+}
+
+// TestVocabularyOfEveryParser: words that only one of several blocks has are registered whoever parsed it.
+func TestVocabularyOfEveryParser(t *testing.T) {
+	s := newSite(t)
+	var lines []string
+	for block := range 24 {
+		for range 4 {
+			lines = append(lines, eventLine(t, map[string]any{"log_entry_id": uuid.New(), "action": fmt.Sprintf("action.%d", block),
+				"resource_type": fmt.Sprintf("type.%d", block), "metadata": map[string]any{fmt.Sprintf("key_%d", block): strings.Repeat("x", blockSize/4)}}))
+		}
+	}
+	cfg := s.config()
+	cfg.RegisterVocabulary, cfg.Parsers = true, 4
+	r := s.mustImport(cfg, s.file("audit_logs", lines...))[0]
+	require.Equal(t, 24, r.ActionsRegistered)
+	require.Equal(t, 24, r.ResourceTypesRegistered)
+	require.Equal(t, 24, value[int](s, "select count(distinct (action, metadata_keys)) from custody_data.audit_actions where tenant_id = 'acme' and metadata_keys[1] = 'key_' || split_part(action, '.', 2)"))
 }
 
 // waitForLock waits until a session of this database waits for another's transaction.
