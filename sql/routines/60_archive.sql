@@ -157,8 +157,7 @@ begin
   end if;
   v_from := coalesce(v_from, '0');
   v_ended := coalesce(v_days_end, '-infinity')::timestamp at time zone 'UTC';
-  -- A day that has a segment has ended, whoever asks for less: its late events must not be passed over.
-  v_before := greatest(p_before, v_days_end)::timestamp at time zone 'UTC';
+  v_before := p_before::timestamp at time zone 'UTC';
   v_month := date_trunc('month', v_ended at time zone 'UTC') at time zone 'UTC';
 
   for v_day in
@@ -178,7 +177,7 @@ begin
     )
     select d.day, min(d.first) as first, max(d.last) as last, sum(d.rows)::bigint as rows, max(d.recorded_until) as recorded_until
     from (
-      -- late events, by the index on xid
+      -- late events of days that have segments, whoever asks for less, by the index on xid
       select (a.occurred_at at time zone 'UTC')::date as day, min(a.xid) as first, max(a.xid) as last, count(*) as rows,
         max(a.recorded_at) as recorded_until
       from custody_data.audit_logs a
