@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -358,6 +359,21 @@ func TestDumpAndRestore(t *testing.T) {
 			b.session(t, app).run(t, tenant, "", fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, asked.user, ""))
 			b.burn(t, 10000)
 			worker.refused(t, "PC019", tenant, "", asked.erase())
+
+			// And back into the first cluster, which is further than what it gets.
+			o.burn(t, 12000)
+			o.dump = b.backup(t)
+			back := o.restoreAs(t, source, "back", stack.Superuser)
+			worker, archived := back.session(t, runner), maps.Clone(o.archived)
+			for range 2 {
+				for _, day := range o.days {
+					worker.late(t, day, 2)
+				}
+				back.settle(t)
+				require.Positive(t, back.archive(t, worker, archived))
+				back.requireArchivedOnce(t, archived)
+			}
+			require.Zero(t, back.archive(t, worker, archived))
 		})
 	}
 }
@@ -456,7 +472,47 @@ func (o *original) goOn(t *testing.T, b *bed) {
 			require.Len(t, segments, 1, id)
 		}
 	})
+	t.Run("the commands", func(t *testing.T) { b.commands(t) })
 	b.requireNoFindings(t)
+}
+
+// commands has the program itself import, archive into the cluster's own store,
+// and erase.
+func (b *bed) commands(t *testing.T) {
+	binary := filepath.Join(t.TempDir(), "pgcustody")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "pgcustody/cmd/pgcustody")
+	out, err := build.CombinedOutput()
+	require.NoError(t, err, string(out))
+	env := b.Stack.Env()
+	env["PGDATABASE"], env["PGCUSTODY_TENANT"] = b.Name, tenant
+	pgcustody := func(args ...string) {
+		t.Helper()
+		command := exec.CommandContext(t.Context(), binary, args...)
+		for name, value := range env {
+			command.Env = append(command.Env, name+"="+value)
+		}
+		out, err := command.CombinedOutput()
+		require.NoError(t, err, "%s: %s", args, out)
+	}
+
+	events := filepath.Join(t.TempDir(), "audit_logs.jsonl")
+	var lines strings.Builder
+	user, id := newUser("late"), uuid.New()
+	day := time.Now().UTC().AddDate(0, 0, -2)
+	fmt.Fprintf(&lines, `{"log_entry_id":%q,"timestamp":%q,"user_id":%q,"action":"account.login","result":"success","metadata":{}}`+"\n", id, day.Format(time.RFC3339), user)
+	require.NoError(t, os.WriteFile(events, []byte(lines.String()), 0o600))
+	pgcustody("import", "--table", "audit_logs", events)
+	pgcustody("import", "--table", "audit_logs", events)
+	require.Equal(t, 1, ask[int](t, b, `select count(*) from custody_data.audit_logs where log_entry_id = $1`, id), "imported once")
+	b.settle(t)
+	pgcustody("archive", "run")
+	require.Equal(t, 0, ask[int](t, b, `select count(*) from custody_data.archive_segments where recorded_at is null`))
+	require.True(t, ask[bool](t, b, `select exists (select from custody_data.archive_segments s
+		where s.day = $1::date and s.recorded_at > now() - interval '5 minutes' and s.object_key like 'audit-archives/%')`, day))
+	b.session(t, dpo).run(t, tenant, "", `select custody.register_holder('crm', null, null, true)`) // nobody answers there
+	pgcustody("erase", user)
+	require.Empty(t, b.identity(t, user))
+	pgcustody("status")
 }
 
 // later makes everything in the trail and the archive as old as if days had passed.
