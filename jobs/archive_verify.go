@@ -58,8 +58,9 @@ func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, 
 	checked := recorded
 	if sample > 0 && sample < len(recorded) {
 		newest := len(recorded) - 1
-		chosen := append(rand.Perm(newest)[:sample-1], newest)
+		chosen := rand.Perm(newest)[:sample-1]
 		slices.Sort(chosen)
+		chosen = append(chosen, newest)
 		checked = nil
 		for _, i := range chosen {
 			checked = append(checked, recorded[i])

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"strconv"
 	"time"
@@ -65,7 +66,7 @@ func Read(r io.Reader, line func(line []byte) error) (Sums, error) {
 		plain.Write(piece)
 		sums.PlainBytes += int64(len(piece))
 		switch {
-		case err == bufio.ErrBufferFull:
+		case errors.Is(err, bufio.ErrBufferFull):
 			if long = append(long, piece...); len(long) > maxLine {
 				return finish(damaged("line %d is longer than %d bytes", sums.Rows+1, maxLine))
 			}
@@ -96,17 +97,14 @@ func Read(r io.Reader, line func(line []byte) error) (Sums, error) {
 // decoder's.
 type source struct {
 	r   io.Reader
-	sum interface {
-		io.Writer
-		Sum([]byte) []byte
-	}
+	sum hash.Hash
 	n   int64
 	err error
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
-	s.sum.Write(p[:n])
+	s.sum.Write(p[:n]) // never fails
 	s.n += int64(n)
 	if err != nil && err != io.EOF {
 		s.err = err

@@ -23,7 +23,7 @@ const (
 )
 
 func (s *s3Store) Check(ctx context.Context) error {
-	if _, err := s.listOne(ctx); err != nil {
+	if err := s.listOne(ctx); err != nil {
 		return err
 	}
 	if err := s.checkSettings(ctx); err != nil {

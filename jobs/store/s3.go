@@ -100,10 +100,10 @@ func (s *s3Store) key(key string) *string { return aws.String(s.prefix + key) }
 func (s *s3Store) Put(ctx context.Context, key string, body io.Reader, opts PutOptions) (PutResult, error) {
 	part := s.buffer()
 	n, err := io.ReadFull(body, part[:])
-	switch {
-	case err == nil:
+	switch err {
+	case nil:
 		return s.putParts(ctx, key, part, body, opts)
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
+	case io.EOF, io.ErrUnexpectedEOF: // ReadFull's own, never wrapped
 		defer s.free(part)
 		return s.putWhole(ctx, key, part[:n], opts)
 	default:
@@ -372,7 +372,7 @@ func (r *objectReader) Read(p []byte) (int, error) {
 		return n, &Error{Op: "get", Object: r.store.objectURL(r.key), Kind: ErrTruncated,
 			Hint: "run again; if it stays, the object is damaged",
 			Err:  fmt.Errorf("%d bytes are missing", r.left)}
-	case context.Cause(r.reading) == errStalled:
+	case errors.Is(context.Cause(r.reading), errStalled):
 		err = errStalled
 	}
 	return n, r.store.error(r.parent, "get", r.key, err)

@@ -42,7 +42,7 @@ func (s *s3Store) error(ctx context.Context, op, key string, err error) error {
 	case code == "NoSuchKey", code == "NoSuchVersion", code == "NoSuchUpload":
 		e.Kind = ErrNotFound
 	case op == "head" && status == http.StatusNotFound:
-		if _, err := s.listOne(ctx); err != nil {
+		if err := s.listOne(ctx); err != nil {
 			return err
 		}
 		e.Kind = ErrNotFound
@@ -103,14 +103,12 @@ func (s *s3Store) putError(ctx context.Context, key string, opts PutOptions, err
 
 // listOne asks for the first object, which tells whether the bucket is there
 // and these credentials are known.
-func (s *s3Store) listOne(ctx context.Context) (*s3.ListObjectsV2Output, error) {
-	out, err := s.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{
-		Bucket: &s.bucket, Prefix: &s.prefix, MaxKeys: aws.Int32(1),
-	})
+func (s *s3Store) listOne(ctx context.Context) error {
+	_, err := s.client.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &s.prefix, MaxKeys: aws.Int32(1)})
 	if err != nil {
-		return nil, s.error(ctx, "list", "", err)
+		return s.error(ctx, "list", "", err)
 	}
-	return out, nil
+	return nil
 }
 
 // shorten drops the SDK's wrapping, which repeats operation, request ids and

@@ -123,7 +123,7 @@ func (a *archive) plan(ctx context.Context) error {
 			for _, s := range plan.Segments {
 				fmt.Fprintf(table, "%s\t%d\t%s\n", s.Day, s.Events, s.RetainUntil.Format(time.DateOnly))
 			}
-			table.Flush()
+			_ = table.Flush()
 		}
 		fmt.Fprintln(out)
 		table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
@@ -131,7 +131,7 @@ func (a *archive) plan(ctx context.Context) error {
 		for _, m := range plan.Months {
 			fmt.Fprintf(table, "%s\t%s\t%d\t%s\n", m.From.Format("2006-01"), m.State, m.Events, m.Detail)
 		}
-		table.Flush()
+		_ = table.Flush()
 	})
 }
 
@@ -178,7 +178,7 @@ func (a *archive) List(ctx context.Context) error {
 		for _, s := range segments {
 			fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%d\t%s\t%s\n", s.Day, s.Part, s.Events, s.PlainBytes, s.StoredBytes, s.RetainUntil.Format(time.DateOnly), s.Object)
 		}
-		table.Flush()
+		_ = table.Flush()
 	})
 }
 
