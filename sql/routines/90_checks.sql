@@ -58,16 +58,21 @@ select 'guard-replaced', 'A guard calls another function than its own', 'error',
   pg_catalog.format('trigger %s calls %s', r.tgname, r.tgfoid::regprocedure), 'Put it back as in sql/00009_guards.sql'
 from tables t join pg_catalog.pg_trigger r on r.tgrelid = t.oid
 join pg_catalog.pg_proc p on p.oid = r.tgfoid
-where not r.tgisinternal and (p.pronamespace <> 'custody_data'::regnamespace or p.proname not like 'tg\_%')
+where not r.tgisinternal and (p.pronamespace <> 'custody_data'::regnamespace or p.proname not like 'tg\_%'
+  -- before each update, delete and truncate, whatever it touches
+  or (t.relispartition and r.tgname = 'a_reject_mutation' and (p.proname <> 'tg_reject_mutation' or r.tgtype <> 58 or r.tgqual is not null)))
 union all
 select 'partition-detached', 'A month of the trail is not attached', 'error', 'HIPAA 164.312(b)', t.name, 'its events are out of sight',
   'alter table custody_data.audit_logs attach partition …; find out who detached it'
 from tables t where t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$' and not t.relispartition
 union all
 select 'partition-foreign', 'The trail has a partition that was not made by custody.ensure_audit_partitions', 'error', 'HIPAA 164.312(b)',
-  i.inhrelid::regclass::text, 'its name is not that of a month', 'Find out who attached it'
+  n.nspname || '.' || c.relname, 'its name is not that of a month', 'Find out who attached it'
 from pg_catalog.pg_inherits i
-where i.inhparent = 'custody_data.audit_logs'::regclass and i.inhrelid::regclass::text !~ '^custody_data\.audit_logs_[0-9]{4}_[0-9]{2}$'
+join pg_catalog.pg_class c on c.oid = i.inhrelid
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+-- by names, whose text does not depend on the search_path
+where i.inhparent = 'custody_data.audit_logs'::regclass and not (n.nspname = 'custody_data' and c.relname ~ '^audit_logs_[0-9]{4}_[0-9]{2}$')
 union all
 select 'partition-ahead', 'The trail has no partition for next month', 'warning', 'SOC 2 A1.2', 'audit_logs', 'appending makes it, in the first transaction that needs it',
   'pgcustody run partitions; see why the job did not'
@@ -105,7 +110,7 @@ select 'public-execute', 'PUBLIC may call a function', 'error', 'HIPAA 164.308(a
 from pg_catalog.pg_proc p
 cross join lateral pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x
 where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace) and x.grantee = 0
-  and p.proname not in ('current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id', 'has_subject', 'caller_role', 'caller_is')
+  and p.proname not in ('current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id', 'has_subject', 'caller_role', 'caller_is', 'writes_system')
 union all
 select 'search-path', 'A function has no fixed search_path', 'error', 'SOC 2 CC6.1', p.oid::regprocedure::text, coalesce(pg_catalog.array_to_string(p.proconfig, ', '), 'none'),
   'set search_path = pg_catalog, pg_temp, or a SQL-standard body'
@@ -128,6 +133,38 @@ from pg_catalog.pg_class c
 join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 where c.oid in ('custody_data.user_profiles'::regclass, 'custody_data.user_preferences'::regclass, 'custody_data.conversations'::regclass)
   and a.atttypid in ('text'::regtype, 'jsonb'::regtype) and a.attname <> 'conversation_id' and pg_catalog.col_description(c.oid, a.attnum) is null
+union all
+-- The text of definitions differs between versions of Postgres.
+select 'baseline-old', 'The definitions were last taken down under another version of Postgres', 'warning', 'SOC 2 CC8.1', 'custody_data.baseline()',
+  pg_catalog.format('Postgres %s then', b.baseline ->> 'postgres'), 'pgcustody migrate up --force'
+from (select custody_data.baseline() as baseline) b
+where (b.baseline ->> 'postgres')::int is distinct from pg_catalog.current_setting('server_version_num')::int / 10000
+union all
+select 'changed', 'An object is not as the last migration left it', 'error', 'SOC 2 CC8.1', coalesce(d.object, b.object),
+  case when d.object is null then 'it is gone' when b.object is null then 'it is new' else 'its definition, owner or rights differ' end,
+  'Find out who changed it and when; sql/ says what it was, and pgcustody migrate up --force puts functions and views back'
+from custody_data.definitions() d
+full join (
+  select o.key as object, o.value as digest
+  from pg_catalog.jsonb_each_text(custody_data.baseline() -> 'objects') o
+) b on b.object = d.object
+where d.digest is distinct from b.digest
+  and (custody_data.baseline() ->> 'postgres')::int = pg_catalog.current_setting('server_version_num')::int / 10000
+union all
+select 'backup-blind', 'Backups do not see all rows', 'error', 'HIPAA 164.308(a)(7)', t.name, 'no policy for custody_backup that is true for every row, or no grant',
+  pg_catalog.format('create policy %I on custody_data.%I for select to custody_backup using (true); grant select on custody_data.%I to custody_backup', t.name || '_backup_select', t.name, t.name)
+from tables t
+where t.relispartition and not (pg_catalog.has_table_privilege('custody_backup', t.oid, 'select') and exists (
+  select from pg_catalog.pg_policy p
+  where p.polrelid = t.oid and p.polpermissive and p.polcmd in ('r', '*') and 'custody_backup' = any (select pg_catalog.pg_get_userbyid(o) from pg_catalog.unnest(p.polroles) o) and pg_catalog.pg_get_expr(p.polqual, p.polrelid) = 'true'))
+union all
+select 'partition-policy', 'A partition shows rows to others than backups', 'error', 'HIPAA 164.312(a)(1)', t.name, pg_catalog.format('policy %s', p.polname), 'drop policy …: partitions are read through audit_logs'
+from tables t join pg_catalog.pg_policy p on p.polrelid = t.oid
+where t.relispartition and (select pg_catalog.string_agg(pg_catalog.pg_get_userbyid(o), ' ') from pg_catalog.unnest(p.polroles) o) <> 'custody_backup'
+union all
+select 'partition-rule', 'A rule rewrites statements on a partition', 'error', 'HIPAA 164.312(b)', t.name, pg_catalog.format('rule %s', w.rulename), 'drop rule …'
+from tables t join pg_catalog.pg_rewrite w on w.ev_class = t.oid
+where t.relispartition
 order by 3, 1, 5;
 grant select on custody_check.findings to custody_admin, custody_auditor, custody_worker, custody_privacy;
 comment on view custody_check.findings is 'What does not stand as this schema put it up: id, title, level (error, warning), control, object, detail, remediation. Empty where all is well.';

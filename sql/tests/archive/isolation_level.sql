@@ -1,0 +1,13 @@
+-- The archive runs read committed: at a stricter level it could not see what ended while it waited.
+begin isolation level repeatable read;
+set local search_path = tap, testing;
+select no_plan();
+set local session authorization custody_runner;
+select custody.set_context('system', 'runner');
+select refuses($$select custody.open_segments()$$, 'PC026', 'opening');
+select refuses($$select custody.archive_due()$$, 'PC026', 'what is due');
+select refuses($$select custody.audit_months()$$, 'PC026', 'the months');
+select refuses($$select custody.drop_archived_partitions()$$, 'PC026', 'dropping');
+select refuses($$select custody.record_segment('2001-01-01', 1, 'k', 'm', 1, 1, 1, sha256('x'), sha256('x'), now(), now(), now(), '{}')$$, 'PC026', 'recording');
+select * from finish();
+rollback;
