@@ -185,7 +185,7 @@ declare
   v_held bigint;
 begin
   perform custody_data.lock_holds(custody_data.require_context());
-  if exists (select from custody_data.active_holds()) then
+  if exists (select from custody_data.legal_holds h where h.released_at is null and (h.until_at is null or h.until_at > now())) then
     execute format($q$
       select count(*) from old_rows r
       where exists (
@@ -238,7 +238,7 @@ begin
     select $1, custody_data.new_entry_id(), clock_timestamp(), $2, g.identity_id, $3, $4,
       case when count(*) = 1 then min(g.row_id) end, 'success', $5,
       case when g.columns is null then '{}'::jsonb else jsonb_build_object('columns', g.columns) end
-        || case when count(*) = 1 then '{}'::jsonb else jsonb_build_object('rows', count(*), 'row_ids', jsonb_agg(g.row_id order by g.row_id)) end
+        || case when count(*) = 1 then '{}'::jsonb else jsonb_build_object('rows', count(*), 'row_ids', to_jsonb(array_agg(g.row_id order by g.row_id))) end
     from (%s) g
     group by g.identity_id, g.columns $q$, v_groups)
   using v_tenant, v_actor_id, 'record.' || lower(tg_op), tg_table_name, custody.current_purpose();

@@ -176,14 +176,18 @@ Errors: PC001, PC015 confined to one person, PC023, PC024 unknown or released, P
 
 create or replace function custody_data.holds_on(p_identity_id uuid)
 returns uuid[]
-language sql
+language plpgsql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(array_agg(h.hold_id order by h.placed_at), '{}')
-  from custody_data.active_holds() h
-  where h.scope = 'tenant' or h.identity_id = p_identity_id;
+begin
+  return (
+    select coalesce(array_agg(h.hold_id order by h.placed_at), '{}')
+    from custody_data.legal_holds h
+    where h.released_at is null and (h.until_at is null or h.until_at > now())
+      and (h.scope = 'tenant' or h.identity_id = p_identity_id));
+end
 $$;
 revoke all on function custody_data.holds_on(uuid) from public;
 comment on function custody_data.holds_on(uuid) is 'Holds that keep a person of the tenant in context from erasure: on the tenant, the person, or a row about the person.';
