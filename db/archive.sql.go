@@ -328,3 +328,13 @@ func (q *Queries) SchemaVersion(ctx context.Context, db DBTX) (int64, error) {
 	err := row.Scan(&version)
 	return version, err
 }
+
+const setConnectionCheck = `-- name: SetConnectionCheck :exec
+select pg_catalog.set_config('client_connection_check_interval', $1::text, true)
+`
+
+// The server ends a statement of this transaction once it notices that the client is gone.
+func (q *Queries) SetConnectionCheck(ctx context.Context, db DBTX, checkInterval string) error {
+	_, err := db.Exec(ctx, setConnectionCheck, checkInterval)
+	return err
+}

@@ -36,6 +36,10 @@ type ArchiveConfig struct {
 	Timeout time.Duration
 	// Again is when a run comes again that has no store; default 1 h.
 	Again time.Duration
+	// OthersWait is how long a run waits for segments that another worker streams,
+	// before it leaves them to that worker or the next run; default 30 s. The
+	// database notices after DeadAfter, default 5 s, that a worker died.
+	OthersWait, DeadAfter time.Duration
 	// DropLockTimeout is how long dropping a month may wait for the trail's lock;
 	// whoever appends waits behind it. Default 500 ms.
 	DropLockTimeout time.Duration
@@ -49,6 +53,8 @@ type ArchiveConfig struct {
 func (c ArchiveConfig) withDefaults() ArchiveConfig {
 	c.Timeout = cmp.Or(c.Timeout, 2*time.Hour)
 	c.Again = cmp.Or(c.Again, time.Hour)
+	c.OthersWait = cmp.Or(c.OthersWait, 30*time.Second)
+	c.DeadAfter = cmp.Or(c.DeadAfter, 5*time.Second)
 	c.DropLockTimeout = cmp.Or(c.DropLockTimeout, 500*time.Millisecond)
 	c.DropPause = cmp.Or(c.DropPause, 2*time.Second)
 	c.DropAttempts = cmp.Or(c.DropAttempts, 5)
@@ -99,7 +105,7 @@ func (w *ArchiveWorker) Work(ctx context.Context, job *river.Job[ArchiveArgs]) e
 		if w.Store == nil {
 			return later(job, config.Again, &Failure{Step: "archive", Code: "no store: set PGCUSTODY_STORE"})
 		}
-		if err := w.archive(ctx, run); err != nil {
+		if err := w.archive(ctx, run, config); err != nil {
 			return err
 		}
 		return w.drop(ctx, run, config)
@@ -109,8 +115,9 @@ func (w *ArchiveWorker) Work(ctx context.Context, job *river.Job[ArchiveArgs]) e
 // segmentsAtOnce is how many open segments are asked for at a time.
 const segmentsAtOnce = 100
 
-func (w *ArchiveWorker) archive(ctx context.Context, run *Run) error {
+func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveConfig) error {
 	checked, done := false, int64(0)
+	var waitUntil time.Time
 	for {
 		var open []db.OpenSegmentsRow
 		err := InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) (err error) {
@@ -132,7 +139,7 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run) error {
 		}
 		left := 0
 		for _, row := range open {
-			a := &archiving{ArchiveWorker: w, run: run, name: segment.NewName(row.Day, int(row.Part)), row: row, done: done}
+			a := &archiving{ArchiveWorker: w, run: run, config: config, name: segment.NewName(row.Day, int(row.Part)), row: row, done: done}
 			if err := errors.Join(a.from.UnmarshalText([]byte(row.XidFrom)), a.to.UnmarshalText([]byte(row.XidTo))); err != nil {
 				return fail("open segments", err)
 			}
@@ -144,10 +151,20 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run) error {
 			}
 			done += a.sent.rows
 		}
-		if left > 0 {
-			// Whoever streams them records them.
+		switch {
+		case left < len(open):
+			waitUntil = time.Time{}
+		case waitUntil.IsZero():
+			waitUntil = time.Now().Add(config.OthersWait)
+		case time.Now().After(waitUntil):
+			// Whoever streams them records them, or the next run does.
 			run.Count("segments_of_others", int64(left))
 			return nil
+		}
+		if left == len(open) {
+			if err := sleep(ctx, min(time.Second, config.OthersWait)); err != nil {
+				return err
+			}
 		}
 	}
 }
@@ -158,12 +175,13 @@ var errTaken = errors.New("another worker has the segment")
 // archiving is the work on one segment.
 type archiving struct {
 	*ArchiveWorker
-	run  *Run
-	name segment.Name
-	row  db.OpenSegmentsRow
-	from segment.XID // window, the second exclusive
-	to   segment.XID
-	done int64 // events of the segments before
+	run    *Run
+	config ArchiveConfig
+	name   segment.Name
+	row    db.OpenSegmentsRow
+	from   segment.XID // window, the second exclusive
+	to     segment.XID
+	done   int64 // events of the segments before
 
 	schema int64        // version of the database
 	sent   sent         // what the database sent
@@ -219,6 +237,10 @@ func (a *archiving) at(step string) error {
 // pass from the database, so that what is stored can be compared with them.
 func (a *archiving) stream(ctx context.Context) error {
 	return InContext(ctx, a.Pool, a.archiveScope(), func(tx pgx.Tx) error {
+		// Should this process die, its lock must not outlive it until COPY has sorted.
+		if err := db.New().SetConnectionCheck(ctx, tx, milliseconds(a.config.DeadAfter)); err != nil {
+			return err
+		}
 		locked, err := db.New().LockSegment(ctx, tx, a.name.String())
 		if err != nil {
 			return err

@@ -111,9 +111,10 @@ func (b *archiveBench) now(ctx context.Context, change func(*ArchiveWorker)) (ma
 		change(w)
 	}
 	run := &Run{Job: "archive", deps: w.Deps, counts: map[string]int64{}}
-	err := w.archive(ctx, run)
+	config := w.Config.Archive.withDefaults()
+	err := w.archive(ctx, run, config)
 	if err == nil {
-		err = w.drop(ctx, run, w.Config.Archive.withDefaults())
+		err = w.drop(ctx, run, config)
 	}
 	return run.counts, err
 }
@@ -350,14 +351,7 @@ func TestTwoArchivesAtOnce(t *testing.T) {
 	errs := make([]error, 4)
 	for i := range errs {
 		workers.Go(func() {
-			// Some skip what another has; then they look again.
-			for {
-				counts, err := b.now(t.Context(), nil)
-				errs[i] = err
-				if err != nil || counts["segments_of_others"] == 0 {
-					return
-				}
-			}
+			_, errs[i] = b.now(t.Context(), nil)
 		})
 	}
 	workers.Wait()
@@ -378,13 +372,19 @@ func TestSegmentOfAnotherWorker(t *testing.T) {
 	locked, err := db.New().LockSegment(t.Context(), tx, segment.NewName(b.day(1), 1).String())
 	require.NoError(t, err)
 	require.True(t, locked)
-	counts, err := b.direct(t.Context(), nil)
+	counts, err := b.direct(t.Context(), func(w *ArchiveWorker) { w.Config.Archive.OthersWait = time.Millisecond })
 	require.NoError(t, err)
 	require.EqualValues(t, 1, counts["segments_of_others"])
 	require.Empty(t, b.versions())
+
+	// It waits for the other, should that be about to end.
+	done := make(chan error, 1)
+	go func() {
+		_, err := b.now(t.Context(), func(w *ArchiveWorker) { w.Config.Archive.OthersWait = time.Minute })
+		done <- err
+	}()
 	require.NoError(t, tx.Rollback(t.Context()))
-	_, err = b.direct(t.Context(), nil)
-	require.NoError(t, err)
+	require.NoError(t, <-done)
 	b.requireAllArchived()
 }
 
@@ -865,7 +865,7 @@ func TestDropIsRefused(t *testing.T) {
 	archiveOnly := func(b *archiveBench) {
 		b.settle()
 		w := &ArchiveWorker{Deps: b.deps}
-		require.NoError(b, w.archive(b.Context(), &Run{deps: b.deps, counts: map[string]int64{}}))
+		require.NoError(b, w.archive(b.Context(), &Run{deps: b.deps, counts: map[string]int64{}}, ArchiveConfig{}.withDefaults()))
 	}
 	t.Run("while an event is in no segment", func(t *testing.T) {
 		b := newArchiveBench(t)
@@ -973,7 +973,7 @@ func TestDropLooksAgainUnderItsLock(t *testing.T) {
 			day := b.day(150)
 			b.events(tenant, day, 10)
 			b.settle()
-			require.NoError(t, (&ArchiveWorker{Deps: b.deps}).archive(t.Context(), &Run{deps: b.deps, counts: map[string]int64{}}))
+			require.NoError(t, (&ArchiveWorker{Deps: b.deps}).archive(t.Context(), &Run{deps: b.deps, counts: map[string]int64{}}, ArchiveConfig{}.withDefaults()))
 
 			writer := b.super
 			if name == "hold" {

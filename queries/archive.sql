@@ -42,3 +42,7 @@ from custody.record_segment(
 
 -- name: SchemaVersion :one
 select max(m.version)::bigint as version from custody_data.schema_migrations m;
+
+-- name: SetConnectionCheck :exec
+-- The server ends a statement of this transaction once it notices that the client is gone.
+select pg_catalog.set_config('client_connection_check_interval', @check_interval::text, true);
