@@ -537,8 +537,8 @@ $$;
 revoke all on function custody.audit_complete_from() from public;
 grant execute on function custody.audit_complete_from() to custody_auditor, custody_privacy, custody_worker, custody_readwrite;
 comment on function custody.audit_complete_from() is
-'From when on Postgres holds every event: the end of the newest month that was dropped after archiving, or null where none was. Needs a context.
-Callers: custody_auditor, custody_privacy, custody_worker, custody_readwrite.';
+'From when on Postgres holds every event: the end of the newest month that was dropped after archiving, or null where none was.
+Errors: PC001. Callers: custody_auditor, custody_privacy, custody_worker, custody_readwrite.';
 
 -- definer: the trail is read through this function alone, and reading it is an event
 create or replace function custody.audit_events(
@@ -661,4 +661,4 @@ revoke all on function custody.audit_event(uuid) from public;
 grant execute on function custody.audit_event(uuid) to custody_auditor, custody_privacy, custody_readwrite;
 comment on function custody.audit_event(uuid) is
 'One event as a JSON object with the columns of custody.audit_trail, or null for the unknown; the reading is itself an event.
-Errors: PC001. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
+Errors: PC001, PC015. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';

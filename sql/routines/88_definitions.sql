@@ -68,7 +68,7 @@ as $$
     from relations r join pg_attribute a on a.attrelid = r.oid and a.attnum > 0 and not a.attisdropped left join pg_attrdef d on d.adrelid = a.attrelid and d.adnum = a.attnum
     union all
     select 'policy ' || r.name || '.' || p.polname, concat_ws(' ', p.polcmd, p.polpermissive,
-      (select string_agg(case when o.role = 0 then 'public' else pg_get_userbyid(o.role) end, ', ' order by 1) from unnest(p.polroles) o (role)), pg_get_expr(p.polqual, p.polrelid), '/', pg_get_expr(p.polwithcheck, p.polrelid))
+      (select string_agg(case when o.role = 0 then 'public' else pg_get_userbyid(o.role) end, ', ' order by pg_get_userbyid(o.role)) from unnest(p.polroles) o (role)), pg_get_expr(p.polqual, p.polrelid), '/', pg_get_expr(p.polwithcheck, p.polrelid))
     from relations r join pg_policy p on p.polrelid = r.oid
     union all
     select 'trigger ' || r.name || '.' || t.tgname, concat_ws(' ', pg_get_triggerdef(t.oid), t.tgenabled)

@@ -24,10 +24,10 @@ with tables as (
   from pg_catalog.pg_class c
   where c.relnamespace in ('custody_data'::regnamespace, 'custody_keys'::regnamespace) and c.relkind in ('r', 'p')
 ), expected_guards (name, trigger_name) as (
-  select t.name, 'a_reject_mutation' from tables t
+  select t.name, 'a_reject_mutation' as trigger_name from tables t
   where t.name in ('audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
   union all
-  select t.name, 'a_reject_delete' from tables t
+  select t.name, 'a_reject_delete' as trigger_name from tables t
   where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments',
     'audit_actions', 'audit_resource_types', 'retention_policies')
   union all

@@ -51,6 +51,7 @@ select is(pg_temp.state('2001_03'), 'due', 'released, it may go');
 -- The trail does not hold what its segment says: nothing is dropped.
 reset session authorization;
 alter table custody_data.audit_logs_2001_03 disable trigger user;
+select custody.set_context('system', 'runner');
 create function pg_temp.tampered(p_sql text) returns text language plpgsql as $$
 begin
   execute p_sql;
@@ -65,6 +66,13 @@ select is(pg_temp.tampered($$delete from custody_data.audit_logs_2001_03$$), 'PC
 select is(pg_temp.tampered($$update custody_data.audit_logs_2001_03 set xid = '7'$$), 'PC029', 'an event is in another transaction');
 select is(pg_temp.tampered($$insert into custody_data.audit_logs_2001_03 select a.tenant_id, gen_random_uuid(), a.occurred_at, a.recorded_at, a.actor_id, a.subject_id, a.action, a.resource_type, a.resource_id, a.result, a.purpose, a.metadata,
   a.personal, a.import_id, a.db_role, a.xid from custody_data.audit_logs_2001_03 a$$), 'PC029', 'an event was slipped in');
+delete from custody_data.audit_logs_2001_03;
+set local session authorization custody_runner;
+select refuses($$select custody.drop_archived_partitions(10)$$, 'PC029', 'all of them are missing');
+select is(pg_temp.state('2001_03'), 'mismatch', 'audit_months says so, too');
+reset session authorization;
+insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, import_id, xid, recorded_at)
+select 'months', '11111111-1111-4111-8111-111111111111', '2001-03-31 23:30:00+00', identity('months', 'runner'), 'account.login', gen_random_uuid(), '5', now();
 alter table custody_data.audit_logs_2001_03 enable always trigger a_reject_mutation;
 
 set local session authorization custody_runner;

@@ -7,6 +7,7 @@ set local session authorization custody_runner;
 select custody.set_context('import_isolation', 'runner');
 select custody.prepare_import(t) from unnest(array['user_profiles', 'user_preferences', 'consent_records', 'conversations', 'audit_logs']) t;
 select refuses($$select custody.import_profiles()$$, 'PC026', 'profiles');
+select refuses($$select custody.import_known('user_profiles', sha256('x'))$$, 'PC026', 'a known file');
 select refuses($$select custody.import_preferences()$$, 'PC026', 'preferences');
 select refuses($$select custody.import_consents()$$, 'PC026', 'consents');
 select refuses($$select custody.import_conversations()$$, 'PC026', 'conversations');
