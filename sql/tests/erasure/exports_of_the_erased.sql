@@ -1,0 +1,22 @@
+-- Once a person is erased, the job learns of which exports it must delete the documents.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('exports_erased'), tenant('exports_erased_2');
+set local session authorization custody_app;
+select custody.set_context('exports_erased', 'clerk');
+select custody.put_profile(u, '{}') from unnest(array['ada', 'bob']) u;
+select set_config('testing.erasure', request('exports_erased', 'ada')::text, true), set_config('testing.export', request('exports_erased', 'ada', 'export')::text, true), set_config('testing.other', request('exports_erased', 'bob', 'export')::text, true);
+set local session authorization custody_runner;
+select custody.set_context('exports_erased', 'runner');
+select is_empty($$select custody.exports_of_erased(current_setting('testing.erasure')::uuid)$$, 'while the erasure is open, of none');
+select custody.erase_subject(current_setting('testing.erasure')::uuid);
+select results_eq($$select custody.exports_of_erased(current_setting('testing.erasure')::uuid)$$, $$values (current_setting('testing.export')::uuid)$$, 'then of the person''s');
+select is_empty($$select custody.exports_of_erased(current_setting('testing.export')::uuid)$$, 'an export is no erasure');
+select is_empty($$select custody.exports_of_erased(gen_random_uuid())$$, 'an unknown request has none');
+select custody.set_context('exports_erased', 'runner', null, 'bob');
+select refuses($$select custody.exports_of_erased(current_setting('testing.erasure')::uuid)$$, 'PC015', 'in a context of one person');
+select custody.set_context('exports_erased_2', 'runner');
+select is_empty($$select custody.exports_of_erased(current_setting('testing.erasure')::uuid)$$, 'another tenant''s request is unknown');
+select * from finish();
+rollback;
