@@ -102,8 +102,8 @@ CREATE FUNCTION custody.audit_complete_from() RETURNS timestamp with time zone
 
 -- Name: FUNCTION audit_complete_from(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.audit_complete_from() IS 'From when on Postgres holds every event: the end of the newest month that was dropped after archiving, or null where none was. Needs a context.
-Callers: custody_auditor, custody_privacy, custody_worker, custody_readwrite.';
+COMMENT ON FUNCTION custody.audit_complete_from() IS 'From when on Postgres holds every event: the end of the newest month that was dropped after archiving, or null where none was.
+Errors: PC001. Callers: custody_auditor, custody_privacy, custody_worker, custody_readwrite.';
 
 -- Name: entry_time(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -208,7 +208,7 @@ CREATE FUNCTION custody.audit_event(p_log_entry_id uuid) RETURNS jsonb
 -- Name: FUNCTION audit_event(p_log_entry_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.audit_event(p_log_entry_id uuid) IS 'One event as a JSON object with the columns of custody.audit_trail, or null for the unknown; the reading is itself an event.
-Errors: PC001. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
+Errors: PC001, PC015. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
 
 -- Name: current_subject_id(); Type: FUNCTION; Schema: custody
 
@@ -664,6 +664,7 @@ Errors: PC001, PC023. Callers: custody_worker, custody_privacy.';
 CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone DEFAULT now()) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET random_page_cost TO '1.1'
     AS $$ … $$;
 
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
@@ -690,13 +691,14 @@ Callers: custody_worker (daily, three months ahead), custody_admin. Appending ma
 CREATE FUNCTION custody.erase_subject(p_request_id uuid, p_residue_basis text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION erase_subject(p_request_id uuid, p_residue_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.erase_subject(p_request_id uuid, p_residue_basis text) IS 'Carries an erasure request out, all or nothing, and returns the certificate as get_certificate does; called again it returns the same one. Under a legal hold it deletes nothing and returns {"request_id", "status": "held", "holds": […]}: commit that, it is on record, and the request goes on when the hold ends.
 p_residue_basis: where identifiers stand in rows that may be kept, the legal basis for keeping them; the certificate names it.
-Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC023 the basis names the person, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
 
 -- Name: export_item; Type: VIEW; Schema: custody
 
@@ -719,8 +721,8 @@ CREATE FUNCTION custody.export_items(p_request_id uuid) RETURNS SETOF custody.ex
 
 -- Name: FUNCTION export_items(p_request_id uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.export_items(p_request_id uuid) IS 'What export_subject returns about the person of an export request, item by item and of any size: first the head, then each part followed by its items. The export is an event of the same transaction; its bytes are those of complete_export. Run it at repeatable read, so that the parts are of one moment.
-Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased. Callers: custody_privacy, custody_worker.';
+COMMENT ON FUNCTION custody.export_items(p_request_id uuid) IS 'What export_subject returns about the person of an export request, item by item and of any size: first the head, then each part followed by its items. The export is an event of the same transaction; its bytes are those of complete_export. Run it at repeatable read, so that the parts are of one moment; an erasure of the person waits for the end of the transaction.
+Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased; 40001 where an erasure was under way. Callers: custody_privacy, custody_worker.';
 
 -- Name: export_subject(text, bigint); Type: FUNCTION; Schema: custody
 
@@ -731,9 +733,21 @@ CREATE FUNCTION custody.export_subject(p_user_id text, p_max_bytes bigint DEFAUL
 
 -- Name: FUNCTION export_subject(p_user_id text, p_max_bytes bigint); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.export_subject(p_user_id text, p_max_bytes bigint) IS 'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. What the archive holds beyond audit_events_complete_from is the export job''s.
+COMMENT ON FUNCTION custody.export_subject(p_user_id text, p_max_bytes bigint) IS 'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. Events before audit_events_complete_from are in the archive alone and not part of it.
 p_max_bytes: bound, default 64 MiB.
 Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
+
+-- Name: exports_of_erased(uuid); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.exports_of_erased(p_request_id uuid) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION exports_of_erased(p_request_id uuid); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.exports_of_erased(p_request_id uuid) IS 'Export requests, done or not, of the person whom an erasure request that is done has erased: the erase job deletes their documents from the store. Nothing for a request that is unknown, open, or not an erasure.
+Errors: PC001, PC015 confined to one person. Callers: custody_worker.';
 
 -- Name: extend_request(uuid, text); Type: FUNCTION; Schema: custody
 
@@ -769,7 +783,7 @@ CREATE FUNCTION custody.finish_import(p_import_id uuid, p_table text, p_file_sha
 -- Name: FUNCTION finish_import(p_import_id uuid, p_table text, p_file_sha256 bytea, p_rows_read bigint, p_rows_added bigint, p_rows_changed bigint, p_rows_rejected bigint, p_run_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.finish_import(p_import_id uuid, p_table text, p_file_sha256 bytea, p_rows_read bigint, p_rows_added bigint, p_rows_changed bigint, p_rows_rejected bigint, p_run_id uuid) IS 'Records an import and appends record.import to the trail, in the transaction of the import.
-Errors: PC001. Callers: custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
 
 -- Name: finish_run(uuid, text, jsonb, bigint, text); Type: FUNCTION; Schema: custody
 
@@ -886,6 +900,19 @@ CREATE FUNCTION custody.import_conversations(p_skip_refused boolean DEFAULT fals
 COMMENT ON FUNCTION custody.import_conversations(p_skip_refused boolean) IS 'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
 Errors: PC001, PC003, PC023, PC026, PC028. Callers: custody_worker.';
+
+-- Name: import_known(text, bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.import_known(p_table text, p_file_sha256 bytea) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION import_known(p_table text, p_file_sha256 bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.import_known(p_table text, p_file_sha256 bytea) IS 'Whether a file was imported whole into p_table before. What is missing of it since, an erasure, retention or the application took away, and what differs, the application changed: the caller leaves both so. Keeps other imports of the table out until the transaction ends.
+p_file_sha256: of the file.
+Errors: PC001, PC023 no staging table, PC026. Callers: custody_worker.';
 
 -- Name: import_preferences(boolean); Type: FUNCTION; Schema: custody
 
@@ -1435,6 +1462,7 @@ COMMENT ON VIEW custody.retention_item IS 'Shape of retention_due_at: for each c
 CREATE FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) RETURNS SETOF custody.retention_item
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET random_page_cost TO '1.1'
     AS $$ … $$;
 
 -- Name: FUNCTION retention_due_at(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
@@ -1667,6 +1695,17 @@ CREATE FUNCTION custody_data.audit_partitions() RETURNS SETOF custody.audit_mont
 
 COMMENT ON FUNCTION custody_data.audit_partitions() IS 'The partitions of the trail that have both bounds, oldest first.';
 
+-- Name: baseline(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.baseline() RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION baseline(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.baseline() IS 'What definitions() said at the end of the last migration: the version of Postgres and the digest of each object. 95_baseline.sql writes it.';
+
 -- Name: begin_import(text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.begin_import(p_table text) RETURNS custody_data.tenant_name
@@ -1844,16 +1883,27 @@ CREATE FUNCTION custody_data.consent_expires_at(p_row custody_data.consent_recor
 
 COMMENT ON FUNCTION custody_data.consent_expires_at(p_row custody_data.consent_records) IS 'When a consent record may go: its end plus the policy consent; null while it is in force.';
 
--- Name: consent_is_held(custody_data.consent_records); Type: FUNCTION; Schema: custody_data
+-- Name: consent_holds(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.consent_is_held(p_row custody_data.consent_records) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone, consent_id uuid)
+    LANGUAGE sql STABLE ROWS 10
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION consent_is_held(p_row custody_data.consent_records); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION consent_holds(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.consent_is_held(p_row custody_data.consent_records) IS 'Whether a hold of the tenant in context covers a consent record, or an earlier one of the same person and purpose.';
+COMMENT ON FUNCTION custody_data.consent_holds() IS 'From which record on holds cover the consents of a person for a purpose; without a purpose, all of the person. A hold on the tenant is not among them.';
+
+-- Name: conversation_holds(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text)
+    LANGUAGE sql STABLE ROWS 10
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION conversation_holds(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.conversation_holds() IS 'People and conversations of the tenant in context that holds cover; without a conversation_id, all of the person. A hold on the tenant is not among them.';
 
 -- Name: covering_segments(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -1865,6 +1915,53 @@ CREATE FUNCTION custody_data.covering_segments(p_from timestamp with time zone, 
 -- Name: FUNCTION covering_segments(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.covering_segments(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Recorded segments whose events are still in the trail, of the days from p_from to p_to.';
+
+-- Name: definitions(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.definitions() RETURNS TABLE(object text, digest text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION definitions(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.definitions() IS 'Every object of the schemas of pgcustody, partitions apart, with a digest of its definition, owner and rights.';
+
+-- Name: due_consents(text, timestamp with time zone, interval); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval) RETURNS TABLE(consent_id uuid, identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone)
+    LANGUAGE sql STABLE
+    BEGIN ATOMIC
+ SELECT c.consent_id,
+     c.identity_id,
+     c.purpose,
+     c.occurred_at,
+     c.recorded_at
+    FROM (( SELECT r.tenant_id,
+             r.consent_id,
+             r.identity_id,
+             r.purpose,
+             r.granted,
+             r.policy_version,
+             r.legal_basis,
+             r.evidence,
+             r.occurred_at,
+             r.recorded_at,
+             r.xid,
+             lag(r.occurred_at) OVER (PARTITION BY r.identity_id, r.purpose ORDER BY r.occurred_at DESC, r.recorded_at DESC, r.consent_id DESC) AS next_at
+            FROM custody_data.consent_records r
+           WHERE (((r.tenant_id)::text = due_consents.p_tenant) AND (r.occurred_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)))) c
+      LEFT JOIN custody_data.identities i ON ((((i.tenant_id)::text = due_consents.p_tenant) AND (i.identity_id = c.identity_id) AND (i.erased_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)))))
+   WHERE ((c.occurred_at < (due_consents.p_as_of - due_consents.p_keep)) AND ((LEAST(
+         CASE
+             WHEN c.granted THEN c.next_at
+             ELSE c.occurred_at
+         END, i.erased_at) + due_consents.p_keep) < due_consents.p_as_of));
+END;
+
+-- Name: FUNCTION due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval) IS 'Consent records that ended more than p_keep before p_as_of, held or not: withdrawals, grants that another record followed, and those of people erased since.';
 
 -- Name: event_content(timestamp with time zone, uuid, uuid, text, text, text, text, jsonb, jsonb); Type: FUNCTION; Schema: custody_data
 
@@ -1950,13 +2047,14 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, job runs and River''s jobs. Names nobody.';
+COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
@@ -1966,13 +2064,24 @@ COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp wit
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.holds_on(p_identity_id uuid) RETURNS uuid[]
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION holds_on(p_identity_id uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.holds_on(p_identity_id uuid) IS 'Holds that keep a person of the tenant in context from erasure: on the tenant, the person, or a row about the person.';
+
+-- Name: identifier_needles(text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.identifier_needles(p_identifiers text[]) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION identifier_needles(p_identifiers text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.identifier_needles(p_identifiers text[]) IS 'Pieces of identifiers, for a test that is much cheaper than identifier_pattern and misses nothing that it finds: strpos in lower case under the collation C, in text that has quotes around each value.';
 
 -- Name: identifier_pattern(text[]); Type: FUNCTION; Schema: custody_data
 
@@ -1983,7 +2092,7 @@ CREATE FUNCTION custody_data.identifier_pattern(p_identifiers text[]) RETURNS te
 
 -- Name: FUNCTION identifier_pattern(p_identifiers text[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.identifier_pattern(p_identifiers text[]) IS 'A regular expression that finds identifiers in text and in the text of JSON.';
+COMMENT ON FUNCTION custody_data.identifier_pattern(p_identifiers text[]) IS 'A regular expression that finds identifiers in text, without regard to case.';
 
 -- Name: identifiers_of(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -2006,16 +2115,16 @@ CREATE FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_u
 
 COMMENT ON FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint) IS 'What an import function returns: rows added, changed, unchanged and refused.';
 
--- Name: is_held(text, uuid, text); Type: FUNCTION; Schema: custody_data
+-- Name: json_matches(jsonb, text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.is_held(p_table text, p_identity_id uuid, p_row_id text) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER
+CREATE FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
--- Name: FUNCTION is_held(p_table text, p_identity_id uuid, p_row_id text); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION json_matches(p_json jsonb, p_pattern text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.is_held(p_table text, p_identity_id uuid, p_row_id text) IS 'Whether a hold of the tenant in context covers a row.';
+COMMENT ON FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) IS 'Whether a string somewhere in a JSON value matches a regular expression, without regard to case.';
 
 -- Name: keep_of(text); Type: FUNCTION; Schema: custody_data
 
@@ -2064,8 +2173,9 @@ COMMENT ON FUNCTION custody_data.merge_patch(p_target jsonb, p_patch jsonb) IS '
 -- Name: month_is_held(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.month_is_held(p_range_from timestamp with time zone) RETURNS boolean
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
     AS $$ … $$;
 
 -- Name: FUNCTION month_is_held(p_range_from timestamp with time zone); Type: COMMENT; Schema: custody_data
@@ -2114,16 +2224,16 @@ CREATE FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reas
 
 COMMENT ON FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reason text, p_request_id uuid) IS 'What request_erasure and request_export have in common.';
 
--- Name: refuse_event(text, text, text, text, jsonb, timestamp with time zone, jsonb, text[], boolean); Type: FUNCTION; Schema: custody_data
+-- Name: refuse_event(text, text, text, text, jsonb, jsonb, text[], boolean); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamp with time zone, p_personal jsonb, p_keys text[], p_type_known boolean) RETURNS void
+CREATE FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb, p_keys text[], p_type_known boolean) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamp with time zone, p_personal jsonb, p_keys text[], p_type_known boolean); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb, p_keys text[], p_type_known boolean); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_occurred_at timestamp with time zone, p_personal jsonb, p_keys text[], p_type_known boolean) IS 'Raises what is wrong with an event that record_audit_event found unsound: the first of PC004, PC005, PC023, PC007, PC006, PC009.';
+COMMENT ON FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb, p_keys text[], p_type_known boolean) IS 'Raises what is wrong with an event that record_audit_event found unsound: the first of PC004, PC005, PC023, PC007, PC006, PC009.';
 
 -- Name: require_actor(); Type: FUNCTION; Schema: custody_data
 
@@ -2203,6 +2313,17 @@ CREATE FUNCTION custody_data.require_whole_tenant() RETURNS text
 
 COMMENT ON FUNCTION custody_data.require_whole_tenant() IS 'Tenant of the context; raises PC001 without one, PC015 where it is confined to one person.';
 
+-- Name: rights(aclitem[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.rights(p_acl aclitem[]) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION rights(p_acl aclitem[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.rights(p_acl aclitem[]) IS 'An access control list as text that two databases have in common.';
+
 -- Name: segment_retain_until(date); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.segment_retain_until(p_day date) RETURNS timestamp with time zone
@@ -2235,6 +2356,30 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key te
 -- Name: FUNCTION settle_repeated(p_table text, p_code text, p_key text, p_and_key text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
+
+-- Name: suspect_events(text, text[], xid8); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8) RETURNS TABLE(resource_id text, purpose text, metadata jsonb)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION suspect_events(p_tenant text, p_needles text[], p_since_xid xid8); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8) IS 'Events of a tenant, written by transactions from p_since_xid on, in whose resource, purpose or metadata one of up to four texts occurs somewhere.';
+
+-- Name: tenant_is_held(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tenant_is_held() RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tenant_is_held(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tenant_is_held() IS 'Whether a hold covers all of the tenant in context.';
 
 -- Name: tg_reject_column_change(); Type: FUNCTION; Schema: custody_data
 
@@ -2318,6 +2463,8 @@ COMMENT ON FUNCTION custody_data.tg_write_audit() IS 'Statement trigger: appends
 CREATE FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone); Type: COMMENT; Schema: custody_data
@@ -2641,12 +2788,12 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
           WHERE ((c.relnamespace = ANY (ARRAY[('custody_data'::regnamespace)::oid, ('custody_keys'::regnamespace)::oid])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])))
         ), expected_guards(name, trigger_name) AS (
          SELECT t.name,
-            'a_reject_mutation'::text AS "?column?"
+            'a_reject_mutation'::text AS trigger_name
            FROM tables t
           WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
         UNION ALL
          SELECT t.name,
-            'a_reject_delete'::text
+            'a_reject_delete'::text AS trigger_name
            FROM tables t
           WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text]))
         UNION ALL
@@ -2702,7 +2849,7 @@ UNION ALL
    FROM ((tables t
      JOIN pg_trigger r ON ((r.tgrelid = t.oid)))
      JOIN pg_proc p ON ((p.oid = r.tgfoid)))
-  WHERE ((NOT r.tgisinternal) AND ((p.pronamespace <> ('custody_data'::regnamespace)::oid) OR (p.proname !~~ 'tg\_%'::text)))
+  WHERE ((NOT r.tgisinternal) AND ((p.pronamespace <> ('custody_data'::regnamespace)::oid) OR (p.proname !~~ 'tg\_%'::text) OR (t.relispartition AND (r.tgname = 'a_reject_mutation'::name) AND ((p.proname <> 'tg_reject_mutation'::name) OR (r.tgtype <> 58) OR (r.tgqual IS NOT NULL)))))
 UNION ALL
  SELECT 'partition-detached'::text AS id,
     'A month of the trail is not attached'::text AS title,
@@ -2718,11 +2865,13 @@ UNION ALL
     'The trail has a partition that was not made by custody.ensure_audit_partitions'::text AS title,
     'error'::text AS level,
     'HIPAA 164.312(b)'::text AS control,
-    ((i.inhrelid)::regclass)::text AS object,
+    (((n.nspname)::text || '.'::text) || (c.relname)::text) AS object,
     'its name is not that of a month'::text AS detail,
     'Find out who attached it'::text AS remediation
-   FROM pg_inherits i
-  WHERE ((i.inhparent = ('custody_data.audit_logs'::regclass)::oid) AND (((i.inhrelid)::regclass)::text !~ '^custody_data\.audit_logs_[0-9]{4}_[0-9]{2}$'::text))
+   FROM ((pg_inherits i
+     JOIN pg_class c ON ((c.oid = i.inhrelid)))
+     JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
+  WHERE ((i.inhparent = ('custody_data.audit_logs'::regclass)::oid) AND (NOT ((n.nspname = 'custody_data'::name) AND (c.relname ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))))
 UNION ALL
  SELECT 'partition-ahead'::text AS id,
     'The trail has no partition for next month'::text AS title,
@@ -2806,7 +2955,7 @@ UNION ALL
     'revoke all on function … from public'::text AS remediation
    FROM (pg_proc p
      CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f'::"char", p.proowner))) x(grantor, grantee, privilege_type, is_grantable))
-  WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (x.grantee = (0)::oid) AND (p.proname <> ALL (ARRAY['current_tenant'::name, 'current_actor'::name, 'current_actor_id'::name, 'current_purpose'::name, 'current_subject'::name, 'current_subject_id'::name, 'has_subject'::name, 'caller_role'::name, 'caller_is'::name])))
+  WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (x.grantee = (0)::oid) AND (p.proname <> ALL (ARRAY['current_tenant'::name, 'current_actor'::name, 'current_actor_id'::name, 'current_purpose'::name, 'current_subject'::name, 'current_subject_id'::name, 'has_subject'::name, 'caller_role'::name, 'caller_is'::name, 'writes_system'::name])))
 UNION ALL
  SELECT 'search-path'::text AS id,
     'A function has no fixed search_path'::text AS title,
@@ -2848,6 +2997,69 @@ UNION ALL
    FROM (pg_class c
      JOIN pg_attribute a ON (((a.attrelid = c.oid) AND (a.attnum > 0) AND (NOT a.attisdropped))))
   WHERE ((c.oid = ANY (ARRAY[('custody_data.user_profiles'::regclass)::oid, ('custody_data.user_preferences'::regclass)::oid, ('custody_data.conversations'::regclass)::oid])) AND (a.atttypid = ANY (ARRAY[('text'::regtype)::oid, ('jsonb'::regtype)::oid])) AND (a.attname <> 'conversation_id'::name) AND (col_description(c.oid, (a.attnum)::integer) IS NULL))
+UNION ALL
+ SELECT 'baseline-old'::text AS id,
+    'The definitions were last taken down under another version of Postgres'::text AS title,
+    'warning'::text AS level,
+    'SOC 2 CC8.1'::text AS control,
+    'custody_data.baseline()'::text AS object,
+    format('Postgres %s then'::text, (b.baseline ->> 'postgres'::text)) AS detail,
+    'pgcustody migrate up --force'::text AS remediation
+   FROM ( SELECT custody_data.baseline() AS baseline) b
+  WHERE (((b.baseline ->> 'postgres'::text))::integer IS DISTINCT FROM ((current_setting('server_version_num'::text))::integer / 10000))
+UNION ALL
+ SELECT 'changed'::text AS id,
+    'An object is not as the last migration left it'::text AS title,
+    'error'::text AS level,
+    'SOC 2 CC8.1'::text AS control,
+    COALESCE(d.object, b.object) AS object,
+        CASE
+            WHEN (d.object IS NULL) THEN 'it is gone'::text
+            WHEN (b.object IS NULL) THEN 'it is new'::text
+            ELSE 'its definition, owner or rights differ'::text
+        END AS detail,
+    'Find out who changed it and when; sql/ says what it was, and pgcustody migrate up --force puts functions and views back'::text AS remediation
+   FROM (custody_data.definitions() d(object, digest)
+     FULL JOIN ( SELECT o.key AS object,
+            o.value AS digest
+           FROM jsonb_each_text((custody_data.baseline() -> 'objects'::text)) o(key, value)) b ON ((b.object = d.object)))
+  WHERE ((d.digest IS DISTINCT FROM b.digest) AND (((custody_data.baseline() ->> 'postgres'::text))::integer = ((current_setting('server_version_num'::text))::integer / 10000)))
+UNION ALL
+ SELECT 'backup-blind'::text AS id,
+    'Backups do not see all rows'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.308(a)(7)'::text AS control,
+    t.name AS object,
+    'no policy for custody_backup that is true for every row, or no grant'::text AS detail,
+    format('create policy %I on custody_data.%I for select to custody_backup using (true); grant select on custody_data.%I to custody_backup'::text, (t.name || '_backup_select'::text), t.name, t.name) AS remediation
+   FROM tables t
+  WHERE (t.relispartition AND (NOT (has_table_privilege('custody_backup'::name, t.oid, 'select'::text) AND (EXISTS ( SELECT
+           FROM pg_policy p
+          WHERE ((p.polrelid = t.oid) AND p.polpermissive AND (p.polcmd = ANY (ARRAY['r'::"char", '*'::"char"])) AND ('custody_backup'::name IN ( SELECT pg_get_userbyid(o.o) AS pg_get_userbyid
+                   FROM unnest(p.polroles) o(o))) AND (pg_get_expr(p.polqual, p.polrelid) = 'true'::text)))))))
+UNION ALL
+ SELECT 'partition-policy'::text AS id,
+    'A partition shows rows to others than backups'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(1)'::text AS control,
+    t.name AS object,
+    format('policy %s'::text, p.polname) AS detail,
+    'drop policy …: partitions are read through audit_logs'::text AS remediation
+   FROM (tables t
+     JOIN pg_policy p ON ((p.polrelid = t.oid)))
+  WHERE (t.relispartition AND (( SELECT string_agg((pg_get_userbyid(o.o))::text, ' '::text) AS string_agg
+           FROM unnest(p.polroles) o(o)) <> 'custody_backup'::text))
+UNION ALL
+ SELECT 'partition-rule'::text AS id,
+    'A rule rewrites statements on a partition'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    t.name AS object,
+    format('rule %s'::text, w.rulename) AS detail,
+    'drop rule …'::text AS remediation
+   FROM (tables t
+     JOIN pg_rewrite w ON ((w.ev_class = t.oid)))
+  WHERE t.relispartition
   ORDER BY 3, 1, 5;
 
 -- Name: VIEW findings; Type: COMMENT; Schema: custody_check
@@ -3198,7 +3410,7 @@ CREATE INDEX audit_logs_xid_idx ON ONLY custody_data.audit_logs USING btree (xid
 
 -- Name: consent_records_identity_id_purpose_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX consent_records_identity_id_purpose_idx ON custody_data.consent_records USING btree (tenant_id, identity_id, purpose, occurred_at DESC);
+CREATE INDEX consent_records_identity_id_purpose_idx ON custody_data.consent_records USING btree (tenant_id, identity_id, purpose, occurred_at DESC, recorded_at DESC, consent_id DESC) INCLUDE (granted);
 
 -- Name: consent_records_occurred_at_idx; Type: INDEX; Schema: custody_data
 
@@ -3215,6 +3427,10 @@ CREATE INDEX conversations_last_message_at_idx ON custody_data.conversations USI
 -- Name: erasure_notices_open_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX erasure_notices_open_idx ON custody_data.erasure_notices USING btree (tenant_id, created_at) WHERE (acknowledged_at IS NULL);
+
+-- Name: identities_erased_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX identities_erased_at_idx ON custody_data.identities USING btree (tenant_id, erased_at) WHERE (erased_at IS NOT NULL);
 
 -- Name: identities_tenant_id_user_id_idx; Type: INDEX; Schema: custody_data
 
