@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math"
 	"math/rand/v2"
 	neturl "net/url"
 	"os"
@@ -217,13 +218,15 @@ func TestKilledAndRunAgain(t *testing.T) {
 			d := newDatabase(t)
 			killed := 0
 			for attempt := 0; ; attempt++ {
-				require.Less(t, attempt, 50)
+				// Half as long again each time, so that a slow machine too gets further and comes to an end.
+				patience := 50 * time.Millisecond * time.Duration(math.Pow(1.5, float64(attempt)))
+				require.Less(t, patience, 10*time.Minute)
 				command := exec.Command(os.Args[0])
 				command.Env = append(os.Environ(), upEnv+"="+d.url)
 				var problem bytes.Buffer
 				command.Stderr = &problem
 				require.NoError(t, command.Start())
-				timer := time.AfterFunc(time.Duration(50+rand.IntN(100)+40*attempt)*time.Millisecond, func() { command.Process.Kill() })
+				timer := time.AfterFunc(patience+rand.N(patience), func() { command.Process.Kill() })
 				err := command.Wait()
 				timer.Stop()
 				if err == nil {

@@ -90,7 +90,7 @@ begin
       detail = format('It is %s, in which an import would not see what it waited for.', current_setting('transaction_isolation')),
       hint = 'begin isolation level read committed.';
   end if;
-  if to_regclass(format('pg_temp.%I', 'staged_' || p_table)) is null then
+  if to_regclass(format('pg_temp.%I', 'staged_' || coalesce(p_table, ''))) is null then
     raise exception using
       errcode = 'PC023',
       message = format('no staging table for %s', p_table),
@@ -202,6 +202,8 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan -- the table grows between two calls, and the best plan changes with it
+set work_mem = '64MB'
 as $$
 declare
   v_tenant constant custody_data.tenant_name := custody_data.require_context()::custody_data.tenant_name;
@@ -257,7 +259,7 @@ begin
   for v_user_ids in execute format($q$
     select array_agg(c.user_id order by c.user_id)
     from (
-      select d.user_id, (row_number() over (order by d.user_id) - 1) / 10000 as chunk
+      select d.user_id, (row_number() over (order by d.user_id) - 1) / 100000 as chunk
       from (select distinct s.user_id from pg_temp.%I s) d
     ) c
     group by c.chunk
@@ -688,8 +690,12 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
 begin
+  if p_import_id is null or p_table is null or octet_length(p_file_sha256) is distinct from 32
+      or p_rows_read is null or p_rows_added is null or p_rows_changed is null or p_rows_rejected is null then
+    raise exception using errcode = 'PC023', message = 'an import is recorded whole', hint = 'Give every argument but p_run_id, and a digest of 32 bytes.';
+  end if;
   insert into custody_data.imports
     (tenant_id, import_id, run_id, table_name, file_sha256, rows_read, rows_added, rows_changed, rows_rejected)
   values (v_tenant, p_import_id, p_run_id, p_table, p_file_sha256, p_rows_read, p_rows_added, p_rows_changed, p_rows_rejected);
@@ -702,7 +708,7 @@ revoke all on function custody.finish_import(uuid, text, bytea, bigint, bigint, 
 grant execute on function custody.finish_import(uuid, text, bytea, bigint, bigint, bigint, bigint, uuid) to custody_worker;
 comment on function custody.finish_import(uuid, text, bytea, bigint, bigint, bigint, bigint, uuid) is
 'Records an import and appends record.import to the trail, in the transaction of the import.
-Errors: PC001. Callers: custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
 
 create or replace function custody.refuse_import(p_table text, p_error_code text)
 returns void

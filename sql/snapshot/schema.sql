@@ -1819,6 +1819,8 @@ COMMENT ON FUNCTION custody_data.check_version(p_version integer, p_if_version i
 CREATE FUNCTION custody_data.claim_identities(p_user_ids text[]) RETURNS SETOF custody_data.identities
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET work_mem TO '64MB'
     AS $$ … $$;
 
 -- Name: FUNCTION claim_identities(p_user_ids text[]); Type: COMMENT; Schema: custody_data

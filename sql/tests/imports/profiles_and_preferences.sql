@@ -61,6 +61,10 @@ select custody.finish_import('22222222-2222-4222-8222-222222222222', 'user_profi
 select is((last_event('import_profiles', 'record.import')).result, 'partial', 'one with rejected lines is partial');
 select custody.refuse_import('conversations', 'PC028');
 select row_eq($$select e.result collate "default", e.metadata from last_event('import_profiles', 'record.import') e$$, row ('failure'::text, '{"table": "conversations", "error_code": "PC028"}'::jsonb), 'one that failed is a failure');
+select refuses($$select custody.finish_import(null, 'user_profiles', sha256('x'), 1, 1, 0, 0)$$, 'PC023', 'an import without an id');
+select refuses($$select custody.finish_import(gen_random_uuid(), 'user_profiles', 'x', 1, 1, 0, 0)$$, 'PC023', 'without a digest');
+select custody.set_context('import_profiles', 'runner', null, 'ada');
+select refuses($$select custody.finish_import(gen_random_uuid(), 'user_profiles', sha256('x'), 1, 1, 0, 0)$$, 'PC015', 'in a context of one person');
 set local session authorization custody_app;
 select custody.set_context('import_profiles', 'clerk');
 select refuses($$select custody.prepare_import('user_profiles')$$, '42501', 'applications import nothing');
