@@ -13,7 +13,7 @@ func TestAContextEndsWithItsTransaction(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	app := b.session(t, "custody_app")
-	app.run(t, tenant, "", `select custody.put_preferences('pat', '{"theme":"dark"}')`)
+	app.run(t, tenant, `select custody.put_preferences('pat', '{"theme":"dark"}')`)
 	const set = `select custody.set_context('acme', 'custody_app', 'support', 'pat')`
 	const read = `select custody.get_preferences('pat')`
 	calls := map[string]string{
@@ -85,7 +85,7 @@ func TestARefusedContextLeavesNone(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	app := b.session(t, "custody_app")
-	app.run(t, tenant, "", `select custody.put_preferences('pat', '{}')`)
+	app.run(t, tenant, `select custody.put_preferences('pat', '{}')`)
 	long := "repeat('x', 257)"
 	for name, c := range map[string]struct{ code, call string }{
 		"unknown tenant":       {"PC002", `select custody.set_context('nobody', 'clerk')`},
@@ -101,7 +101,7 @@ func TestARefusedContextLeavesNone(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			// The transaction is over, whatever context it had before.
-			app.begin(t, tenant, "")
+			app.begin(t, "")
 			_, err := app.try(t.Context(), c.call)
 			requireCode(t, err, c.code)
 			_, err = app.try(t.Context(), `select custody.get_preferences('pat')`)
@@ -121,7 +121,7 @@ func TestARefusedContextLeavesNone(t *testing.T) {
 			app.rollback(t)
 
 			// With one, going back to a savepoint goes back to it: to exactly that one.
-			app.begin(t, tenant, "pat")
+			app.begin(t, "pat")
 			was := app.must(t, whoAmI)
 			app.must(t, "savepoint s")
 			_, err = app.try(t.Context(), c.call)

@@ -51,9 +51,9 @@ func tableDigest(t *testing.T, conn *pgx.Conn, name, columns string) (digest str
 // fullVictim has rows in every table that an erasure touches, and a holder to be told.
 func (b *bed) fullVictim(t *testing.T, app, dpo *session) victim {
 	t.Helper()
-	dpo.run(t, tenant, "", `select custody.register_holder('crm', 'https://crm.example.org/erase')`)
+	dpo.run(t, tenant, `select custody.register_holder('crm', 'https://crm.example.org/erase')`)
 	v := b.newVictim(t, app, dpo)
-	app.run(t, tenant, "", fill(`select custody.put_profile(:user, '{"full_name":"Ada Lovelace"}'), custody.put_preferences(:user, '{"theme":"dark"}'),
+	app.run(t, tenant, fill(`select custody.put_profile(:user, '{"full_name":"Ada Lovelace"}'), custody.put_preferences(:user, '{"theme":"dark"}'),
 		custody.record_audit_event('account.login', p_subject_user_id => :user)`, v.user, ""))
 	return v
 }
@@ -66,7 +66,7 @@ func TestARequestIsCommittedBeforeItsErasure(t *testing.T) {
 	before := contents(t, b.admin)
 	for name, between := range map[string]string{"plainly": "", "after a savepoint": "savepoint s"} {
 		t.Run(name, func(t *testing.T) {
-			dpo.begin(t, tenant, "")
+			dpo.begin(t, "")
 			dpo.must(t, between)
 			v.request = dpo.must(t, fill(`select custody.request_erasure(:user)`, v.user, ""))
 			if between != "" {
@@ -84,7 +84,7 @@ func TestWhatDeletesIsReadCommitted(t *testing.T) {
 	b := newBed(t)
 	app, dpo, runner := b.session(t, "custody_app"), b.session(t, "custody_dpo"), b.session(t, "custody_runner")
 	v := b.fullVictim(t, app, dpo)
-	hold := dpo.run(t, "other", "", `select custody.place_hold('{"tenant":true}', 'case', 'claim')`)
+	hold := dpo.run(t, "other", `select custody.place_hold('{"tenant":true}', 'case', 'claim')`)
 	before := contents(t, b.admin)
 	for _, level := range []string{"repeatable read", "serializable"} {
 		for statement, in := range map[string]string{
@@ -123,9 +123,9 @@ func TestAnErasureThatCannotHaveItsLocks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before := contents(t, b.admin)
-			blocker.s.begin(t, tenant, "")
+			blocker.s.begin(t, "")
 			blocker.s.must(t, fill(blocker.statement, v.user, v.identity))
-			runner.begin(t, tenant, "")
+			runner.begin(t, "")
 			runner.must(t, "set local lock_timeout = '20ms'")
 			_, err := runner.try(t.Context(), v.erase())
 			if name == "the notices" || name == "somebody else" {
@@ -138,7 +138,7 @@ func TestAnErasureThatCannotHaveItsLocks(t *testing.T) {
 			require.Equal(t, before, contents(t, b.admin))
 		})
 	}
-	b.requireErasedWhole(t, v, runner.run(t, tenant, "", v.erase()))
+	b.requireErasedWhole(t, v, runner.run(t, tenant, v.erase()))
 }
 
 // requireErasedWhole looks at what the erasure of a full victim must leave.
@@ -174,7 +174,7 @@ func TestAnErasureThatIsKilled(t *testing.T) {
 
 			blocker := b.session(t, "custody_super")
 			blocker.must(t, "begin")
-			runner.begin(t, tenant, "")
+			runner.begin(t, "")
 			if point == "at the end" {
 				// Everything is written, nothing committed.
 				runner.must(t, v.erase())
@@ -198,10 +198,10 @@ func TestAnErasureThatIsKilled(t *testing.T) {
 			require.Equal(t, before, contents(t, b.admin), "all or nothing")
 			require.Equal(t, v.identity, b.identity(t, v.user))
 			again := b.session(t, "custody_runner")
-			out := again.run(t, tenant, "", v.erase())
+			out := again.run(t, tenant, v.erase())
 			b.requireErasedWhole(t, v, out)
-			require.Equal(t, readCertificate(t, out), readCertificate(t, again.run(t, tenant, "", v.erase())), "and again")
-			require.Contains(t, again.run(t, tenant, "", fmt.Sprintf(`select custody.verify_erasure('%s')`, v.request)), `"clean": true`)
+			require.Equal(t, readCertificate(t, out), readCertificate(t, again.run(t, tenant, v.erase())), "and again")
+			require.Contains(t, again.run(t, tenant, fmt.Sprintf(`select custody.verify_erasure('%s')`, v.request)), `"clean": true`)
 		})
 	}
 }
@@ -220,7 +220,7 @@ func TestAnErasureWhoseClientGoes(t *testing.T) {
 	v := b.fullVictim(t, app, dpo)
 	before := contents(t, b.admin)
 	runner := b.session(t, "custody_runner")
-	runner.begin(t, tenant, "")
+	runner.begin(t, "")
 	runner.must(t, v.erase())
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -159,7 +159,7 @@ func TestEachLoginMayDoWhatItsGroupMay(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	a := b.session(t, app)
-	a.run(t, tenant, "", `select custody.put_profile('pat', '{}'), custody.record_consent('pat', 'mail', true, '1')`)
+	a.run(t, tenant, `select custody.put_profile('pat', '{}'), custody.record_consent('pat', 'mail', true, '1')`)
 	fill := strings.NewReplacer(
 		"PARTITION", a.must(t, `select 'audit_logs_' || to_char(now() at time zone 'UTC', 'YYYY_MM')`),
 		"ADMIN", ask[string](t, b, `select pg_catalog.pg_backend_pid()::text`))
@@ -232,7 +232,7 @@ func TestRowsWithoutAContext(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	for _, in := range []string{"acme", "other"} {
-		b.session(t, app).run(t, in, "", `select custody.put_profile('pat', '{}')`)
+		b.session(t, app).run(t, in, `select custody.put_profile('pat', '{}')`)
 	}
 	for _, login := range logins() {
 		if login == audit {

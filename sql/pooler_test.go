@@ -43,7 +43,7 @@ func TestNoContextReachesTheNextClient(t *testing.T) {
 	t.Parallel()
 	b := newBed(t).pooled(t)
 	first, second := b.session(t, "custody_app"), b.session(t, "custody_app")
-	first.run(t, tenant, "", `select custody.put_preferences('pat', '{"theme":"dark"}')`)
+	first.run(t, tenant, `select custody.put_preferences('pat', '{"theme":"dark"}')`)
 	const server = `select pg_catalog.pg_backend_pid()`
 	const set = `select custody.set_context('acme', 'clerk', 'support', 'pat')`
 	const wholeContext = `select pg_catalog.concat(custody.current_tenant(), custody.current_actor(), custody.current_actor_id(), custody.current_purpose(),

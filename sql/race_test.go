@@ -59,10 +59,10 @@ type victim struct {
 func (b *bed) newVictim(t *testing.T, app, dpo *session) victim {
 	t.Helper()
 	v := victim{user: newUser("ada")}
-	app.run(t, tenant, "", fill(`select custody.record_consent(:user, 'service', true, '1'),
+	app.run(t, tenant, fill(`select custody.record_consent(:user, 'service', true, '1'),
 		custody.save_conversation(:user, 'c-old', '[{"role":"user","text":"hello"}]')`, v.user, ""))
 	v.identity = b.identity(t, v.user)
-	v.request = dpo.run(t, tenant, "", fill(`select custody.request_erasure(:user, 'asked')`, v.user, ""))
+	v.request = dpo.run(t, tenant, fill(`select custody.request_erasure(:user, 'asked')`, v.user, ""))
 	return v
 }
 
@@ -135,9 +135,9 @@ func TestErasureMeetsAWrite(t *testing.T) {
 
 			t.Run("the write is first and commits", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
-				writer.begin(t, tenant, "")
+				writer.begin(t, "")
 				writer.must(t, fill(w.statement, v.user, v.identity))
-				runner.begin(t, tenant, "")
+				runner.begin(t, "")
 				erasure := runner.send(t.Context(), v.erase())
 				if !w.free {
 					b.requireWaiting(t, erasure, writer)
@@ -150,9 +150,9 @@ func TestErasureMeetsAWrite(t *testing.T) {
 
 			t.Run("the write is first and rolls back", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
-				writer.begin(t, tenant, "")
+				writer.begin(t, "")
 				writer.must(t, fill(w.statement, v.user, v.identity))
-				runner.begin(t, tenant, "")
+				runner.begin(t, "")
 				erasure := runner.send(t.Context(), v.erase())
 				if !w.free {
 					b.requireWaiting(t, erasure, writer)
@@ -170,8 +170,8 @@ func TestErasureMeetsAWrite(t *testing.T) {
 				if w.login != "" {
 					subject = "" // imports serve everybody
 				}
-				writer.begin(t, tenant, subject)
-				runner.begin(t, tenant, "")
+				writer.begin(t, subject)
+				runner.begin(t, "")
 				out := runner.must(t, v.erase())
 				attempt := writer.send(t.Context(), fill(w.statement, v.user, v.identity))
 				if !w.free {
@@ -192,9 +192,9 @@ func TestErasureMeetsAWrite(t *testing.T) {
 
 			t.Run("the erasure is first and rolls back", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
-				runner.begin(t, tenant, "")
+				runner.begin(t, "")
 				runner.must(t, v.erase())
-				writer.begin(t, tenant, "")
+				writer.begin(t, "")
 				attempt := writer.send(t.Context(), fill(w.statement, v.user, v.identity))
 				if !w.free {
 					b.requireWaiting(t, attempt, runner)
@@ -209,7 +209,7 @@ func TestErasureMeetsAWrite(t *testing.T) {
 			t.Run("a repeatable read that began before is told to try again", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
 				require.NoError(t, writer.tryBegin(t.Context(), "isolation level repeatable read", tenant, ""))
-				out := runner.run(t, tenant, "", v.erase())
+				out := runner.run(t, tenant, v.erase())
 				_, err := writer.send(t.Context(), fill(w.statement, v.user, v.identity)).settle(t)
 				if w.free {
 					require.NoError(t, err)
@@ -263,9 +263,9 @@ func TestANewPersonMeetsItself(t *testing.T) {
 				first, second := b.session(t, w.by()), b.session(t, other.by())
 				for _, end := range []string{"commit", "rollback"} {
 					user := newUser("bob")
-					first.begin(t, tenant, "")
+					first.begin(t, "")
 					first.must(t, fill(w.statement, user, ""))
-					second.begin(t, tenant, "")
+					second.begin(t, "")
 					waiting := second.send(t.Context(), fill(other.statement, user, ""))
 					b.requireWaiting(t, waiting, first)
 					first.must(t, end)
@@ -316,9 +316,9 @@ func TestTwoErasuresAtOnce(t *testing.T) {
 
 	t.Run("of the same request", func(t *testing.T) {
 		v := b.newVictim(t, app, dpo)
-		dpo.begin(t, tenant, "")
+		dpo.begin(t, "")
 		first := readCertificate(t, dpo.must(t, v.erase()))
-		other.begin(t, tenant, "")
+		other.begin(t, "")
 		second := other.send(t.Context(), v.erase())
 		b.requireWaiting(t, second, dpo)
 		dpo.commit(t)
@@ -331,9 +331,9 @@ func TestTwoErasuresAtOnce(t *testing.T) {
 
 	t.Run("the first rolls back", func(t *testing.T) {
 		v := b.newVictim(t, app, dpo)
-		dpo.begin(t, tenant, "")
+		dpo.begin(t, "")
 		dpo.must(t, v.erase())
-		other.begin(t, tenant, "")
+		other.begin(t, "")
 		second := other.send(t.Context(), v.erase())
 		b.requireWaiting(t, second, dpo)
 		dpo.rollback(t)
@@ -345,10 +345,10 @@ func TestTwoErasuresAtOnce(t *testing.T) {
 	t.Run("of two requests for one person", func(t *testing.T) {
 		v := b.newVictim(t, app, dpo)
 		v2 := v
-		v2.request = dpo.run(t, tenant, "", fill(`select custody.request_erasure(:user)`, v.user, ""))
-		dpo.begin(t, tenant, "")
+		v2.request = dpo.run(t, tenant, fill(`select custody.request_erasure(:user)`, v.user, ""))
+		dpo.begin(t, "")
 		first := readCertificate(t, dpo.must(t, v.erase()))
-		other.begin(t, tenant, "")
+		other.begin(t, "")
 		second := other.send(t.Context(), v2.erase())
 		b.requireWaiting(t, second, dpo)
 		dpo.commit(t)
@@ -363,9 +363,9 @@ func TestTwoErasuresAtOnce(t *testing.T) {
 
 	t.Run("of two people wait for nothing", func(t *testing.T) {
 		v, v2 := b.newVictim(t, app, dpo), b.newVictim(t, app, dpo)
-		dpo.begin(t, tenant, "")
+		dpo.begin(t, "")
 		dpo.must(t, v.erase())
-		other.run(t, tenant, "", v2.erase())
+		other.run(t, tenant, v2.erase())
 		dpo.commit(t)
 	})
 
@@ -374,7 +374,7 @@ func TestTwoErasuresAtOnce(t *testing.T) {
 		for range rounds {
 			v := b.newVictim(t, app, dpo)
 			v2 := v
-			v2.request = dpo.run(t, tenant, "", fill(`select custody.request_erasure(:user)`, v.user, ""))
+			v2.request = dpo.run(t, tenant, fill(`select custody.request_erasure(:user)`, v.user, ""))
 			errs, outs := make([]error, len(sessions)), make([]string, len(sessions))
 			var calls []func()
 			for i, s := range sessions {
@@ -424,9 +424,9 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 
 			t.Run("the hold is first", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
-				dpo.begin(t, tenant, "")
+				dpo.begin(t, "")
 				hold := dpo.must(t, place(v))
-				runner.begin(t, tenant, "")
+				runner.begin(t, "")
 				erasure := runner.send(t.Context(), v.erase())
 				b.requireWaiting(t, erasure, dpo)
 				dpo.commit(t)
@@ -434,15 +434,15 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 				require.NoError(t, err)
 				requireHeld(t, v, out)
 				require.Equal(t, "held", ask[string](t, b, `select status from custody_data.requests where request_id = $1::text::uuid`, v.request))
-				require.Equal(t, "1", dpo.run(t, tenant, "", release(hold)), "the request resumes")
-				b.requireErased(t, v, write{}, nil, readCertificate(t, runner.run(t, tenant, "", v.erase())))
+				require.Equal(t, "1", dpo.run(t, tenant, release(hold)), "the request resumes")
+				b.requireErased(t, v, write{}, nil, readCertificate(t, runner.run(t, tenant, v.erase())))
 			})
 
 			t.Run("the hold is first and rolls back", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
-				dpo.begin(t, tenant, "")
+				dpo.begin(t, "")
 				dpo.must(t, place(v))
-				runner.begin(t, tenant, "")
+				runner.begin(t, "")
 				erasure := runner.send(t.Context(), v.erase())
 				b.requireWaiting(t, erasure, dpo)
 				dpo.rollback(t)
@@ -453,16 +453,16 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 
 			t.Run("the erasure is first", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
-				runner.begin(t, tenant, "")
+				runner.begin(t, "")
 				out := runner.must(t, v.erase())
-				dpo.begin(t, tenant, "")
+				dpo.begin(t, "")
 				hold := dpo.send(t.Context(), place(v))
 				b.requireWaiting(t, hold, runner)
 				runner.commit(t)
 				placed, err := hold.settle(t)
 				if h.erased == "" {
 					require.NoError(t, err)
-					dpo.run(t, tenant, "", release(placed))
+					dpo.run(t, tenant, release(placed))
 				} else {
 					requireCode(t, err, h.erased)
 				}
@@ -471,16 +471,16 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 
 			t.Run("the erasure is first and rolls back", func(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
-				runner.begin(t, tenant, "")
+				runner.begin(t, "")
 				runner.must(t, v.erase())
-				dpo.begin(t, tenant, "")
+				dpo.begin(t, "")
 				hold := dpo.send(t.Context(), place(v))
 				b.requireWaiting(t, hold, runner)
 				runner.rollback(t)
 				placed, err := hold.settle(t)
 				require.NoError(t, err)
-				requireHeld(t, v, runner.run(t, tenant, "", v.erase()))
-				dpo.run(t, tenant, "", release(placed))
+				requireHeld(t, v, runner.run(t, tenant, v.erase()))
+				dpo.run(t, tenant, release(placed))
 			})
 
 			t.Run("at once", func(t *testing.T) {
@@ -510,7 +510,7 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 						require.NoError(t, holdErr)
 						require.Equal(t, "1", resumed)
 						if readCertificate(t, out).Status == "held" {
-							out = runner.run(t, tenant, "", v.erase())
+							out = runner.run(t, tenant, v.erase())
 						}
 						b.requireErased(t, v, write{}, nil, readCertificate(t, out))
 						continue
@@ -518,7 +518,7 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 					b.requireErased(t, v, write{}, nil, c)
 					if h.erased == "" {
 						require.NoError(t, holdErr)
-						dpo.run(t, tenant, "", release(hold))
+						dpo.run(t, tenant, release(hold))
 					} else {
 						requireCode(t, holdErr, h.erased)
 					}
@@ -529,11 +529,11 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 			t.Run("its release meets the erasure that it held", func(t *testing.T) {
 				for _, end := range []string{"commit", "rollback"} {
 					v := b.newVictim(t, app, dpo)
-					hold := dpo.run(t, tenant, "", place(v))
-					requireHeld(t, v, runner.run(t, tenant, "", v.erase()))
-					dpo.begin(t, tenant, "")
+					hold := dpo.run(t, tenant, place(v))
+					requireHeld(t, v, runner.run(t, tenant, v.erase()))
+					dpo.begin(t, "")
 					dpo.must(t, release(hold))
-					runner.begin(t, tenant, "")
+					runner.begin(t, "")
 					erasure := runner.send(t.Context(), v.erase())
 					b.requireWaiting(t, erasure, dpo)
 					dpo.must(t, end)
@@ -541,8 +541,8 @@ func TestAHoldMeetsAnErasure(t *testing.T) {
 					require.NoError(t, err)
 					if end == "rollback" {
 						requireHeld(t, v, out)
-						dpo.run(t, tenant, "", release(hold))
-						out = runner.run(t, tenant, "", v.erase())
+						dpo.run(t, tenant, release(hold))
+						out = runner.run(t, tenant, v.erase())
 					}
 					b.requireErased(t, v, write{}, nil, readCertificate(t, out))
 				}

@@ -114,11 +114,10 @@ func (b *bed) xid(t *testing.T) int64 {
 	return ask[int64](t, b, `select pg_catalog.pg_current_xact_id()::text::bigint`)
 }
 
-// late writes events of a day that is over, as an import does, and returns the
-// transaction that wrote them.
-func (s *session) late(t *testing.T, day time.Time, n int) (xid string) {
+// late writes events of a day that is over, as an import does.
+func (s *session) late(t *testing.T, day time.Time, n int) {
 	t.Helper()
-	return s.run(t, tenant, "", lateEvents(day, n))
+	s.run(t, tenant, lateEvents(day, n))
 }
 
 func lateEvents(day time.Time, n int) string {
@@ -126,8 +125,7 @@ func lateEvents(day time.Time, n int) string {
 		select custody.ensure_audit_partitions('%[1]s', '%[1]s');
 		insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, import_id)
 		select 'acme', gen_random_uuid(), '%[1]s'::timestamptz + n * interval '1 second', gen_random_uuid(), 'account.login', gen_random_uuid()
-		from generate_series(1, %[2]d) n;
-		select pg_catalog.pg_current_xact_id()`, day.Format(time.RFC3339), n)
+		from generate_series(1, %[2]d) n`, day.Format(time.RFC3339), n)
 }
 
 // archive takes every open segment on record, as the job does but for the store,
@@ -140,7 +138,7 @@ func (b *bed) archive(t *testing.T, worker *session, archived map[string][]strin
 			Part   int       `json:"part"`
 			Retain time.Time `json:"retain_until"`
 		}
-		require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", "", `select coalesce(jsonb_agg(s), '[]') from custody.open_segments() s`)), &open))
+		require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", `select coalesce(jsonb_agg(s), '[]') from custody.open_segments() s`)), &open))
 		if len(open) == 0 {
 			return segments
 		}
@@ -149,14 +147,14 @@ func (b *bed) archive(t *testing.T, worker *session, archived map[string][]strin
 				IDs         []string
 				First, Last string
 			}
-			require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", "", fmt.Sprintf(`
+			require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", fmt.Sprintf(`
 				select jsonb_build_object('ids', jsonb_agg(e.log_entry_id), 'first', min(e.occurred_at), 'last', max(e.occurred_at))
 				from custody.segment_entries('%s', %d) e`, s.Day, s.Part))), &held))
 			require.NotEmpty(t, held.IDs, "%s.%d is empty", s.Day, s.Part)
 			sum := sha256.Sum256([]byte(strings.Join(held.IDs, "")))
 			digest := hex.EncodeToString(sum[:])
 			name := fmt.Sprintf("%s.%d", s.Day, s.Part)
-			worker.run(t, "system", "", fmt.Sprintf(`
+			worker.run(t, "system", fmt.Sprintf(`
 				select custody.record_segment('%[1]s', %[2]d, '%[3]s', '%[3]s.manifest', %[4]d, 1, 1, '\x%[5]s', '\x%[5]s', '%[6]s', '%[7]s', '%[8]s',
 				  jsonb_build_object('object_key', '%[3]s', 'rows', %[4]d, 'plain_sha256', '%[5]s', 'stored_sha256', '%[5]s'))`,
 				s.Day, s.Part, name, len(held.IDs), digest, held.First, held.Last, s.Retain.Format(time.RFC3339Nano)))
@@ -225,26 +223,26 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	o.pgaudit(t)
 
 	o.app, o.dpo, o.runner = o.session(t, app), o.session(t, dpo), o.session(t, runner)
-	o.runner.run(t, "system", "", `select custody.register_tenant('acme', 'Acme'), custody.register_tenant('other', 'Other'),
+	o.runner.run(t, "system", `select custody.register_tenant('acme', 'Acme'), custody.register_tenant('other', 'Other'),
 		custody.ensure_audit_partitions(now(), now() + interval '3 months')`)
 	for _, in := range []string{"acme", "other"} {
-		o.app.run(t, in, "", `select custody.put_profile('pat', '{"full_name":"Pat Doe","attributes":{"a":[1,"ü",null]}}'), custody.put_preferences('pat', '{}'),
+		o.app.run(t, in, `select custody.put_profile('pat', '{"full_name":"Pat Doe","attributes":{"a":[1,"ü",null]}}'), custody.put_preferences('pat', '{}'),
 			custody.record_consent('pat', 'mail', true, '1', p_evidence => '{"ip":"::1"}'), custody.save_conversation('pat', 'c', '[{"role":"user","text":"hi\n\\N"}]'),
 			custody.register_action('thing.do', '{n}', 'Something'), custody.record_audit_event('thing.do', p_metadata => '{"n":1}', p_personal => '{"ip":"::1"}')`)
-		o.dpo.run(t, in, "", `select custody.set_retention_policy('conversations', '1 year', 'contract'), custody.place_hold('{"user_id":"pat"}', 'case', 'claim'),
+		o.dpo.run(t, in, `select custody.set_retention_policy('conversations', '1 year', 'contract'), custody.place_hold('{"user_id":"pat"}', 'case', 'claim'),
 			custody.register_holder('crm'), custody.request_export('pat')`)
-		o.runner.run(t, in, "", `select custody.finish_run(custody.start_run('retention'), 'failed', '{"rows":1}', 7, 'XX000'),
+		o.runner.run(t, in, `select custody.finish_run(custody.start_run('retention'), 'failed', '{"rows":1}', 7, 'XX000'),
 			custody.prepare_import('user_preferences'); insert into pg_temp.staged_user_preferences values (1, 'imported', '{}');
 			select custody.import_preferences(), custody.finish_import(gen_random_uuid(), 'user_preferences', sha256('x'), 1, 1, 0, 0)`)
 	}
 	o.event = fmt.Sprintf(`select custody.record_audit_event('thing.do', p_metadata => '{"n":2}', p_log_entry_id => '%s')`, uuid.New())
-	o.app.run(t, tenant, "", o.event)
+	o.app.run(t, tenant, o.event)
 	_, err := o.admin.Exec(t.Context(), `insert into river.river_job (kind, max_attempts, args) values ('archive', 1, '{}')`)
 	require.NoError(t, err)
 	o.standing, o.gone, o.asked = o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo)
-	o.runner.run(t, tenant, "", o.standing.erase())
+	o.runner.run(t, tenant, o.standing.erase())
 	// Held when the dump is taken, no longer when the person is erased.
-	hold := o.dpo.run(t, tenant, "", fmt.Sprintf(`select custody.place_hold('{"user_id":"%s"}', 'case 2', 'claim')`, o.gone.user))
+	hold := o.dpo.run(t, tenant, fmt.Sprintf(`select custody.place_hold('{"user_id":"%s"}', 'case 2', 'claim')`, o.gone.user))
 
 	// Archived; opened and not archived; neither. All by transactions whose numbers
 	// the next cluster has still to come by, the first apart.
@@ -253,25 +251,29 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 		o.days = append(o.days, today.AddDate(0, 0, -ago).Add(12*time.Hour))
 	}
 	write := func() {
-		for _, day := range o.days {
-			o.runner.late(t, day, 3)
+		// A window reaches from a day's first transaction to its last: a wide one.
+		for range 2 {
+			for _, day := range o.days {
+				o.runner.late(t, day, 3)
+			}
+			o.burn(t, o.xid(t)+400)
 		}
 		o.settle(t)
 	}
 	o.runner.late(t, today.AddDate(0, 0, -200), 3)
 	write()
-	o.bed.archive(t, o.runner, o.archived)
-	require.Equal(t, "3", o.runner.run(t, "system", "", `select sum(rows_dropped) from custody.drop_archived_partitions()`))
+	o.archive(t, o.runner, o.archived)
+	require.Equal(t, "3", o.runner.run(t, "system", `select sum(rows_dropped) from custody.drop_archived_partitions()`))
 	o.burn(t, 4000)
 	write()
-	o.bed.archive(t, o.runner, o.archived)
+	o.archive(t, o.runner, o.archived)
 	o.burn(t, 5000)
 	write()
-	require.NotEmpty(t, o.runner.run(t, "system", "", `select count(*) from custody.open_segments()`))
+	require.NotEmpty(t, o.runner.run(t, "system", `select count(*) from custody.open_segments()`))
 	o.burn(t, 6000)
 	write()
-	o.app.run(t, tenant, "", `select custody.record_audit_event('thing.do')`)
-	require.Equal(t, "[]", o.runner.run(t, tenant, "", fmt.Sprintf(`select custody.search_residue('%s')`, o.asked.request)))
+	o.app.run(t, tenant, `select custody.record_audit_event('thing.do')`)
+	require.Equal(t, "[]", o.runner.run(t, tenant, fmt.Sprintf(`select custody.search_residue('%s')`, o.asked.request)))
 
 	o.digests = contents(t, o.admin)
 	for name, digest := range o.digests {
@@ -282,11 +284,11 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	o.dump = o.backup(t)
 
 	// What the dump knows nothing of: somebody erased, somebody new and erased.
-	o.dpo.run(t, tenant, "", fmt.Sprintf(`select custody.release_hold('%s', 'over')`, hold))
+	o.dpo.run(t, tenant, fmt.Sprintf(`select custody.release_hold('%s', 'over')`, hold))
 	fresh := o.fullVictim(t, o.app, o.dpo)
 	o.certificates = fmt.Sprintf("[%s, %s, %s]",
-		o.runner.run(t, tenant, "", fmt.Sprintf(`select custody.get_certificate('%s')`, o.standing.request)),
-		o.runner.run(t, tenant, "", o.gone.erase()), o.runner.run(t, tenant, "", fresh.erase()))
+		o.runner.run(t, tenant, fmt.Sprintf(`select custody.get_certificate('%s')`, o.standing.request)),
+		o.runner.run(t, tenant, o.gone.erase()), o.runner.run(t, tenant, fresh.erase()))
 	return o
 }
 
@@ -337,7 +339,7 @@ func TestDumpAndRestore(t *testing.T) {
 				require.NoError(t, err)
 				asked = o.fullVictim(t, o.app, o.dpo)
 				o.burn(t, 9000)
-				require.Equal(t, "[]", o.runner.run(t, tenant, "", fmt.Sprintf(`select custody.search_residue('%s')`, asked.request)))
+				require.Equal(t, "[]", o.runner.run(t, tenant, fmt.Sprintf(`select custody.search_residue('%s')`, asked.request)))
 				o.digests = contents(t, o.admin)
 				o.dump = o.backup(t)
 			}
@@ -356,9 +358,9 @@ func TestDumpAndRestore(t *testing.T) {
 			// this one before anything has told the database where it is.
 			worker := b.session(t, runner)
 			require.Less(t, b.xid(t), int64(9000))
-			b.session(t, app).run(t, tenant, "", fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, asked.user, ""))
+			b.session(t, app).run(t, tenant, fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, asked.user, ""))
 			b.burn(t, 10000)
-			worker.refused(t, "PC019", tenant, "", asked.erase())
+			worker.refused(t, "PC019", tenant, asked.erase())
 
 			// And back into the first cluster, which is further than what it gets.
 			o.burn(t, 12000)
@@ -388,35 +390,35 @@ func (o *original) goOn(t *testing.T, b *bed) {
 		require.Equal(t, o.gone.identity, b.identity(t, o.gone.user), "the dump brought the person back")
 		replay := fmt.Sprintf(`select custody.replay_erasures(convert_from('\x%x', 'UTF8')::jsonb)`, o.certificates)
 		// The hold of before is back too. It was released since, and has to be here.
-		require.JSONEq(t, fmt.Sprintf(`{"replayed":0,"standing":1,"unknown":1,"held":["%s"]}`, o.gone.request), worker.run(t, tenant, "", replay))
-		dpo.run(t, tenant, "", fmt.Sprintf(`select custody.release_hold(hold_id, 'over') from custody.holds where active and identity_id = '%s'`, o.gone.identity))
-		require.JSONEq(t, `{"replayed":1,"standing":1,"unknown":1,"held":[]}`, worker.run(t, tenant, "", replay))
+		require.JSONEq(t, fmt.Sprintf(`{"replayed":0,"standing":1,"unknown":1,"held":["%s"]}`, o.gone.request), worker.run(t, tenant, replay))
+		dpo.run(t, tenant, fmt.Sprintf(`select custody.release_hold(hold_id, 'over') from custody.holds where active and identity_id = '%s'`, o.gone.identity))
+		require.JSONEq(t, `{"replayed":1,"standing":1,"unknown":1,"held":[]}`, worker.run(t, tenant, replay))
 		require.Empty(t, b.identity(t, o.gone.user))
 		require.Equal(t, map[string]int{"consent_records": 1}, b.rows(t, o.gone.identity))
-		require.Contains(t, worker.run(t, tenant, "", fmt.Sprintf(`select custody.verify_erasure('%s')`, o.gone.request)), `"clean": true`)
+		require.Contains(t, worker.run(t, tenant, fmt.Sprintf(`select custody.verify_erasure('%s')`, o.gone.request)), `"clean": true`)
 		for _, read := range []string{"get_profile", "get_preferences"} {
-			require.Empty(t, app.run(t, tenant, "", fill(fmt.Sprintf(`select custody.%s(:user)`, read), o.gone.user, "")))
+			require.Empty(t, app.run(t, tenant, fill(fmt.Sprintf(`select custody.%s(:user)`, read), o.gone.user, "")))
 		}
-		c := readCertificate(t, worker.run(t, tenant, "", fmt.Sprintf(`select custody.get_certificate('%s')`, o.gone.request)))
+		c := readCertificate(t, worker.run(t, tenant, fmt.Sprintf(`select custody.get_certificate('%s')`, o.gone.request)))
 		require.Equal(t, o.gone.identity, c.Identity)
 		require.Equal(t, "awaiting_holders", c.Status, "who was told since the dump is not known here")
-		require.JSONEq(t, `{"replayed":0,"standing":2,"unknown":1,"held":[]}`, worker.run(t, tenant, "", replay), "again")
-		require.Equal(t, o.gone.request, dpo.run(t, tenant, "", fill(fmt.Sprintf(`select custody.request_erasure(:user, 'asked', '%s')`, o.gone.request), o.gone.user, "")))
+		require.JSONEq(t, `{"replayed":0,"standing":2,"unknown":1,"held":[]}`, worker.run(t, tenant, replay), "again")
+		require.Equal(t, o.gone.request, dpo.run(t, tenant, fill(fmt.Sprintf(`select custody.request_erasure(:user, 'asked', '%s')`, o.gone.request), o.gone.user, "")))
 	})
 
 	t.Run("what came since the search for residue is found", func(t *testing.T) {
-		app.run(t, tenant, "", fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, o.asked.user, ""))
-		worker.refused(t, "PC019", tenant, "", o.asked.erase())
+		app.run(t, tenant, fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, o.asked.user, ""))
+		worker.refused(t, "PC019", tenant, o.asked.erase())
 	})
 
 	t.Run("records and retries", func(t *testing.T) {
 		for _, in := range []string{"acme", "other"} {
-			require.Contains(t, app.run(t, in, "", `select custody.get_profile('pat')`), `Pat Doe`)
-			require.Equal(t, "2", app.run(t, in, "", `select custody.put_preferences('pat', '{"a":1}')`))
-			require.Equal(t, "0", worker.run(t, in, "", `select custody.enforce_retention('conversations', 100)`))
+			require.Contains(t, app.run(t, in, `select custody.get_profile('pat')`), `Pat Doe`)
+			require.Equal(t, "2", app.run(t, in, `select custody.put_preferences('pat', '{"a":1}')`))
+			require.Equal(t, "0", worker.run(t, in, `select custody.enforce_retention('conversations', 100)`))
 		}
 		before := ask[int](t, b, `select count(*) from custody_data.audit_logs`)
-		app.run(t, tenant, "", strings.Replace(o.event, "select ", "select custody.set_context('acme', 'custody_app'), ", 1))
+		app.run(t, tenant, strings.Replace(o.event, "select ", "select custody.set_context('acme', 'custody_app'), ", 1))
 		require.Equal(t, before, ask[int](t, b, `select count(*) from custody_data.audit_logs`), "the event of before the dump")
 	})
 
@@ -430,9 +432,9 @@ func (o *original) goOn(t *testing.T, b *bed) {
 		// Before the archive has seen the new cluster; one of them commits after it has.
 		write()
 		slow := b.session(t, runner)
-		slow.begin(t, tenant, "")
+		slow.begin(t, "")
 		slow.must(t, lateEvents(o.days[0], 2))
-		due := worker.run(t, "system", "", `select sum(rows) from custody.archive_due()`)
+		due := worker.run(t, "system", `select sum(rows) from custody.archive_due()`)
 		before := len(archived)
 		require.Positive(t, b.archive(t, worker, archived))
 		require.Equal(t, due, fmt.Sprint(len(archived)-before), "the dry run says what is done")
@@ -459,13 +461,13 @@ func (o *original) goOn(t *testing.T, b *bed) {
 		b.archive(t, worker, archived)
 		b.requireArchivedOnce(t, archived)
 		const months = `select string_agg(distinct state, ',') from custody.audit_months() where range_to < now() - interval '91 days'`
-		require.Contains(t, worker.run(t, "system", "", months), "held")
+		require.Contains(t, worker.run(t, "system", months), "held")
 		for _, in := range []string{"acme", "other"} {
-			worker.run(t, in, "", `select custody.release_hold(hold_id, 'over') from custody.holds where active`)
+			worker.run(t, in, `select custody.release_hold(hold_id, 'over') from custody.holds where active`)
 		}
-		require.Equal(t, "due", worker.run(t, "system", "", months))
+		require.Equal(t, "due", worker.run(t, "system", months))
 		rows := ask[int](t, b, `select count(*) from custody_data.audit_logs where occurred_at < now() - interval '150 days'`)
-		dropped := worker.run(t, "system", "", `select sum(rows_dropped) from custody.drop_archived_partitions(100)`)
+		dropped := worker.run(t, "system", `select sum(rows_dropped) from custody.drop_archived_partitions(100)`)
 		require.Equal(t, fmt.Sprint(rows), dropped, "nothing that the archive does not hold keeps a month")
 		b.archive(t, worker, archived)
 		for id, segments := range archived {
@@ -509,7 +511,7 @@ func (b *bed) commands(t *testing.T) {
 	require.Equal(t, 0, ask[int](t, b, `select count(*) from custody_data.archive_segments where recorded_at is null`))
 	require.True(t, ask[bool](t, b, `select exists (select from custody_data.archive_segments s
 		where s.day = $1::date and s.recorded_at > now() - interval '5 minutes' and s.object_key like 'audit-archives/%')`, day))
-	b.session(t, dpo).run(t, tenant, "", `select custody.register_holder('crm', null, null, true)`) // nobody answers there
+	b.session(t, dpo).run(t, tenant, `select custody.register_holder('crm', null, null, true)`) // nobody answers there
 	pgcustody("erase", user)
 	require.Empty(t, b.identity(t, user))
 	pgcustody("status")
@@ -519,7 +521,7 @@ func (b *bed) commands(t *testing.T) {
 func (b *bed) later(t *testing.T, days int) {
 	t.Helper()
 	worker := b.session(t, runner)
-	worker.run(t, "system", "", fmt.Sprintf(`select custody.ensure_audit_partitions(now() - interval '%d days', now())`, days+60))
+	worker.run(t, "system", fmt.Sprintf(`select custody.ensure_audit_partitions(now() - interval '%d days', now())`, days+60))
 	_, err := b.admin.Exec(t.Context(), fmt.Sprintf(`
 		do $$
 		declare

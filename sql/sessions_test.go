@@ -30,7 +30,7 @@ func newBed(t *testing.T) *bed {
 	t.Helper()
 	d := stacktest.DB(t)
 	b := &bed{Database: d, admin: d.Conn(t, stack.Superuser)}
-	b.session(t, "custody_runner").run(t, "system", "", `
+	b.session(t, "custody_runner").run(t, "system", `
 		select custody.register_tenant('acme', 'Acme'), custody.register_tenant('other', 'Other'),
 		custody.ensure_audit_partitions(now(), now() + interval '3 months')`)
 	return b
@@ -82,8 +82,9 @@ func (b *bed) sessions(t *testing.T, login string, n int) []*session {
 
 const setContext = `select custody.set_context($1, $2, null, nullif($3, ''))`
 
-// begin opens a transaction in a context, confined to subject unless that is empty.
-func (s *session) begin(t *testing.T, tenant, subject string) {
+// begin opens a transaction in a context of the tenant acme, confined to subject
+// unless that is empty.
+func (s *session) begin(t *testing.T, subject string) {
 	t.Helper()
 	require.NoError(t, s.tryBegin(t.Context(), "", tenant, subject))
 }
@@ -123,9 +124,9 @@ func (s *session) try(ctx context.Context, statement string) (string, error) {
 }
 
 // run runs a statement in a transaction and a context of its own.
-func (s *session) run(t *testing.T, tenant, subject, statement string) string {
+func (s *session) run(t *testing.T, tenant, statement string) string {
 	t.Helper()
-	out, err := s.tryRun(t.Context(), tenant, subject, statement)
+	out, err := s.tryRun(t.Context(), tenant, "", statement)
 	require.NoError(t, err, statement)
 	return out
 }
@@ -143,10 +144,10 @@ func (s *session) tryRun(ctx context.Context, tenant, subject, statement string)
 }
 
 // refused runs a statement in a transaction of its own that must fail with a code.
-func (s *session) refused(t *testing.T, code, tenant, subject, statement string) *pgconn.PgError {
+func (s *session) refused(t *testing.T, code, tenant, statement string) {
 	t.Helper()
-	_, err := s.tryRun(t.Context(), tenant, subject, statement)
-	return requireCode(t, err, code)
+	_, err := s.tryRun(t.Context(), tenant, "", statement)
+	requireCode(t, err, code)
 }
 
 func requireCode(t *testing.T, err error, code string) *pgconn.PgError {
@@ -221,13 +222,6 @@ func (p *pending) result(t *testing.T) (string, error) {
 		require.FailNow(t, "the test ended before the statement did")
 		return "", nil
 	}
-}
-
-func (p *pending) require(t *testing.T) string {
-	t.Helper()
-	out, err := p.result(t)
-	require.NoError(t, err)
-	return out
 }
 
 // settle ends the transaction of a statement that has come back, whichever way it went.

@@ -427,7 +427,7 @@ func FuzzLine(f *testing.F) {
 func checkValue(t *testing.T, table, name string, fields map[string]json.RawMessage, value []byte) {
 	raw := fields[name]
 	if name == "" || name == "message_count" || table == "audit_logs" && (name == "metadata" || name == "personal") || name == "evidence" {
-		if value != nil && len(value) > 0 && value[0] == 1 && name != "message_count" && name != "" {
+		if len(value) > 0 && value[0] == 1 && name != "message_count" && name != "" {
 			require.True(t, json.Valid(value[1:]), "%s: %q", name, value[1:])
 			require.NotContains(t, string(value), "\x00")
 		}

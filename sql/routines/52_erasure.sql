@@ -8,60 +8,69 @@
 
 create or replace function custody_data.identifiers_of(p_identity_id uuid)
 returns text[]
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select coalesce(array_agg(distinct v.value), '{}')
-  from (
-    select i.user_id as value from custody_data.identities i
-    where i.tenant_id = custody.current_tenant() and i.identity_id = p_identity_id and i.user_id is not null
-    union all
-    select x.value from custody_data.user_profiles p
-    cross join lateral (values (p.email), (p.phone), (p.full_name)) x (value)
-    where p.tenant_id = custody.current_tenant() and p.identity_id = p_identity_id and char_length(btrim(x.value)) >= 6
-  ) v;
+begin
+  return (
+    select coalesce(array_agg(distinct v.value), '{}')
+    from (
+      select i.user_id as value from custody_data.identities i
+      where i.tenant_id = custody.current_tenant() and i.identity_id = p_identity_id and i.user_id is not null
+      union all
+      select x.value from custody_data.user_profiles p
+      cross join lateral (values (p.email), (p.phone), (p.full_name)) x (value)
+      where p.tenant_id = custody.current_tenant() and p.identity_id = p_identity_id and char_length(btrim(x.value)) >= 6
+    ) v);
+end
 $$;
 revoke all on function custody_data.identifiers_of(uuid) from public;
 comment on function custody_data.identifiers_of(uuid) is 'What names a person directly: user_id, and e-mail, telephone number and name of at least 6 characters.';
 
 create or replace function custody_data.identifier_pattern(p_identifiers text[])
 returns text
-language sql
+language plpgsql
 immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+begin
   -- Whole words, as text and as JSON writes them; of fewer than 4 characters only as a whole text or JSON string.
   -- A word goes on over _ and -, so that a number is not found in a uuid or a time.
-  select '(' || string_agg(
-    case when char_length(e.value) < 4 then '^' || q.plain || '$'
-      else '(^|[^[:alnum:]_-])(' || q.plain || case when q.json <> q.plain then '|' || q.json else '' end || ')([^[:alnum:]_-]|$)' end, '|') || ')'
-  from unnest(p_identifiers) e (value)
-  cross join lateral (select
-    regexp_replace(e.value, '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as plain,
-    regexp_replace(btrim(to_json(e.value)::text, '"'), '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as json) q;
+  return (
+    select '(' || string_agg(
+      case when char_length(e.value) < 4 then '^' || q.plain || '$'
+        else '(^|[^[:alnum:]_-])(' || q.plain || case when q.json <> q.plain then '|' || q.json else '' end || ')([^[:alnum:]_-]|$)' end, '|') || ')'
+    from unnest(p_identifiers) e (value)
+    cross join lateral (select
+      regexp_replace(e.value, '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as plain,
+      regexp_replace(btrim(to_json(e.value)::text, '"'), '([][\\.^$*+?(){}|/-])', '\\\1', 'g') as json) q);
+end
 $$;
 revoke all on function custody_data.identifier_pattern(text[]) from public;
 comment on function custody_data.identifier_pattern(text[]) is 'A regular expression that finds identifiers in text, without regard to case.';
 
 create or replace function custody_data.identifier_needles(p_identifiers text[])
 returns text[]
-language sql
+language plpgsql
 immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
+begin
   -- Of each the longest piece that stands the same in text and in JSON, and of which lower case under the collation
   -- C is the same as under any; a short one with the quotes around it.
-  select array_agg(case when char_length(e.value) < 4 and char_length(p.piece) = char_length(e.value) then '"' || p.piece || '"' else p.piece end)
-  from unnest(p_identifiers) e (value)
-  cross join lateral (
-    select lower(x.piece collate "C") as piece
-    from string_to_table((
-      select string_agg(case when c.value !~ '[[:cntrl:]"\\]' and (ascii(c.value) < 128 or lower(c.value) = upper(c.value)) then c.value else E'\n' end, '' order by c.n)
-      from regexp_split_to_table(e.value, '') with ordinality c (value, n)), E'\n') x (piece)
-    order by char_length(x.piece) desc limit 1) p;
+  return (
+    select array_agg(case when char_length(e.value) < 4 and char_length(p.piece) = char_length(e.value) then '"' || p.piece || '"' else p.piece end)
+    from unnest(p_identifiers) e (value)
+    cross join lateral (
+      select lower(x.piece collate "C") as piece
+      from string_to_table((
+        select string_agg(case when c.value !~ '[[:cntrl:]"\\]' and (ascii(c.value) < 128 or lower(c.value) = upper(c.value)) then c.value else E'\n' end, '' order by c.n)
+        from regexp_split_to_table(e.value, '') with ordinality c (value, n)), E'\n') x (piece)
+      order by char_length(x.piece) desc limit 1) p);
+end
 $$;
 revoke all on function custody_data.identifier_needles(text[]) from public;
 comment on function custody_data.identifier_needles(text[]) is
@@ -183,12 +192,11 @@ begin
   ) f;
   if to_regclass('river.river_job') is not null then
     -- The tenant's own jobs; that they name the tenant says nothing about a person.
-    execute $q$
-      select count(*) from river.river_job j
-      where j.args ->> 'tenant' = $2
-        and (custody_data.json_matches(j.args - 'tenant', $1) or custody_data.json_matches(j.metadata, $1)
-          or custody_data.json_matches(to_jsonb(j.errors), $1)) $q$
-    into v_rows using v_pattern, v_tenant;
+    select count(*) into v_rows
+    from river.river_job j
+    where j.args ->> 'tenant' = v_tenant
+      and (custody_data.json_matches(j.args - 'tenant', v_pattern) or custody_data.json_matches(j.metadata, v_pattern)
+        or custody_data.json_matches(to_jsonb(j.errors), v_pattern));
     if v_rows > 0 then
       v_findings := v_findings || jsonb_build_object('table', 'river_job', 'column', 'args, errors or metadata', 'rows', v_rows);
     end if;
@@ -243,23 +251,28 @@ Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_priv
 
 create or replace function custody_data.kept_on_erasure(p_identity_id uuid)
 returns jsonb
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select jsonb_build_array(
+declare
+  v_tenant constant text := custody.current_tenant();
+begin
+  return jsonb_build_array(
     jsonb_build_object('table', 'consent_records',
-      'rows', (select count(*) from custody_data.consent_records c where c.tenant_id = custody.current_tenant() and c.identity_id = p_identity_id),
+      'rows', (select count(*) from custody_data.consent_records c where c.tenant_id = v_tenant and c.identity_id = p_identity_id),
       'reason', (select p.basis from custody.retention_policies p where p.class = 'consent'),
       'until', now() + custody_data.keep_of('consent'),
       'form', 'pseudonymous; evidence stays readable until sealed columns'),
     jsonb_build_object('table', 'audit_logs',
       'reason', (select p.basis from custody.retention_policies p where p.class = 'audit'),
+      -- only an event that is ahead of its time can outlast those of now
       'until', greatest(
-        (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = custody.current_tenant() and a.subject_id = p_identity_id),
-        (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = custody.current_tenant() and a.actor_id = p_identity_id),
+        (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.subject_id = p_identity_id and a.occurred_at > now()),
+        (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.actor_id = p_identity_id and a.occurred_at > now()),
         now()) + custody_data.keep_of('audit'),
       'form', 'pseudonymous; personal part stays readable until sealed columns'));
+end
 $$;
 revoke all on function custody_data.kept_on_erasure(uuid) from public;
 comment on function custody_data.kept_on_erasure(uuid) is 'What an erasure keeps, with reason and until when.';
@@ -308,6 +321,7 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_generic_plan
 set jit = off
 as $$
 declare

@@ -691,6 +691,7 @@ Callers: custody_worker (daily, three months ahead), custody_admin. Appending ma
 CREATE FUNCTION custody.erase_subject(p_request_id uuid, p_residue_basis text DEFAULT NULL::text) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
     SET jit TO 'off'
     AS $$ … $$;
 
@@ -2045,7 +2046,7 @@ COMMENT ON FUNCTION custody_data.find_identity(p_user_id text) IS 'Identity of a
 CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    AS $$ … $$;
 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
@@ -2077,7 +2078,7 @@ COMMENT ON FUNCTION custody_data.holds_on(p_identity_id uuid) IS 'Holds that kee
 -- Name: identifier_needles(text[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.identifier_needles(p_identifiers text[]) RETURNS text[]
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -2088,7 +2089,7 @@ COMMENT ON FUNCTION custody_data.identifier_needles(p_identifiers text[]) IS 'Pi
 -- Name: identifier_pattern(text[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.identifier_pattern(p_identifiers text[]) RETURNS text
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
@@ -2099,7 +2100,7 @@ COMMENT ON FUNCTION custody_data.identifier_pattern(p_identifiers text[]) IS 'A 
 -- Name: identifiers_of(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.identifiers_of(p_identity_id uuid) RETURNS text[]
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -2142,7 +2143,7 @@ COMMENT ON FUNCTION custody_data.keep_of(p_class text) IS 'How long the tenant i
 -- Name: kept_on_erasure(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) RETURNS jsonb
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"math"
 	"slices"
-	"time"
 )
 
 // quantile of unsorted values, by nearest rank.
@@ -24,14 +23,6 @@ func ratios(ours, bare []float64) []float64 {
 	out := make([]float64, min(len(ours), len(bare)))
 	for i := range out {
 		out[i] = ours[i] / bare[i]
-	}
-	return out
-}
-
-func seconds(values []time.Duration) []float64 {
-	out := make([]float64, len(values))
-	for i, v := range values {
-		out[i] = v.Seconds()
 	}
 	return out
 }
