@@ -113,5 +113,10 @@ comment on column custody_data.conversations.title is 'Title. @custody{"sensitiv
 comment on column custody_data.conversations.messages is 'Messages, a JSON array of {"role", "text", "at"}. @custody{"sensitivity":"content","retention":"conversations"}';
 comment on column custody_data.conversations.version is 'Counts changes, for p_if_version.';
 
+create type custody_data.touched_rows as (identity_id uuid, columns text[], row_ids text[]);
+comment on type custody_data.touched_rows is 'Rows of one person that a statement wrote, and the columns that it changed: what a record event names.';
+grant usage on type custody_data.touched_rows to public;
+
 -- +goose Down
+drop type custody_data.touched_rows cascade;
 drop table custody_data.conversations, custody_data.consent_records, custody_data.user_preferences, custody_data.user_profiles cascade;

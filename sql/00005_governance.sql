@@ -34,6 +34,8 @@ create table custody_data.requests (
 );
 create index requests_status_idx on custody_data.requests (tenant_id, kind, received_at) where status in ('received', 'held');
 create index requests_identity_id_idx on custody_data.requests (tenant_id, identity_id);
+create index requests_received_at_idx on custody_data.requests (tenant_id, received_at);
+create index requests_closed_at_idx on custody_data.requests (tenant_id, closed_at) where closed_at is not null;
 comment on table custody_data.requests is 'What data subjects asked for, when, and until when it is owed: one month, extended once by two (GDPR Art. 12(3)).';
 comment on column custody_data.requests.reason is 'Why, in the requester''s words; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
 comment on column custody_data.requests.extension_reason is 'Why the time was extended; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
@@ -81,6 +83,7 @@ create table custody_data.erasure_notices (
   constraint erasure_notices_acknowledged_names_nobody_check check ((acknowledged_at is null) = (user_id is not null))
 );
 create index erasure_notices_open_idx on custody_data.erasure_notices (tenant_id, created_at) where acknowledged_at is null;
+create index erasure_notices_acknowledged_at_idx on custody_data.erasure_notices (tenant_id, acknowledged_at) where acknowledged_at is not null;
 comment on table custody_data.erasure_notices is 'The outbox of erasures: one notice for each holder, written in the erasure''s transaction.';
 comment on column custody_data.erasure_notices.user_id is 'Whom the holder must forget; emptied by the acknowledgement. @custody{"sensitivity":"identifying","retention":"until_acknowledged"}';
 comment on column custody_data.erasure_notices.evidence is 'What the holder answered; must not name the person. @custody{"sensitivity":"evidence","retention":"requests"}';

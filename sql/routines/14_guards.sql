@@ -208,6 +208,19 @@ end
 $$;
 comment on function custody_data.tg_reject_held() is 'Statement guard: refuses to delete what a legal hold covers (PC032). Argument: the column that names a row within its person.';
 
+create or replace function custody_data.changed_columns(p_old jsonb, p_new jsonb)
+returns text[]
+language sql
+immutable
+parallel safe
+return array(
+  select o.key from pg_catalog.jsonb_each(p_old) o
+  where o.value is distinct from p_new -> o.key and o.key <> all (array['version', 'updated_at'])
+  order by o.key);
+revoke all on function custody_data.changed_columns(jsonb, jsonb) from public;
+grant execute on function custody_data.changed_columns(jsonb, jsonb) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.changed_columns(jsonb, jsonb) is 'Names of the columns in which two versions of a row differ, without those that every update changes.';
+
 create or replace function custody_data.tg_write_audit()
 returns trigger
 language plpgsql
@@ -216,32 +229,56 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_actor_id constant uuid := coalesce(custody.current_actor_id(), custody_data.require_actor());
-  v_key constant text := tg_argv[0];
-  v_groups text;
+  v_touched custody_data.touched_rows[];
 begin
   perform custody_data.require_partition(clock_timestamp());
-  -- One event for each person that the statement touched (and, for updates, for each set of changed columns):
-  -- it names every row and no value.
-  v_groups := case tg_op
-    when 'UPDATE' then format($q$
-      select n.identity_id, n.%1$I::text as row_id,
-        array(select o2.key from jsonb_each(to_jsonb(o)) o2
-          where o2.value is distinct from to_jsonb(n) -> o2.key and o2.key <> all (array['version', 'updated_at'])
-          order by o2.key) as columns
-      from new_rows n join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id and o.%1$I = n.%1$I $q$, v_key)
-    else format('select r.identity_id, r.%I::text as row_id, null::text[] as columns from %s r', v_key,
-      case tg_op when 'INSERT' then 'new_rows' else 'old_rows' end)
-    end;
-  execute format($q$
-    insert into custody_data.audit_logs
-      (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata)
-    select $1, custody_data.new_entry_id(), clock_timestamp(), $2, g.identity_id, $3, $4,
-      case when count(*) = 1 then min(g.row_id) end, 'success', $5,
-      case when g.columns is null then '{}'::jsonb else jsonb_build_object('columns', g.columns) end
-        || case when count(*) = 1 then '{}'::jsonb else jsonb_build_object('rows', count(*), 'row_ids', to_jsonb(array_agg(g.row_id order by g.row_id))) end
-    from (%s) g
-    group by g.identity_id, g.columns $q$, v_groups)
-  using v_tenant, v_actor_id, 'record.' || lower(tg_op), tg_table_name, custody.current_purpose();
+  -- One event for each person that the statement touched (and, for updates, for each set of changed columns): it names
+  -- every row and no value. Each table has plans of its own, made once a session, of the one statement that it needs.
+  case tg_op || ' ' || tg_argv[0]
+    when 'INSERT identity_id' then
+      select array_agg((r.identity_id, null, array[r.identity_id::text])::custody_data.touched_rows) into v_touched
+      from new_rows r;
+    when 'INSERT consent_id' then
+      select array_agg(g) into v_touched
+      from (select r.identity_id, null::text[], array_agg(r.consent_id::text order by r.consent_id) from new_rows r group by r.identity_id) g;
+    when 'INSERT conversation_id' then
+      select array_agg(g) into v_touched
+      from (select r.identity_id, null::text[], array_agg(r.conversation_id order by r.conversation_id) from new_rows r group by r.identity_id) g;
+    when 'DELETE identity_id' then
+      select array_agg((r.identity_id, null, array[r.identity_id::text])::custody_data.touched_rows) into v_touched
+      from old_rows r;
+    when 'DELETE consent_id' then
+      select array_agg(g) into v_touched
+      from (select r.identity_id, null::text[], array_agg(r.consent_id::text order by r.consent_id) from old_rows r group by r.identity_id) g;
+    when 'DELETE conversation_id' then
+      select array_agg(g) into v_touched
+      from (select r.identity_id, null::text[], array_agg(r.conversation_id order by r.conversation_id) from old_rows r group by r.identity_id) g;
+    when 'UPDATE identity_id' then
+      select array_agg((n.identity_id, custody_data.changed_columns(to_jsonb(o), to_jsonb(n)), array[n.identity_id::text])::custody_data.touched_rows) into v_touched
+      from new_rows n join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id;
+    when 'UPDATE conversation_id' then
+      select array_agg(g) into v_touched
+      from (
+        select c.identity_id, c.columns, array_agg(c.conversation_id order by c.conversation_id)
+        from (
+          select n.identity_id, n.conversation_id, custody_data.changed_columns(to_jsonb(o), to_jsonb(n)) as columns
+          from new_rows n
+          join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id and o.conversation_id = n.conversation_id
+        ) c
+        group by c.identity_id, c.columns
+      ) g;
+  end case;
+  insert into custody_data.audit_logs
+    (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata)
+  select v_tenant, custody_data.new_entry_id(), clock_timestamp(), v_actor_id, t.identity_id, 'record.' || lower(tg_op), tg_table_name,
+    case when cardinality(t.row_ids) = 1 then t.row_ids[1] end, 'success', custody.current_purpose(),
+    case
+      when cardinality(t.row_ids) = 1 and t.columns is null then '{}'
+      when cardinality(t.row_ids) = 1 then jsonb_build_object('columns', t.columns)
+      when t.columns is null then jsonb_build_object('rows', cardinality(t.row_ids), 'row_ids', t.row_ids)
+      else jsonb_build_object('columns', t.columns, 'rows', cardinality(t.row_ids), 'row_ids', t.row_ids)
+    end
+  from unnest(v_touched) t;
   return null;
 end
 $$;

@@ -90,45 +90,57 @@ $$;
 revoke all on function custody_data.json_matches(jsonb, text) from public;
 comment on function custody_data.json_matches(jsonb, text) is 'Whether a string somewhere in a JSON value matches a regular expression, without regard to case.';
 
+create or replace function custody_data.suspect_events(p_tenant text, p_needles text[])
+returns table (resource_id text, purpose text, metadata jsonb)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off -- by an index on the tenant
+set jit = off
+as $$
+begin
+  return query
+  select a.resource_id::text, a.purpose, a.metadata
+  from custody_data.audit_logs a
+  cross join lateral (
+    select lower(('"' || coalesce(a.resource_id, '') || '" "' || coalesce(a.purpose, '') || '" ' || a.metadata::text) collate "C") as text
+    offset 0) x
+  where a.tenant_id = p_tenant
+    and (a.resource_id is not null or a.purpose is not null or a.metadata <> '{}')
+    -- at most user_id, e-mail, telephone and name
+    and (strpos(x.text, p_needles[1]) > 0 or strpos(x.text, p_needles[2]) > 0
+      or strpos(x.text, p_needles[3]) > 0 or strpos(x.text, p_needles[4]) > 0);
+end
+$$;
+revoke all on function custody_data.suspect_events(text, text[]) from public;
+comment on function custody_data.suspect_events(text, text[]) is 'Events of a tenant in whose resource, purpose or metadata one of up to four texts occurs somewhere.';
+
 create or replace function custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8)
 returns table (resource_id text, purpose text, metadata jsonb)
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+-- By the index on xid and by no other, whatever the statistics say: new transactions lie beyond them. They are few,
+-- so that nothing is to be had from parallel workers, whose start takes longer than all of it.
 set enable_seqscan = off
+set max_parallel_workers_per_gather = 0
 set jit = off
 as $$
 begin
-  -- The whole tenant goes by an index on the tenant; what came since goes by the index on xid and by no other, whatever
-  -- the statistics say: new transactions lie beyond them.
-  if p_since_xid = '0' then
-    return query
-    select a.resource_id::text, a.purpose, a.metadata
-    from custody_data.audit_logs a
-    cross join lateral (
-      select lower(('"' || coalesce(a.resource_id, '') || '" "' || coalesce(a.purpose, '') || '" ' || a.metadata::text) collate "C") as text
-      offset 0) x
-    where a.tenant_id = p_tenant
-      and (a.resource_id is not null or a.purpose is not null or a.metadata <> '{}')
-      -- at most user_id, e-mail, telephone and name
-      and (strpos(x.text, p_needles[1]) > 0 or strpos(x.text, p_needles[2]) > 0
-        or strpos(x.text, p_needles[3]) > 0 or strpos(x.text, p_needles[4]) > 0);
-  else
-    return query
-    select a.resource_id::text, a.purpose, a.metadata
-    from custody_data.audit_logs a
-    cross join lateral (
-      select lower(('"' || coalesce(a.resource_id, '') || '" "' || coalesce(a.purpose, '') || '" ' || a.metadata::text) collate "C") as text
-      offset 0) x
-    where a.xid >= p_since_xid and a.tenant_id || '' = p_tenant
-      and (a.resource_id is not null or a.purpose is not null or a.metadata <> '{}')
-      and (strpos(x.text, p_needles[1]) > 0 or strpos(x.text, p_needles[2]) > 0
-        or strpos(x.text, p_needles[3]) > 0 or strpos(x.text, p_needles[4]) > 0);
-  end if;
+  return query
+  select a.resource_id::text, a.purpose, a.metadata
+  from custody_data.audit_logs a
+  cross join lateral (
+    select lower(('"' || coalesce(a.resource_id, '') || '" "' || coalesce(a.purpose, '') || '" ' || a.metadata::text) collate "C") as text
+    offset 0) x
+  where a.xid >= p_since_xid and a.tenant_id || '' = p_tenant
+    and (a.resource_id is not null or a.purpose is not null or a.metadata <> '{}')
+    and (strpos(x.text, p_needles[1]) > 0 or strpos(x.text, p_needles[2]) > 0
+      or strpos(x.text, p_needles[3]) > 0 or strpos(x.text, p_needles[4]) > 0);
 end
 $$;
 revoke all on function custody_data.suspect_events(text, text[], xid8) from public;
-comment on function custody_data.suspect_events(text, text[], xid8) is 'Events of a tenant, written by transactions from p_since_xid on, in whose resource, purpose or metadata one of up to four texts occurs somewhere.';
+comment on function custody_data.suspect_events(text, text[], xid8) is 'The same of events that were written by transactions from p_since_xid on.';
 
 create or replace function custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamptz)
 returns jsonb
@@ -141,6 +153,8 @@ declare
   v_identifiers constant text[] := custody_data.identifiers_of(p_identity_id);
   v_pattern constant text := custody_data.identifier_pattern(v_identifiers);
   v_needles constant text[] := custody_data.identifier_needles(v_identifiers);
+  -- a row bears the time at which its transaction began
+  v_since constant timestamptz := p_since - interval '1 day';
   v_findings jsonb := jsonb '[]';
   v_rows bigint;
 begin
@@ -148,7 +162,9 @@ begin
     return v_findings;
   end if;
   with suspects as materialized (
-    select e.resource_id, e.purpose, e.metadata from custody_data.suspect_events(v_tenant, v_needles, p_since_xid) e
+    select e.resource_id, e.purpose, e.metadata from custody_data.suspect_events(v_tenant, v_needles) e where p_since_xid is null
+    union all
+    select e.resource_id, e.purpose, e.metadata from custody_data.suspect_events(v_tenant, v_needles, p_since_xid) e where p_since_xid is not null
   )
   select v_findings || coalesce(jsonb_agg(jsonb_build_object('table', f.tbl, 'column', f.col, 'rows', f.n) order by f.tbl, f.col), '[]')
   into v_findings
@@ -165,6 +181,8 @@ begin
     from custody_data.requests r
     cross join lateral (values ('reason', r.reason), ('extension_reason', r.extension_reason), ('close_reason', r.close_reason)) x (col, value)
     where r.tenant_id = v_tenant and x.value ~* v_pattern
+      -- a reason is given with the request, while it is open, or when it is closed
+      and (r.received_at >= v_since or r.status in ('received', 'held') or r.closed_at >= v_since)
     group by x.col
     union all
     select 'legal_holds', x.col, count(*)
@@ -176,13 +194,13 @@ begin
     select 'job_runs', x.col, count(*)
     from custody_data.job_runs j
     cross join lateral (values ('counts', custody_data.json_matches(j.counts, v_pattern)), ('error', j.error ~* v_pattern)) x (col, found)
-    where j.tenant_id = v_tenant and j.started_at >= p_since - interval '1 day' and x.found
+    where j.tenant_id = v_tenant and j.started_at >= v_since and x.found
     group by x.col
     union all
     select 'erasure_notices', x.col, count(*)
     from custody_data.erasure_notices n
     cross join lateral (values ('last_status', n.last_status ~* v_pattern), ('evidence', custody_data.json_matches(n.evidence, v_pattern))) x (col, found)
-    where n.tenant_id = v_tenant and x.found
+    where n.tenant_id = v_tenant and (n.acknowledged_at is null or n.acknowledged_at >= v_since) and x.found
     group by x.col
     union all
     select 'retention_policies', 'basis', count(*)
@@ -206,7 +224,7 @@ end
 $$;
 revoke all on function custody_data.find_residue(uuid, xid8, timestamptz) from public;
 comment on function custody_data.find_residue(uuid, xid8, timestamptz) is
-'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- definer: reads what the caller may not
 create or replace function custody.search_residue(p_request_id uuid)
@@ -232,7 +250,7 @@ begin
   -- The numbers of transactions hold for the cluster that this is.
   perform custody.open_incarnation();
   v_searched_at := clock_timestamp();
-  v_findings := custody_data.find_residue(v_request.identity_id, '0', '-infinity');
+  v_findings := custody_data.find_residue(v_request.identity_id, null, '-infinity');
   select coalesce(sum((f ->> 'rows')::bigint), 0) into v_rows from jsonb_array_elements(v_findings) f;
   update custody_data.requests r
   set residue_searched_at = v_searched_at, residue_searched_xid = v_horizon, residue_rows = v_rows
@@ -288,7 +306,7 @@ as $$
 declare
   v_tenant constant text := custody_data.require_whole_tenant();
   v_identity_id constant uuid := custody_data.require_person(p_user_id);
-  v_residue constant jsonb := custody_data.find_residue(v_identity_id, '0', '-infinity');
+  v_residue constant jsonb := custody_data.find_residue(v_identity_id, null, '-infinity');
   v_holds constant uuid[] := custody_data.holds_on(v_identity_id);
 begin
   return jsonb_build_object(
@@ -387,7 +405,7 @@ begin
     v_request.residue_searched_xid := null;
     v_request.residue_searched_at := null;
   end if;
-  v_residue := custody_data.find_residue(v_request.identity_id, coalesce(v_request.residue_searched_xid, '0'),
+  v_residue := custody_data.find_residue(v_request.identity_id, v_request.residue_searched_xid,
     coalesce(v_request.residue_searched_at, '-infinity'));
   if v_request.residue_rows > 0 then
     v_residue := v_residue || jsonb_build_object('table', 'found by search_residue', 'column', 'see event request.search', 'rows', v_request.residue_rows);
@@ -491,7 +509,7 @@ declare
 begin
   v_request := custody_data.require_request(p_request_id, 'erasure');
   -- While the identifiers are known they are looked for; afterwards what hangs on the identity is.
-  v_findings := custody_data.find_residue(v_request.identity_id, '0', '-infinity');
+  v_findings := custody_data.find_residue(v_request.identity_id, null, '-infinity');
   if v_request.status = 'done' then
     select v_findings || coalesce(jsonb_agg(jsonb_build_object('table', f.tbl, 'column', f.col, 'rows', f.n) order by f.tbl), '[]')
     into v_findings

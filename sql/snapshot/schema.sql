@@ -43,6 +43,18 @@ CREATE DOMAIN custody_data.tenant_name AS text COLLATE pg_catalog."C"
 
 COMMENT ON DOMAIN custody_data.tenant_name IS 'Name of a tenant: 1 to 63 characters of a-z, 0-9, _ and -, the first a letter or a digit.';
 
+-- Name: touched_rows; Type: TYPE; Schema: custody_data
+
+CREATE TYPE custody_data.touched_rows AS (
+	identity_id uuid,
+	columns text[],
+	row_ids text[]
+);
+
+-- Name: TYPE touched_rows; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TYPE custody_data.touched_rows IS 'Rows of one person that a statement wrote, and the columns that it changed: what a record event names.';
+
 -- Name: acknowledge_erasure(uuid, text, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text, p_evidence jsonb DEFAULT NULL::jsonb) RETURNS text
@@ -1738,6 +1750,16 @@ CREATE FUNCTION custody_data.caller_is(p_role text) RETURNS boolean
 
 COMMENT ON FUNCTION custody_data.caller_is(p_role text) IS 'Whether the caller is a member of a group role.';
 
+-- Name: changed_columns(jsonb, jsonb); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.changed_columns(p_old jsonb, p_new jsonb) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY(SELECT o.key FROM jsonb_each(changed_columns.p_old) o(key, value) WHERE ((o.value IS DISTINCT FROM (changed_columns.p_new -> o.key)) AND (o.key <> ALL (ARRAY['version'::text, 'updated_at'::text]))) ORDER BY o.key);
+
+-- Name: FUNCTION changed_columns(p_old jsonb, p_new jsonb); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.changed_columns(p_old jsonb, p_new jsonb) IS 'Names of the columns in which two versions of a row differ, without those that every update changes.';
+
 -- Name: check_archive_day(date); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.check_archive_day(p_before date) RETURNS void
@@ -2050,7 +2072,7 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail written by transactions from p_since_xid on, reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2360,18 +2382,32 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key te
 
 COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
--- Name: suspect_events(text, text[], xid8); Type: FUNCTION; Schema: custody_data
+-- Name: suspect_events(text, text[]); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8) RETURNS TABLE(resource_id text, purpose text, metadata jsonb)
+CREATE FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[]) RETURNS TABLE(resource_id text, purpose text, metadata jsonb)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off'
     AS $$ … $$;
 
+-- Name: FUNCTION suspect_events(p_tenant text, p_needles text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[]) IS 'Events of a tenant in whose resource, purpose or metadata one of up to four texts occurs somewhere.';
+
+-- Name: suspect_events(text, text[], xid8); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8) RETURNS TABLE(resource_id text, purpose text, metadata jsonb)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET max_parallel_workers_per_gather TO '0'
+    SET jit TO 'off'
+    AS $$ … $$;
+
 -- Name: FUNCTION suspect_events(p_tenant text, p_needles text[], p_since_xid xid8); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8) IS 'Events of a tenant, written by transactions from p_since_xid on, in whose resource, purpose or metadata one of up to four texts occurs somewhere.';
+COMMENT ON FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8) IS 'The same of events that were written by transactions from p_since_xid on.';
 
 -- Name: tenant_is_held(); Type: FUNCTION; Schema: custody_data
 
@@ -2455,7 +2491,7 @@ COMMENT ON FUNCTION custody_data.tg_touch_row() IS 'Counts version up and sets u
 CREATE FUNCTION custody_data.tg_write_audit() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    AS $$ … $$;
 
 -- Name: FUNCTION tg_write_audit(); Type: COMMENT; Schema: custody_data
 
@@ -3427,6 +3463,10 @@ CREATE INDEX conversations_identity_id_last_message_at_idx ON custody_data.conve
 
 CREATE INDEX conversations_last_message_at_idx ON custody_data.conversations USING btree (tenant_id, last_message_at);
 
+-- Name: erasure_notices_acknowledged_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX erasure_notices_acknowledged_at_idx ON custody_data.erasure_notices USING btree (tenant_id, acknowledged_at) WHERE (acknowledged_at IS NOT NULL);
+
 -- Name: erasure_notices_open_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX erasure_notices_open_idx ON custody_data.erasure_notices USING btree (tenant_id, created_at) WHERE (acknowledged_at IS NULL);
@@ -3459,9 +3499,17 @@ CREATE INDEX legal_holds_identity_id_idx ON custody_data.legal_holds USING btree
 
 CREATE INDEX partition_drops_range_to_idx ON custody_data.partition_drops USING btree (tenant_id, range_to DESC);
 
+-- Name: requests_closed_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX requests_closed_at_idx ON custody_data.requests USING btree (tenant_id, closed_at) WHERE (closed_at IS NOT NULL);
+
 -- Name: requests_identity_id_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX requests_identity_id_idx ON custody_data.requests USING btree (tenant_id, identity_id);
+
+-- Name: requests_received_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX requests_received_at_idx ON custody_data.requests USING btree (tenant_id, received_at);
 
 -- Name: requests_status_idx; Type: INDEX; Schema: custody_data
 
