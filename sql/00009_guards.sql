@@ -12,6 +12,7 @@
 do $$
 declare
   v_table text;
+  v_audit text;
 begin
   -- Append-only as a whole.
   foreach v_table in array array['audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops'] loop
@@ -62,21 +63,19 @@ begin
       case v_table when 'consent_records' then $a$'consent_id'$a$ when 'conversations' then $a$'conversation_id'$a$ else $a$'identity_id'$a$ end);
   end loop;
 
-  -- Every write to a table of record is an event of the trail. The arguments are the key columns after tenant_id.
+  -- Every write to a table of record is an event of the trail.
   foreach v_table in array array['user_profiles', 'user_preferences', 'consent_records', 'conversations'] loop
+    v_audit := case v_table when 'consent_records' then 'tg_audit_consents' when 'conversations' then 'tg_audit_conversations' else 'tg_audit_people' end;
     execute pg_catalog.format(
-      'create trigger z_audit_insert after insert on custody_data.%1$I referencing new table as new_rows
-         for each statement execute function custody_data.tg_write_audit(%2$s)', v_table,
-      case v_table when 'consent_records' then $a$'consent_id'$a$ when 'conversations' then $a$'conversation_id'$a$ else $a$'identity_id'$a$ end);
+      'create trigger z_audit_insert after insert on custody_data.%I referencing new table as new_rows
+         for each statement execute function custody_data.%I()', v_table, v_audit);
     execute pg_catalog.format(
-      'create trigger z_audit_delete after delete on custody_data.%1$I referencing old table as old_rows
-         for each statement execute function custody_data.tg_write_audit(%2$s)', v_table,
-      case v_table when 'consent_records' then $a$'consent_id'$a$ when 'conversations' then $a$'conversation_id'$a$ else $a$'identity_id'$a$ end);
+      'create trigger z_audit_delete after delete on custody_data.%I referencing old table as old_rows
+         for each statement execute function custody_data.%I()', v_table, v_audit);
     if v_table <> 'consent_records' then
       execute pg_catalog.format(
-        'create trigger z_audit_update after update on custody_data.%1$I referencing old table as old_rows new table as new_rows
-           for each statement execute function custody_data.tg_write_audit(%2$s)', v_table,
-        case v_table when 'conversations' then $a$'conversation_id'$a$ else $a$'identity_id'$a$ end);
+        'create trigger z_audit_update after update on custody_data.%I referencing old table as old_rows new table as new_rows
+           for each statement execute function custody_data.%I()', v_table, v_audit);
     end if;
   end loop;
 end

@@ -228,8 +228,8 @@ from pg_catalog.pg_proc p
 join pg_catalog.pg_language l on l.oid = p.prolang and l.lanname = 'plpgsql'
 cross join lateral checking.plpgsql_check_function_tb(p.oid,
   coalesce((select t.tgrelid from pg_catalog.pg_trigger t where t.tgfoid = p.oid order by t.tgrelid limit 1), 0),
-  oldtable => case when p.proname in ('tg_write_audit', 'tg_reject_held') then 'old_rows' end,
-  newtable => case when p.proname in ('tg_write_audit', 'tg_require_live_identity') then 'new_rows' end,
+  oldtable => case when p.proname ~ '^tg_audit_' or p.proname = 'tg_reject_held' then 'old_rows' end,
+  newtable => case when p.proname ~ '^tg_audit_' or p.proname = 'tg_require_live_identity' then 'new_rows' end,
   other_warnings => true, extra_warnings => true, performance_warnings => false, security_warnings => true) c
 where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace)
 order by 1`

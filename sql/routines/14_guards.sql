@@ -221,56 +221,20 @@ revoke all on function custody_data.changed_columns(jsonb, jsonb) from public;
 grant execute on function custody_data.changed_columns(jsonb, jsonb) to custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.changed_columns(jsonb, jsonb) is 'Names of the columns in which two versions of a row differ, without those that every update changes.';
 
-create or replace function custody_data.tg_write_audit()
-returns trigger
+create or replace function custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[])
+returns void
 language plpgsql
+volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_actor_id constant uuid := coalesce(custody.current_actor_id(), custody_data.require_actor());
-  v_touched custody_data.touched_rows[];
 begin
   perform custody_data.require_partition(clock_timestamp());
-  -- One event for each person that the statement touched (and, for updates, for each set of changed columns): it names
-  -- every row and no value. Each table has plans of its own, made once a session, of the one statement that it needs.
-  case tg_op || ' ' || tg_argv[0]
-    when 'INSERT identity_id' then
-      select array_agg((r.identity_id, null, array[r.identity_id::text])::custody_data.touched_rows) into v_touched
-      from new_rows r;
-    when 'INSERT consent_id' then
-      select array_agg(g) into v_touched
-      from (select r.identity_id, null::text[], array_agg(r.consent_id::text order by r.consent_id) from new_rows r group by r.identity_id) g;
-    when 'INSERT conversation_id' then
-      select array_agg(g) into v_touched
-      from (select r.identity_id, null::text[], array_agg(r.conversation_id order by r.conversation_id) from new_rows r group by r.identity_id) g;
-    when 'DELETE identity_id' then
-      select array_agg((r.identity_id, null, array[r.identity_id::text])::custody_data.touched_rows) into v_touched
-      from old_rows r;
-    when 'DELETE consent_id' then
-      select array_agg(g) into v_touched
-      from (select r.identity_id, null::text[], array_agg(r.consent_id::text order by r.consent_id) from old_rows r group by r.identity_id) g;
-    when 'DELETE conversation_id' then
-      select array_agg(g) into v_touched
-      from (select r.identity_id, null::text[], array_agg(r.conversation_id order by r.conversation_id) from old_rows r group by r.identity_id) g;
-    when 'UPDATE identity_id' then
-      select array_agg((n.identity_id, custody_data.changed_columns(to_jsonb(o), to_jsonb(n)), array[n.identity_id::text])::custody_data.touched_rows) into v_touched
-      from new_rows n join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id;
-    when 'UPDATE conversation_id' then
-      select array_agg(g) into v_touched
-      from (
-        select c.identity_id, c.columns, array_agg(c.conversation_id order by c.conversation_id)
-        from (
-          select n.identity_id, n.conversation_id, custody_data.changed_columns(to_jsonb(o), to_jsonb(n)) as columns
-          from new_rows n
-          join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id and o.conversation_id = n.conversation_id
-        ) c
-        group by c.identity_id, c.columns
-      ) g;
-  end case;
   insert into custody_data.audit_logs
     (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata)
-  select v_tenant, custody_data.new_entry_id(), clock_timestamp(), v_actor_id, t.identity_id, 'record.' || lower(tg_op), tg_table_name,
+  select v_tenant, custody_data.new_entry_id(), clock_timestamp(), v_actor_id, t.identity_id, 'record.' || lower(p_operation), p_table,
     case when cardinality(t.row_ids) = 1 then t.row_ids[1] end, 'success', custody.current_purpose(),
     case
       when cardinality(t.row_ids) = 1 and t.columns is null then '{}'
@@ -278,12 +242,91 @@ begin
       when t.columns is null then jsonb_build_object('rows', cardinality(t.row_ids), 'row_ids', t.row_ids)
       else jsonb_build_object('columns', t.columns, 'rows', cardinality(t.row_ids), 'row_ids', t.row_ids)
     end
-  from unnest(v_touched) t;
+  from unnest(p_touched) t;
+end
+$$;
+revoke all on function custody_data.append_record_events(text, text, custody_data.touched_rows[]) from public;
+grant execute on function custody_data.append_record_events(text, text, custody_data.touched_rows[]) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.append_record_events(text, text, custody_data.touched_rows[]) is
+'Appends record.insert, record.update or record.delete to the trail: one event for each person that a statement touched (and, for updates, for each set of changed columns), naming every row and no value.';
+
+-- One function for each shape of key, so that each trigger plans the one statement that it needs once a session.
+create or replace function custody_data.tg_audit_people()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_touched custody_data.touched_rows[];
+begin
+  if tg_op = 'INSERT' then
+    select array_agg((n.identity_id, null, array[n.identity_id::text])::custody_data.touched_rows) into v_touched
+    from new_rows n;
+  elsif tg_op = 'DELETE' then
+    select array_agg((o.identity_id, null, array[o.identity_id::text])::custody_data.touched_rows) into v_touched
+    from old_rows o;
+  else
+    select array_agg((n.identity_id, custody_data.changed_columns(to_jsonb(o), to_jsonb(n)), array[n.identity_id::text])::custody_data.touched_rows) into v_touched
+    from new_rows n join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id;
+  end if;
+  perform custody_data.append_record_events(tg_op, tg_table_name, v_touched);
   return null;
 end
 $$;
-comment on function custody_data.tg_write_audit() is
-'Statement trigger: appends record.insert, record.update or record.delete to the trail. Argument: the column that names a row within its person.';
+comment on function custody_data.tg_audit_people() is 'Statement trigger of tables with one row a person: appends record events.';
+
+create or replace function custody_data.tg_audit_conversations()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_touched custody_data.touched_rows[];
+begin
+  if tg_op = 'INSERT' then
+    select array_agg((g.identity_id, g.columns, g.row_ids)::custody_data.touched_rows) into v_touched
+    from (select n.identity_id, null::text[] as columns, array_agg(n.conversation_id order by n.conversation_id) as row_ids from new_rows n group by n.identity_id) g;
+  elsif tg_op = 'DELETE' then
+    select array_agg((g.identity_id, g.columns, g.row_ids)::custody_data.touched_rows) into v_touched
+    from (select o.identity_id, null::text[] as columns, array_agg(o.conversation_id order by o.conversation_id) as row_ids from old_rows o group by o.identity_id) g;
+  else
+    select array_agg((g.identity_id, g.columns, g.row_ids)::custody_data.touched_rows) into v_touched
+    from (
+      select c.identity_id, c.columns, array_agg(c.conversation_id order by c.conversation_id) as row_ids
+      from (
+        select n.identity_id, n.conversation_id, custody_data.changed_columns(to_jsonb(o), to_jsonb(n)) as columns
+        from new_rows n
+        join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id and o.conversation_id = n.conversation_id
+      ) c
+      group by c.identity_id, c.columns
+    ) g;
+  end if;
+  perform custody_data.append_record_events(tg_op, tg_table_name, v_touched);
+  return null;
+end
+$$;
+comment on function custody_data.tg_audit_conversations() is 'Statement trigger of conversations: appends record events.';
+
+create or replace function custody_data.tg_audit_consents()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_touched custody_data.touched_rows[];
+begin
+  if tg_op = 'INSERT' then
+    select array_agg((g.identity_id, g.columns, g.row_ids)::custody_data.touched_rows) into v_touched
+    from (select n.identity_id, null::text[] as columns, array_agg(n.consent_id::text order by n.consent_id) as row_ids from new_rows n group by n.identity_id) g;
+  else
+    select array_agg((g.identity_id, g.columns, g.row_ids)::custody_data.touched_rows) into v_touched
+    from (select o.identity_id, null::text[] as columns, array_agg(o.consent_id::text order by o.consent_id) as row_ids from old_rows o group by o.identity_id) g;
+  end if;
+  perform custody_data.append_record_events(tg_op, tg_table_name, v_touched);
+  return null;
+end
+$$;
+comment on function custody_data.tg_audit_consents() is 'Statement trigger of consent records, which are never updated: appends record events.';
 
 do $$
 declare

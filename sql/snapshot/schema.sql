@@ -1685,6 +1685,17 @@ CREATE FUNCTION custody_data.append_event(p_action text, p_resource_type text, p
 
 COMMENT ON FUNCTION custody_data.append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid, p_personal jsonb) IS 'Appends an event of the shared vocabulary under the actor in context: for the functions of this schema, whose words are known to be right.';
 
+-- Name: append_record_events(text, text, custody_data.touched_rows[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[]) IS 'Appends record.insert, record.update or record.delete to the trail: one event for each person that a statement touched (and, for updates, for each set of changed columns), naming every row and no value.';
+
 -- Name: assess_month(custody.audit_month); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.assess_month(p_month custody.audit_month) RETURNS custody.audit_month
@@ -2420,6 +2431,39 @@ CREATE FUNCTION custody_data.tenant_is_held() RETURNS boolean
 
 COMMENT ON FUNCTION custody_data.tenant_is_held() IS 'Whether a hold covers all of the tenant in context.';
 
+-- Name: tg_audit_consents(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_audit_consents() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_audit_consents(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_audit_consents() IS 'Statement trigger of consent records, which are never updated: appends record events.';
+
+-- Name: tg_audit_conversations(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_audit_conversations() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_audit_conversations(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_audit_conversations() IS 'Statement trigger of conversations: appends record events.';
+
+-- Name: tg_audit_people(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_audit_people() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_audit_people(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_audit_people() IS 'Statement trigger of tables with one row a person: appends record events.';
+
 -- Name: tg_reject_column_change(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.tg_reject_column_change() RETURNS trigger
@@ -2485,17 +2529,6 @@ CREATE FUNCTION custody_data.tg_touch_row() RETURNS trigger
 -- Name: FUNCTION tg_touch_row(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_touch_row() IS 'Counts version up and sets updated_at on every update.';
-
--- Name: tg_write_audit(); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.tg_write_audit() RETURNS trigger
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION tg_write_audit(); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.tg_write_audit() IS 'Statement trigger: appends record.insert, record.update or record.delete to the trail. Argument: the column that names a row within its person.';
 
 -- Name: unarchived_windows(date, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -3773,67 +3806,67 @@ ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER m_touch_row;
 
 -- Name: consent_records z_audit_delete; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.consent_records REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('consent_id');
+CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.consent_records REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_consents();
 
 ALTER TABLE custody_data.consent_records ENABLE ALWAYS TRIGGER z_audit_delete;
 
 -- Name: conversations z_audit_delete; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.conversations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('conversation_id');
+CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.conversations REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_conversations();
 
 ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER z_audit_delete;
 
 -- Name: user_preferences z_audit_delete; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.user_preferences REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('identity_id');
+CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.user_preferences REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_people();
 
 ALTER TABLE custody_data.user_preferences ENABLE ALWAYS TRIGGER z_audit_delete;
 
 -- Name: user_profiles z_audit_delete; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.user_profiles REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('identity_id');
+CREATE TRIGGER z_audit_delete AFTER DELETE ON custody_data.user_profiles REFERENCING OLD TABLE AS old_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_people();
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER z_audit_delete;
 
 -- Name: consent_records z_audit_insert; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.consent_records REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('consent_id');
+CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.consent_records REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_consents();
 
 ALTER TABLE custody_data.consent_records ENABLE ALWAYS TRIGGER z_audit_insert;
 
 -- Name: conversations z_audit_insert; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.conversations REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('conversation_id');
+CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.conversations REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_conversations();
 
 ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER z_audit_insert;
 
 -- Name: user_preferences z_audit_insert; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.user_preferences REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('identity_id');
+CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.user_preferences REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_people();
 
 ALTER TABLE custody_data.user_preferences ENABLE ALWAYS TRIGGER z_audit_insert;
 
 -- Name: user_profiles z_audit_insert; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.user_profiles REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('identity_id');
+CREATE TRIGGER z_audit_insert AFTER INSERT ON custody_data.user_profiles REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_people();
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER z_audit_insert;
 
 -- Name: conversations z_audit_update; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.conversations REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('conversation_id');
+CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.conversations REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_conversations();
 
 ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER z_audit_update;
 
 -- Name: user_preferences z_audit_update; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.user_preferences REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('identity_id');
+CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.user_preferences REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_people();
 
 ALTER TABLE custody_data.user_preferences ENABLE ALWAYS TRIGGER z_audit_update;
 
 -- Name: user_profiles z_audit_update; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.user_profiles REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_write_audit('identity_id');
+CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.user_profiles REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_people();
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER z_audit_update;
 

@@ -9,15 +9,15 @@ insert into guards values
   ('user_profiles', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('user_profiles', 'a_require_live_identity', 'AFTER INSERT STATEMENT tg_require_live_identity()'),
   ('user_profiles', 'm_touch_row', 'BEFORE UPDATE ROW tg_touch_row()'),
-  ('user_profiles', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_write_audit(identity_id)'),
-  ('user_profiles', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_write_audit(identity_id)'),
-  ('user_profiles', 'z_audit_update', 'AFTER UPDATE STATEMENT tg_write_audit(identity_id)'),
+  ('user_profiles', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_audit_people()'),
+  ('user_profiles', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_audit_people()'),
+  ('user_profiles', 'z_audit_update', 'AFTER UPDATE STATEMENT tg_audit_people()'),
   ('consent_records', 'a_reject_early_delete', 'BEFORE DELETE ROW tg_reject_early_delete()'),
   ('consent_records', 'a_reject_held', 'AFTER DELETE STATEMENT tg_reject_held(consent_id)'),
   ('consent_records', 'a_reject_mutation', 'BEFORE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('consent_records', 'a_require_live_identity', 'AFTER INSERT STATEMENT tg_require_live_identity()'),
-  ('consent_records', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_write_audit(consent_id)'),
-  ('consent_records', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_write_audit(consent_id)'),
+  ('consent_records', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_audit_consents()'),
+  ('consent_records', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_audit_consents()'),
   ('audit_entry_ids', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('identities', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, kind, created_at, +erased_at)'),
   ('requests', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, request_id, kind, identity_id, reason, requested_by, received_at, xid, +closed_at)'),
@@ -26,7 +26,7 @@ insert into guards values
   ('archive_segments', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, day, part, xid_from, xid_to, opened_at, +recorded_at)'),
   ('erasure_notices', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, notice_id, request_id, holder, created_at, +acknowledged_at)');
 insert into guards select 'user_preferences', trg, says from guards where tbl = 'user_profiles';
-insert into guards select 'conversations', trg, replace(replace(says, '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
+insert into guards select 'conversations', trg, replace(replace(replace(says, 'tg_audit_people', 'tg_audit_conversations'), '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
 insert into guards select t, 'a_reject_mutation', 'BEFORE DELETE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'
 from unnest(array['audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) t;
 insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'

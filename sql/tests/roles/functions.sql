@@ -37,7 +37,7 @@ from (values
   ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),
   ('custody_data', 'admin auditor privacy readonly readwrite worker', 'check_user_id require_context'),
   ('custody_data', 'auditor privacy readwrite worker', 'require_whole_tenant'),
-  ('custody_data', 'privacy readwrite worker', 'append_event changed_columns claim_identity event_content new_entry_id require_actor require_partition require_person'),
+  ('custody_data', 'privacy readwrite worker', 'append_event append_record_events changed_columns claim_identity event_content new_entry_id require_actor require_partition require_person'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
   ('custody_data', 'readwrite worker', 'check_messages check_preferences check_profile check_version merge_patch unknown_conversation unknown_record'),
   ('custody_data', 'readwrite', 'claim_person'),
