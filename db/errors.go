@@ -45,6 +45,11 @@ var (
 	ErrImmutableColumn     = errors.New("immutable column")
 	ErrRoutineMissing      = errors.New("routine not installed")
 	ErrUnderHold           = errors.New("under a legal hold")
+	ErrLocked              = errors.New("locked: no key in this transaction")
+	ErrWrongKey            = errors.New("wrong or weak key")
+	ErrSealedValue         = errors.New("sealed value refused")
+	ErrKeyExposed          = errors.New("key refused: it is exposed")
+	ErrRotationUnderWay    = errors.New("key rotation is under way")
 )
 
 // What Postgres itself refuses and users meet.
@@ -92,6 +97,11 @@ var codes = map[string]error{
 	"PC030": ErrImmutableColumn,
 	"PC031": ErrRoutineMissing,
 	"PC032": ErrUnderHold,
+	"PC033": ErrLocked,
+	"PC034": ErrWrongKey,
+	"PC035": ErrSealedValue,
+	"PC036": ErrKeyExposed,
+	"PC037": ErrRotationUnderWay,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

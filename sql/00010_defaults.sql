@@ -19,7 +19,7 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'account.create', '{source}', 'An account was opened.'),
   ('system', 'account.login', '{method,source,error_code}', 'Somebody signed in or tried to.'),
   ('system', 'account.logout', '{source}', 'Somebody signed out.'),
-  ('system', 'account.erase', '{request_id,deleted,kept,holders,holds,residue_basis,replayed}', 'A person was erased, or a hold kept the erasure back.'),
+  ('system', 'account.erase', '{request_id,deleted,kept,keys_destroyed,holders,holds,residue_basis,replayed}', 'A person was erased, or a hold kept the erasure back.'),
   ('system', 'account.export', '{request_id,counts,bytes}', 'Everything about a person was handed out.'),
   ('system', 'phi.access', '{count,fields,source}', 'Health or other sensitive data was read.'),
   ('system', 'phi.update', '{count,fields,source}', 'Health or other sensitive data was changed.'),
@@ -48,11 +48,15 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'tenant.register', '{tenant}', 'A tenant was registered.'),
   ('system', 'vocabulary.register', '{action,resource_type,metadata_keys}', 'The vocabulary of the trail was extended.'),
   ('system', 'incarnation.open', '{system_identifier}', 'The database was found in another cluster.'),
+  ('system', 'key.register', '{kek_version}', 'A key-encryption key was made known.'),
+  ('system', 'key.rewrap', '{kek_version,keys,left}', 'Data keys were wrapped under a new key-encryption key.'),
+  ('system', 'key.retire', '{kek_version,keys}', 'A key-encryption key was retired: nothing is wrapped by it any more.'),
   ('system', 'job.fail', '{job,error_code}', 'A job failed.')
 on conflict do nothing;
 
 insert into custody_data.audit_resource_types (tenant_id, resource_type, description) values
   ('system', 'account', 'An account of a person.'),
+  ('system', 'key', 'A key-encryption key or data key.'),
   ('system', 'identity', 'An identity: a person, service or system.'),
   ('system', 'user_profiles', 'A row of user_profiles.'),
   ('system', 'user_preferences', 'A row of user_preferences.'),

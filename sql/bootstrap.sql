@@ -59,6 +59,16 @@ $$;
 alter default privileges for role custody_owner revoke execute on functions from public;
 alter default privileges for role custody_owner revoke usage on types from public;
 
+-- AES-CBC and HMAC for sealed columns. The extension is trusted: who may create objects in the database may create
+-- it. Where it is there already, in whatever schema, it is used where it is.
+do $$
+begin
+  if not exists (select from pg_catalog.pg_extension e where e.extname = 'pgcrypto') then
+    create extension if not exists pgcrypto with schema public;
+  end if;
+end
+$$;
+
 -- Imports stage in temporary tables, and a hardened database gives PUBLIC none.
 do $$
 begin

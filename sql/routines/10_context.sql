@@ -170,7 +170,8 @@ declare
 begin
   -- Whatever context stood before ends here. (After an error it stands again only where the caller goes back to a savepoint.)
   perform set_config('custody.tenant', '', true), set_config('custody.actor', '', true), set_config('custody.actor_id', '', true),
-    set_config('custody.purpose', '', true), set_config('custody.subject', '', true), set_config('custody.subject_id', '', true);
+    set_config('custody.purpose', '', true), set_config('custody.subject', '', true), set_config('custody.subject_id', '', true),
+    set_config('custody.kek', '', true), set_config('custody.kek_version', '', true);
   if p_tenant is null or p_tenant !~ '^[a-z0-9][a-z0-9_-]{0,62}$' then
     raise exception using
       errcode = 'PC002',

@@ -354,6 +354,7 @@ declare
   v_profiles bigint;
   v_preferences bigint;
   v_conversations bigint;
+  v_keys integer[];
   v_holders jsonb;
   v_event_id uuid;
 begin
@@ -426,6 +427,7 @@ begin
   get diagnostics v_profiles = row_count;
   v_deleted := jsonb_build_object('user_profiles', v_profiles, 'user_preferences', v_preferences, 'conversations', v_conversations);
   v_kept := custody_data.kept_on_erasure(v_request.identity_id);
+  v_keys := custody_data.destroy_data_keys(v_request.identity_id);
 
   with notices as (
     insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id)
@@ -437,7 +439,7 @@ begin
   select coalesce(jsonb_agg(n.holder order by n.holder), '[]') into v_holders from notices n;
 
   v_event_id := custody_data.append_event('account.erase', 'identity', v_request.identity_id::text, 'success',
-    jsonb_build_object('request_id', p_request_id, 'deleted', v_deleted, 'kept', v_kept, 'holders', v_holders)
+    jsonb_build_object('request_id', p_request_id, 'deleted', v_deleted, 'kept', v_kept, 'keys_destroyed', v_keys, 'holders', v_holders)
       || case when v_residue <> '[]' then jsonb_build_object('residue_basis', p_residue_basis) else '{}'::jsonb end,
     v_request.identity_id);
   if v_erased_at is null then
@@ -448,7 +450,7 @@ begin
   insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, certificate)
   values (v_tenant, p_request_id, v_request.identity_id, jsonb_build_object(
     'version', 1, 'tenant_id', v_tenant, 'request_id', p_request_id, 'identity_id', v_request.identity_id,
-    'requested_at', v_request.received_at, 'erased_at', v_erased_at, 'deleted', v_deleted, 'kept', v_kept, 'residue', v_residue,
+    'requested_at', v_request.received_at, 'erased_at', v_erased_at, 'deleted', v_deleted, 'kept', v_kept, 'keys_destroyed', v_keys, 'residue', v_residue,
     'residue_basis', case when v_residue <> '[]' then p_residue_basis end, 'audit_event', v_event_id));
   update custody_data.requests r set status = 'done', closed_at = now()
   where r.tenant_id = v_tenant and r.request_id = p_request_id;
@@ -490,7 +492,7 @@ $$;
 revoke all on function custody.get_certificate(uuid) from public;
 grant execute on function custody.get_certificate(uuid) to custody_privacy, custody_worker, custody_auditor;
 comment on function custody.get_certificate(uuid) is
-'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: looks where the caller may not
@@ -519,6 +521,7 @@ begin
       union all select 'user_profiles', '*', count(*) from custody_data.user_profiles t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id
       union all select 'user_preferences', '*', count(*) from custody_data.user_preferences t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id
       union all select 'conversations', '*', count(*) from custody_data.conversations t where t.tenant_id = v_tenant and t.identity_id = v_request.identity_id
+      union all select 'wrapped_keys', '*', count(*) from custody_keys.wrapped_keys w where w.tenant_id = v_tenant and w.identity_id = v_request.identity_id
       union all select 'erasure_certificates', '*', 1 where not exists (
         select from custody_data.erasure_certificates c where c.tenant_id = v_tenant and c.request_id = p_request_id)
     ) f
@@ -555,6 +558,7 @@ declare
   v_held jsonb := jsonb '[]';
   v_hold record;
   v_deleted jsonb;
+  v_keys integer[];
   v_rows bigint;
   v_table text;
 begin
@@ -593,6 +597,8 @@ begin
     if v_identity.erased_at is not null and exists (
       select from custody_data.erasure_certificates c where c.tenant_id = v_tenant and c.request_id = v_request_id) then
       v_standing := v_standing + 1;
+      -- a backup of the keys may be older than that of the data
+      perform custody_data.destroy_data_keys(v_identity.identity_id);
       continue;
     end if;
     -- A hold that the backup brought back had been released before the erasure. That is for an officer to say.
@@ -621,6 +627,7 @@ begin
       get diagnostics v_rows = row_count;
       v_deleted := v_deleted || jsonb_build_object(v_table, v_rows);
     end loop;
+    v_keys := custody_data.destroy_data_keys(v_identity.identity_id);
     if v_identity.erased_at is null then
       update custody_data.identities i set user_id = null, erased_at = (v_certificate ->> 'erased_at')::timestamptz
       where i.tenant_id = v_tenant and i.identity_id = v_identity.identity_id;
@@ -634,7 +641,7 @@ begin
       v_certificate - array['status', 'issued_at', 'external_holders'])
     on conflict do nothing;
     perform custody_data.append_event('account.erase', 'identity', v_identity.identity_id::text, 'success',
-      jsonb_build_object('request_id', v_request_id, 'deleted', v_deleted, 'replayed', true), v_identity.identity_id);
+      jsonb_build_object('request_id', v_request_id, 'deleted', v_deleted, 'keys_destroyed', v_keys, 'replayed', true), v_identity.identity_id);
     v_replayed := v_replayed + 1;
   end loop;
   return jsonb_build_object('replayed', v_replayed, 'standing', v_standing, 'unknown', v_unknown, 'held', v_held);

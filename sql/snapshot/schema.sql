@@ -820,7 +820,7 @@ CREATE FUNCTION custody.get_certificate(p_request_id uuid) RETURNS jsonb
 
 -- Name: FUNCTION get_certificate(p_request_id uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- Name: get_conversation(text, text); Type: FUNCTION; Schema: custody
@@ -1022,6 +1022,18 @@ CREATE FUNCTION custody.list_conversations(p_user_id text, p_limit integer DEFAU
 COMMENT ON FUNCTION custody.list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text) IS 'Conversations of a person without their messages, newest first. p_limit: 1 to 10000. The page after a row: p_before its last_message_at and p_before_id its conversation_id (without p_before_id rows of the same instant are passed over).
 Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
+-- Name: list_keks(interval); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.list_keks(p_max_age interval DEFAULT '1 year'::interval) RETURNS TABLE(kek_version integer, reference text, created_at timestamp with time zone, retired_at timestamp with time zone, data_keys bigint, overdue boolean)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION list_keks(p_max_age interval); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.list_keks(p_max_age interval) IS 'The key-encryption keys of the tenant in context, by version: the provider''s reference, since when, until when, how many data keys it wraps, and whether it is in use and older than p_max_age.
+Errors: PC001, PC015 confined to one person. Callers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: list_requests(text, integer, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.list_requests(p_status text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after uuid DEFAULT NULL::uuid) RETURNS SETOF custody.requests
@@ -1143,6 +1155,18 @@ CREATE FUNCTION custody.open_segments(p_before date DEFAULT ((now() AT TIME ZONE
 COMMENT ON FUNCTION custody.open_segments(p_before date, p_limit integer) IS 'Opens segments for all events of days before p_before that no segment covers and whose transactions have ended, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
 p_before: not after today (UTC). p_limit: 1 to 10000 segments returned; all are opened.
 Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back. Callers: custody_worker.';
+
+-- Name: open_value(uuid, text, text, text, bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.open_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.open_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea) IS 'Opens what seal_value sealed for the same place. Null stays null.
+Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked, PC035 the value was altered or belongs to another place. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: patch_preferences(text, jsonb, integer); Type: FUNCTION; Schema: custody
 
@@ -1365,6 +1389,19 @@ COMMENT ON FUNCTION custody.register_holder(p_name text, p_endpoint text, p_desc
 p_endpoint: http or https URL that notices are posted to; null where people carry them. p_retired: it holds nothing any more and gets no notices.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_privacy.';
 
+-- Name: register_kek(bytea, text, bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.register_kek(p_kek bytea, p_reference text, p_current bytea DEFAULT NULL::bytea) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION register_kek(p_kek bytea, p_reference text, p_current bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.register_kek(p_kek bytea, p_reference text, p_current bytea) IS 'Makes a key-encryption key known for the tenant in context and returns its version. The key is not stored; while it replaces another one, that one is stored sealed under it.
+p_kek: 64 random bytes, bound. p_reference: by which the provider finds it. p_current: the valid key, where there is one. Returns null under log_parameter_max_length_on_error, as unlock does.
+Errors: PC001, PC015 confined to one person, PC023, PC034 weak, wrong or known key, PC036 exposed key, PC037 rotation under way. Callers: custody_worker, custody_admin.';
+
 -- Name: register_resource_type(text, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.register_resource_type(p_resource_type text, p_description text) RETURNS text
@@ -1483,6 +1520,30 @@ CREATE FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) RETUR
 COMMENT ON FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) IS 'What retention would take from the tenant in context at p_as_of, which may lie ahead, and what holds keep, by class. In tenant system also the months of the trail past the hot period, by estimated rows.
 Errors: PC001, PC009. Callers: custody_worker, custody_privacy, custody_auditor.';
 
+-- Name: retire_kek(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.retire_kek() RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION retire_kek(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.retire_kek() IS 'Ends a rotation: the key-encryption key before the one that the transaction is unlocked with opens nothing any more and may be destroyed with its provider. Returns how many wrapped keys it deleted; 0 and no change where no rotation is under way.
+Errors: PC001, PC015 confined to one person, PC033 locked, PC037 data keys are left. Callers: custody_worker.';
+
+-- Name: rewrap_keys(integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.rewrap_keys(p_limit integer DEFAULT 1000) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION rewrap_keys(p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.rewrap_keys(p_limit integer) IS 'Wraps up to p_limit (1 to 100000) data keys of the tenant, which the key-encryption key before this one wrapped, under the one that the transaction is unlocked with. Returns {"kek_version", "keys", "left"}: how many now, how many still are not; both 0 where no rotation is under way. Call it, commit, and repeat until left is 0; several may run at once.
+Errors: PC001, PC015 confined to one person, PC023, PC033 locked, PC035. Callers: custody_worker.';
+
 -- Name: save_conversation(text, text, jsonb, text, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text DEFAULT NULL::text, p_if_version integer DEFAULT NULL::integer) RETURNS text
@@ -1495,6 +1556,19 @@ CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text
 COMMENT ON FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text, p_if_version integer) IS 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
 Errors: PC001, PC003, PC009 time, PC014, PC015, PC023. Callers: custody_readwrite.';
+
+-- Name: seal_value(uuid, text, text, text, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.seal_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_value text) RETURNS bytea
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION seal_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_value text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.seal_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_value text) IS 'Seals a value for one place, for columns of the application''s own: format of sql/routines/15_sealing.sql, key of the identity, which an erasure destroys. Null stays null.
+p_identity_id: whom it is about. p_table, p_column: names of at most 63 of a-z, 0-9 and _. p_row: the row''s key as text.
+Errors: PC001, PC015 another person than the subject, PC021 erased or unknown, PC023, PC033 locked. Callers: custody_readwrite, custody_worker.';
 
 -- Name: search_residue(uuid); Type: FUNCTION; Schema: custody
 
@@ -1599,6 +1673,19 @@ CREATE FUNCTION custody.start_run(p_job text, p_river_job_id bigint DEFAULT NULL
 COMMENT ON FUNCTION custody.start_run(p_job text, p_river_job_id bigint, p_run_id uuid) IS 'Records that a run of a job began and returns its id; the same p_run_id is the same run.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
 
+-- Name: unlock(bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.unlock(p_kek bytea) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION unlock(p_kek bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.unlock(p_kek bytea) IS 'Opens the sealed columns of the tenant in context until the transaction ends, or until another context is set, and returns the version of the key.
+p_kek: the tenant''s key-encryption key, 64 bytes, as a bound parameter. Returns null, and what needs the key raises PC033, where log_parameter_max_length_on_error is on: an error here would log the key.
+Errors: PC001, PC034 wrong key, PC036 the key came as a literal or a setting would write it to the log. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: update_conversation(text, text, text, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer DEFAULT NULL::integer) RETURNS integer
@@ -1673,6 +1760,26 @@ CREATE FUNCTION custody_data.active_holds() RETURNS SETOF custody_data.legal_hol
 -- Name: FUNCTION active_holds(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.active_holds() IS 'Holds of the tenant in context that stand now; of all tenants in tenant system.';
+
+-- Name: aes_cbc(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.aes_cbc(p_plain bytea, p_key bytea, p_iv bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN public.encrypt_iv(p_plain, p_key, p_iv, 'aes-cbc/pad:pkcs'::text);
+
+-- Name: FUNCTION aes_cbc(p_plain bytea, p_key bytea, p_iv bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.aes_cbc(p_plain bytea, p_key bytea, p_iv bytea) IS 'AES in CBC mode with PKCS #7 padding; the length of the key says which AES.';
+
+-- Name: aes_cbc_open(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.aes_cbc_open(p_cipher bytea, p_key bytea, p_iv bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN public.decrypt_iv(p_cipher, p_key, p_iv, 'aes-cbc/pad:pkcs'::text);
+
+-- Name: FUNCTION aes_cbc_open(p_cipher bytea, p_key bytea, p_iv bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.aes_cbc_open(p_cipher bytea, p_key bytea, p_iv bytea) IS 'The inverse of aes_cbc.';
 
 -- Name: append_event(text, text, text, text, jsonb, uuid, jsonb); Type: FUNCTION; Schema: custody_data
 
@@ -1826,6 +1933,17 @@ CREATE FUNCTION custody_data.check_profile(p_profile jsonb) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.check_profile(p_profile jsonb) IS 'The profile fields of a JSON object; PC023 names the field that is wrong.';
 
+-- Name: check_sealing_identity(uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.check_sealing_identity(p_identity_id uuid) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION check_sealing_identity(p_identity_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.check_sealing_identity(p_identity_id uuid) IS 'Raises PC015 for another identity than the one that the context is confined to.';
+
 -- Name: check_user_id(text, text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.check_user_id(p_user_id text, p_what text DEFAULT 'user_id'::text) RETURNS void
@@ -1847,6 +1965,17 @@ CREATE FUNCTION custody_data.check_version(p_version integer, p_if_version integ
 -- Name: FUNCTION check_version(p_version integer, p_if_version integer, p_what text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.check_version(p_version integer, p_if_version integer, p_what text) IS 'Raises PC014 where p_if_version is given and is not the version.';
+
+-- Name: claim_data_key(uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.claim_data_key(p_identity_id uuid) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION claim_data_key(p_identity_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.claim_data_key(p_identity_id uuid) IS 'Version of the data key under which values of an identity are sealed now, made where it is missing. Errors: PC001, PC021 erased, PC033, PC034 retired meanwhile.';
 
 -- Name: claim_identities(text[]); Type: FUNCTION; Schema: custody_data
 
@@ -1941,6 +2070,17 @@ CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid
 
 COMMENT ON FUNCTION custody_data.conversation_holds() IS 'People and conversations of the tenant in context that holds cover; without a conversation_id, all of the person. A hold on the tenant is not among them.';
 
+-- Name: count_unwrapped(text, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.count_unwrapped(p_tenant text, p_kek_version integer) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION count_unwrapped(p_tenant text, p_kek_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.count_unwrapped(p_tenant text, p_kek_version integer) IS 'How many data keys of a tenant a key-encryption key does not wrap.';
+
 -- Name: covering_segments(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.covering_segments(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS SETOF custody_data.archive_segments
@@ -1952,6 +2092,28 @@ CREATE FUNCTION custody_data.covering_segments(p_from timestamp with time zone, 
 
 COMMENT ON FUNCTION custody_data.covering_segments(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Recorded segments whose events are still in the trail, of the days from p_from to p_to.';
 
+-- Name: data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer) RETURNS bytea
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION data_key(p_identity_id uuid, p_key_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
+
+-- Name: decrypt_a256cbc_hs512(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea) IS 'The inverse of encrypt_a256cbc_hs512; null for whatever was not made with this key and these associated data.';
+
 -- Name: definitions(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.definitions() RETURNS TABLE(object text, digest text)
@@ -1962,6 +2124,17 @@ CREATE FUNCTION custody_data.definitions() RETURNS TABLE(object text, digest tex
 -- Name: FUNCTION definitions(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.definitions() IS 'Every object of the schemas of pgcustody, partitions apart, with a digest of its definition, owner and rights.';
+
+-- Name: destroy_data_keys(uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.destroy_data_keys(p_identity_id uuid) RETURNS integer[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION destroy_data_keys(p_identity_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.destroy_data_keys(p_identity_id uuid) IS 'Destroys every data key of an identity and returns their versions: what they sealed is erased wherever it is, as far as no copy of the wrapped keys survives elsewhere.';
 
 -- Name: due_consents(text, timestamp with time zone, interval); Type: FUNCTION; Schema: custody_data
 
@@ -1998,6 +2171,17 @@ END;
 -- Name: FUNCTION due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval) IS 'Consent records that ended more than p_keep before p_as_of, held or not: withdrawals, grants that another record followed, and those of people erased since.';
+
+-- Name: encrypt_a256cbc_hs512(bytea, bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea) IS 'A256CBC-HS512 (RFC 7518 section 5.2.5) under a key of 64 bytes: the initialisation vector of 16 bytes, the ciphertext, the tag of 32 bytes.';
 
 -- Name: event_content(timestamp with time zone, uuid, uuid, text, text, text, text, jsonb, jsonb); Type: FUNCTION; Schema: custody_data
 
@@ -2074,6 +2258,17 @@ CREATE FUNCTION custody_data.find_identity(p_user_id text) RETURNS uuid
 
 COMMENT ON FUNCTION custody_data.find_identity(p_user_id text) IS 'Identity of a user_id of the tenant in context, or null.';
 
+-- Name: find_kek(text, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) RETURNS integer
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION find_kek(p_tenant text, p_kek bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) IS 'Version of a key-encryption key that is valid for a tenant, or null.';
+
 -- Name: find_residue(uuid, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) RETURNS jsonb
@@ -2096,6 +2291,16 @@ CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with ti
 -- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
+
+-- Name: hmac_sha512(bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN public.hmac(p_data, p_key, 'sha512'::text);
+
+-- Name: FUNCTION hmac_sha512(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) IS 'HMAC-SHA-512 (RFC 2104), 64 bytes.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -2151,6 +2356,16 @@ CREATE FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_u
 
 COMMENT ON FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint) IS 'What an import function returns: rows added, changed, unchanged and refused.';
 
+-- Name: is_unlocked(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.is_unlocked() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN (COALESCE(current_setting('custody.kek'::text, true), ''::text) <> ''::text);
+
+-- Name: FUNCTION is_unlocked(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.is_unlocked() IS 'Whether this transaction has a key-encryption key.';
+
 -- Name: json_matches(jsonb, text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) RETURNS boolean
@@ -2173,6 +2388,16 @@ CREATE FUNCTION custody_data.keep_of(p_class text) RETURNS interval
 
 COMMENT ON FUNCTION custody_data.keep_of(p_class text) IS 'How long the tenant in context keeps a class; PC012 for an unknown one.';
 
+-- Name: kek_check_value(text, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.kek_check_value(p_tenant text, p_kek bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN substr(custody_data.hmac_sha512(convert_to(('pgcustody: key-encryption key of '::text || p_tenant), 'UTF8'::name), p_kek), 1, 16);
+
+-- Name: FUNCTION kek_check_value(p_tenant text, p_kek bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.kek_check_value(p_tenant text, p_kek bytea) IS 'What tells a tenant''s key from others without opening anything.';
+
 -- Name: kept_on_erasure(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) RETURNS jsonb
@@ -2183,6 +2408,17 @@ CREATE FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) RETURNS jsonb
 -- Name: FUNCTION kept_on_erasure(p_identity_id uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) IS 'What an erasure keeps, with reason and until when.';
+
+-- Name: leaking_settings(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaking_settings() RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaking_settings(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaking_settings() IS 'Names of the settings of this session under which a bound parameter would be written to the server log.';
 
 -- Name: lock_holds(text, boolean); Type: FUNCTION; Schema: custody_data
 
@@ -2238,6 +2474,17 @@ CREATE FUNCTION custody_data.next_xid(p_xid xid8) RETURNS xid8
 
 COMMENT ON FUNCTION custody_data.next_xid(p_xid xid8) IS 'The transaction number after another: xid8 has no arithmetic.';
 
+-- Name: open_bytes(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed bytea) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_bytes(p_key bytea, p_place bytea, p_sealed bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed bytea) IS 'Opens what seal_bytes sealed for the same place under the same key. Errors: PC035, which does not say where it differs.';
+
 -- Name: open_segment(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) RETURNS void
@@ -2248,6 +2495,38 @@ CREATE FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_
 -- Name: FUNCTION open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) IS 'Writes a window down as the next part of its day.';
+
+-- Name: open_values(uuid, text, text, text[], bytea[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) RETURNS text[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC033, PC035.';
+
+-- Name: previous_kek(text, bytea, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.previous_kek(p_tenant text, p_kek bytea, p_kek_version integer) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION previous_kek(p_tenant text, p_kek bytea, p_kek_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.previous_kek(p_tenant text, p_kek bytea, p_kek_version integer) IS 'The key-encryption key before this one, while both are valid; else null.';
+
+-- Name: random_bytes(integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.random_bytes(p_count integer) RETURNS bytea
+    LANGUAGE sql PARALLEL SAFE
+    RETURN public.gen_random_bytes(p_count);
+
+-- Name: FUNCTION random_bytes(p_count integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.random_bytes(p_count integer) IS 'Random bytes of the operating system.';
 
 -- Name: receive_request(text, text, text, uuid); Type: FUNCTION; Schema: custody_data
 
@@ -2271,6 +2550,17 @@ CREATE FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p
 
 COMMENT ON FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb, p_keys text[], p_type_known boolean) IS 'Raises what is wrong with an event that record_audit_event found unsound: the first of PC004, PC005, PC023, PC007, PC006, PC009.';
 
+-- Name: refuse_exposed_key(bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.refuse_exposed_key(p_key bytea) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION refuse_exposed_key(p_key bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.refuse_exposed_key(p_key bytea) IS 'Raises PC036 where a key that came with this call is, or is about to be, somewhere it must not be. Returns whether the call must be refused without an error.';
+
 -- Name: require_actor(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_actor() RETURNS uuid
@@ -2292,6 +2582,17 @@ CREATE FUNCTION custody_data.require_archiver() RETURNS void
 -- Name: FUNCTION require_archiver(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.require_archiver() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
+
+-- Name: require_kek(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_kek() RETURNS integer
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION require_kek(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_kek() IS 'Version of the key-encryption key of this transaction. Errors: PC033 without one.';
 
 -- Name: require_partition(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2359,6 +2660,50 @@ CREATE FUNCTION custody_data.rights(p_acl aclitem[]) RETURNS text
 -- Name: FUNCTION rights(p_acl aclitem[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.rights(p_acl aclitem[]) IS 'An access control list as text that two databases have in common.';
+
+-- Name: seal_bytes(bytea, integer, bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) RETURNS bytea
+    LANGUAGE plpgsql PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) IS 'Seals bytes under a key for a place.';
+
+-- Name: seal_values(uuid, text, text, text[], text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_values text[]) RETURNS bytea[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_values text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_values text[]) IS 'Values of one row sealed, in the order of the columns; null stays null. Errors: PC001, PC021, PC033.';
+
+-- Name: sealed_key_version(bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.sealed_key_version(p_sealed bytea) RETURNS integer
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION sealed_key_version(p_sealed bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.sealed_key_version(p_sealed bytea) IS 'Version of the key that a value is sealed under. Errors: PC035.';
+
+-- Name: sealing_place(text, uuid, text, text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN convert_to(('eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2Q0JDLUhTNTEyIn0.'::text || translate(encode(convert_to(((((((((p_tenant || '/'::text) || p_identity_id) || '/'::text) || p_table) || '/'::text) || p_column) || '/'::text) || p_row), 'UTF8'::name), 'base64'::text), '+/=
+'::text, '-_'::text)), 'UTF8'::name);
+
+-- Name: FUNCTION sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text) IS 'Associated data of a sealed value, as a flattened JWE has them.';
 
 -- Name: segment_retain_until(date); Type: FUNCTION; Schema: custody_data
 
@@ -2575,6 +2920,17 @@ CREATE FUNCTION custody_data.unknown_record(p_what text) RETURNS void
 -- Name: FUNCTION unknown_record(p_what text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.unknown_record(p_what text) IS 'Raises PC011.';
+
+-- Name: wrap_key(text, uuid, integer, bytea, bytea, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.wrap_key(p_tenant text, p_identity_id uuid, p_key_version integer, p_key bytea, p_kek bytea, p_kek_version integer) RETURNS bytea
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION wrap_key(p_tenant text, p_identity_id uuid, p_key_version integer, p_key bytea, p_kek bytea, p_kek_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.wrap_key(p_tenant text, p_identity_id uuid, p_key_version integer, p_key bytea, p_kek bytea, p_kek_version integer) IS 'A data key sealed under a key-encryption key.';
 
 -- Name: writes_system(); Type: FUNCTION; Schema: custody_data
 
@@ -3332,6 +3688,79 @@ ALTER TABLE custody_data.schema_steps ALTER COLUMN step_id ADD GENERATED ALWAYS 
     CACHE 1
 );
 
+-- Name: data_keys; Type: TABLE; Schema: custody_keys
+
+CREATE TABLE custody_keys.data_keys (
+    tenant_id custody_data.tenant_name NOT NULL,
+    identity_id uuid NOT NULL,
+    key_version integer NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    destroyed_at timestamp with time zone,
+    CONSTRAINT data_keys_version_is_positive_check CHECK ((key_version > 0))
+);
+
+ALTER TABLE ONLY custody_keys.data_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE data_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON TABLE custody_keys.data_keys IS 'Which data keys an identity has had. Rows stay for good, so that what a destroyed key sealed is known as erased.';
+
+-- Name: COLUMN data_keys.destroyed_at; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.data_keys.destroyed_at IS 'When its wrapped copies were deleted: from then on nothing that it sealed can be read.';
+
+-- Name: key_encryption_keys; Type: TABLE; Schema: custody_keys
+
+CREATE TABLE custody_keys.key_encryption_keys (
+    tenant_id custody_data.tenant_name NOT NULL,
+    kek_version integer NOT NULL,
+    reference text NOT NULL,
+    check_value bytea NOT NULL,
+    previous bytea,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    retired_at timestamp with time zone,
+    CONSTRAINT key_encryption_keys_reference_length_is_at_most_4096_check CHECK (((char_length(reference) >= 1) AND (char_length(reference) <= 4096))),
+    CONSTRAINT key_encryption_keys_version_is_positive_check CHECK ((kek_version > 0))
+);
+
+ALTER TABLE ONLY custody_keys.key_encryption_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE key_encryption_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON TABLE custody_keys.key_encryption_keys IS 'Which key-encryption keys a tenant has had. The keys themselves are with their provider.';
+
+-- Name: COLUMN key_encryption_keys.reference; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.key_encryption_keys.reference IS 'What the provider needs to give the key: a name, or the key as the key service''s ciphertext. Opens nothing by itself.';
+
+-- Name: COLUMN key_encryption_keys.check_value; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.key_encryption_keys.check_value IS 'HMAC by which a wrong key is told before it is used. Says nothing about the key.';
+
+-- Name: COLUMN key_encryption_keys.previous; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version before this one, sealed under this one, while both are valid: who has the new key opens what the old one wrapped.';
+
+-- Name: wrapped_keys; Type: TABLE; Schema: custody_keys
+
+CREATE TABLE custody_keys.wrapped_keys (
+    tenant_id custody_data.tenant_name NOT NULL,
+    identity_id uuid NOT NULL,
+    key_version integer NOT NULL,
+    kek_version integer NOT NULL,
+    wrapped bytea NOT NULL
+);
+
+ALTER TABLE ONLY custody_keys.wrapped_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE wrapped_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON TABLE custody_keys.wrapped_keys IS 'Data keys, each sealed under a key-encryption key. Deleted when the data key is destroyed, or when the key-encryption key is retired.';
+
+-- Name: COLUMN wrapped_keys.wrapped; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.wrapped_keys.wrapped IS 'Sealed value, version 1, of the 64 bytes of the data key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION, its key version the kek_version.';
+
 -- Name: archive_segments archive_segments_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.archive_segments
@@ -3452,6 +3881,21 @@ ALTER TABLE ONLY custody_data.user_preferences
 ALTER TABLE ONLY custody_data.user_profiles
     ADD CONSTRAINT user_profiles_pkey PRIMARY KEY (tenant_id, identity_id);
 
+-- Name: data_keys data_keys_pkey; Type: CONSTRAINT; Schema: custody_keys
+
+ALTER TABLE ONLY custody_keys.data_keys
+    ADD CONSTRAINT data_keys_pkey PRIMARY KEY (tenant_id, identity_id, key_version);
+
+-- Name: key_encryption_keys key_encryption_keys_pkey; Type: CONSTRAINT; Schema: custody_keys
+
+ALTER TABLE ONLY custody_keys.key_encryption_keys
+    ADD CONSTRAINT key_encryption_keys_pkey PRIMARY KEY (tenant_id, kek_version);
+
+-- Name: wrapped_keys wrapped_keys_pkey; Type: CONSTRAINT; Schema: custody_keys
+
+ALTER TABLE ONLY custody_keys.wrapped_keys
+    ADD CONSTRAINT wrapped_keys_pkey PRIMARY KEY (tenant_id, identity_id, key_version, kek_version);
+
 -- Name: archive_segments_open_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX archive_segments_open_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE (recorded_at IS NULL);
@@ -3551,6 +3995,14 @@ CREATE INDEX requests_status_idx ON custody_data.requests USING btree (tenant_id
 -- Name: user_profiles_tenant_id_email_index_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX user_profiles_tenant_id_email_index_idx ON custody_data.user_profiles USING btree (tenant_id, email_index) WHERE (email_index IS NOT NULL);
+
+-- Name: data_keys_created_at_idx; Type: INDEX; Schema: custody_keys
+
+CREATE INDEX data_keys_created_at_idx ON custody_keys.data_keys USING btree (tenant_id, created_at) WHERE (destroyed_at IS NULL);
+
+-- Name: wrapped_keys_kek_version_idx; Type: INDEX; Schema: custody_keys
+
+CREATE INDEX wrapped_keys_kek_version_idx ON custody_keys.wrapped_keys USING btree (tenant_id, kek_version);
 
 -- Name: archive_segments a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -3869,6 +4321,42 @@ ALTER TABLE custody_data.user_preferences ENABLE ALWAYS TRIGGER z_audit_update;
 CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.user_profiles REFERENCING OLD TABLE AS old_rows NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_audit_people();
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER z_audit_update;
+
+-- Name: data_keys a_reject_delete; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_keys.data_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_keys.data_keys ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: key_encryption_keys a_reject_delete; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_keys.key_encryption_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_keys.key_encryption_keys ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: data_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.data_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'identity_id', 'key_version', 'created_at', '+destroyed_at');
+
+ALTER TABLE custody_keys.data_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: key_encryption_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.key_encryption_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kek_version', 'reference', 'check_value', 'created_at', '+retired_at');
+
+ALTER TABLE custody_keys.key_encryption_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: wrapped_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.wrapped_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'identity_id', 'key_version', 'kek_version', 'wrapped');
+
+ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: wrapped_keys a_reject_truncate; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_keys.wrapped_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: archive_segments; Type: ROW SECURITY; Schema: custody_data
 
@@ -4489,3 +4977,63 @@ CREATE POLICY user_profiles_backup_select ON custody_data.user_profiles FOR SELE
 -- Name: POLICY user_profiles_backup_select ON user_profiles; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY user_profiles_backup_select ON custody_data.user_profiles IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: data_keys; Type: ROW SECURITY; Schema: custody_keys
+
+ALTER TABLE custody_keys.data_keys ENABLE ROW LEVEL SECURITY;
+
+-- Name: data_keys data_keys_all_all; Type: POLICY; Schema: custody_keys
+
+CREATE POLICY data_keys_all_all ON custody_keys.data_keys USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+
+-- Name: POLICY data_keys_all_all ON data_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON POLICY data_keys_all_all ON custody_keys.data_keys IS 'Keys of the tenant in context; none without a context.';
+
+-- Name: data_keys data_keys_backup_select; Type: POLICY; Schema: custody_keys
+
+CREATE POLICY data_keys_backup_select ON custody_keys.data_keys FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY data_keys_backup_select ON data_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON POLICY data_keys_backup_select ON custody_keys.data_keys IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: key_encryption_keys; Type: ROW SECURITY; Schema: custody_keys
+
+ALTER TABLE custody_keys.key_encryption_keys ENABLE ROW LEVEL SECURITY;
+
+-- Name: key_encryption_keys key_encryption_keys_all_all; Type: POLICY; Schema: custody_keys
+
+CREATE POLICY key_encryption_keys_all_all ON custody_keys.key_encryption_keys USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+
+-- Name: POLICY key_encryption_keys_all_all ON key_encryption_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON POLICY key_encryption_keys_all_all ON custody_keys.key_encryption_keys IS 'Keys of the tenant in context; none without a context.';
+
+-- Name: key_encryption_keys key_encryption_keys_backup_select; Type: POLICY; Schema: custody_keys
+
+CREATE POLICY key_encryption_keys_backup_select ON custody_keys.key_encryption_keys FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY key_encryption_keys_backup_select ON key_encryption_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON POLICY key_encryption_keys_backup_select ON custody_keys.key_encryption_keys IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: wrapped_keys; Type: ROW SECURITY; Schema: custody_keys
+
+ALTER TABLE custody_keys.wrapped_keys ENABLE ROW LEVEL SECURITY;
+
+-- Name: wrapped_keys wrapped_keys_all_all; Type: POLICY; Schema: custody_keys
+
+CREATE POLICY wrapped_keys_all_all ON custody_keys.wrapped_keys USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+
+-- Name: POLICY wrapped_keys_all_all ON wrapped_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON POLICY wrapped_keys_all_all ON custody_keys.wrapped_keys IS 'Keys of the tenant in context; none without a context.';
+
+-- Name: wrapped_keys wrapped_keys_backup_select; Type: POLICY; Schema: custody_keys
+
+CREATE POLICY wrapped_keys_backup_select ON custody_keys.wrapped_keys FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY wrapped_keys_backup_select ON wrapped_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON POLICY wrapped_keys_backup_select ON custody_keys.wrapped_keys IS 'pg_dump --enable-row-security reads every row.';

@@ -31,6 +31,36 @@ begin atomic
   insert into custody_data.tenants (tenant_id, name) values (p_tenant, p_tenant);
 end;
 
+-- Keys of the cases. Cases are text that psql sends, so a key that is bound is bound by dollar, and the text that
+-- pg_stat_activity shows must name a parameter: hence the $1 in comments of cases that unlock.
+create function testing.kek(p_tenant text, p_version integer default 1) returns bytea
+language sql
+immutable
+return sha512(convert_to('key of ' || p_tenant || ' ' || p_version, 'UTF8'));
+
+create function testing.unlock(p_tenant text, p_version integer default 1) returns integer
+language plpgsql
+as $$
+declare
+  v_version integer;
+begin
+  execute 'select custody.unlock($1)' into v_version using testing.kek(p_tenant, p_version);
+  return v_version;
+end
+$$;
+
+create function testing.register_kek(p_tenant text, p_version integer default 1) returns integer
+language plpgsql
+as $$
+declare
+  v_version integer;
+begin
+  execute 'select custody.register_kek($1, $2, $3)' into v_version
+  using testing.kek(p_tenant, p_version), 'test:' || p_version, case when p_version > 1 then testing.kek(p_tenant, p_version - 1) end;
+  return v_version;
+end
+$$;
+
 create function testing.identity(p_tenant text, p_user_id text) returns uuid
 language sql
 security definer

@@ -17,6 +17,7 @@ select set_eq('select f.schema || ''.'' || f.name from functions f where f.prose
   'custody.extend_request', 'custody.finish_run', 'custody.get_certificate', 'custody.list_requests', 'custody.list_tenants', 'custody.mark_notice_sent', 'custody.open_incarnation', 'custody.open_segments', 'custody.place_hold',
   'custody.plan_erasure', 'custody.record_audit_event', 'custody.record_audit_event', 'custody.record_segment', 'custody.register_holder', 'custody.register_tenant', 'custody.release_hold', 'custody.replay_erasures', 'custody.request_erasure', 'custody.request_export',
   'custody.request_status', 'custody.retention_due_at', 'custody.search_residue', 'custody.set_context', 'custody.set_retention_policy', 'custody.start_run', 'custody.verify_erasure',
+  'custody.list_keks', 'custody.open_value', 'custody.register_kek', 'custody.retire_kek', 'custody.rewrap_keys', 'custody.seal_value', 'custody.unlock', 'custody_data.claim_data_key', 'custody_data.data_key', 'custody_data.open_values', 'custody_data.seal_values',
   'custody_data.active_holds', 'custody_data.claim_identities', 'custody_data.claim_identity', 'custody_data.consent_expires_at', 'custody_data.holds_on',
   'custody_data.keep_of', 'custody_data.month_is_held', 'custody_data.require_actor', 'custody_data.require_partition', 'custody_data.require_person', 'custody_data.tg_reject_early_delete',
   'custody_data.tg_reject_held', 'custody_data.tg_require_live_identity'], 'functions that run with the owner''s rights');
@@ -31,5 +32,13 @@ set local role custody_owner;
 create function custody.forgotten() returns int language sql return 1;
 reset role;
 select is(has_function_privilege(g.name, 'custody.forgotten()', 'execute'), false, format('%s does not call a function that nobody granted', g.name)) from groups g;
+-- Keys are touched by expressions alone: no statement of these functions names a variable that holds one.
+select is_empty($$
+  select f.signature, s.text
+  from functions f join pg_proc p on p.oid = f.oid
+  cross join lateral regexp_split_to_table(p.prosrc, ';|\mthen\M|\mloop\M|\mbegin\M|\mdeclare\M') s (text)
+  where p.prosrc ~ '\m(seal_bytes|open_bytes|data_key|find_kek|wrap_key|refuse_exposed_key|hmac_sha512)\('
+    and btrim(s.text, E' \n') ~* '^(select|insert|update|delete|perform|execute|with|for|return query)\M' and s.text ~ '\m(v_key|v_kek|p_key|p_kek|p_current)\M'$$,
+  'no statement has a key among its parameters');
 select * from finish();
 rollback;

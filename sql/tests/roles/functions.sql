@@ -18,6 +18,14 @@ from (values
   ('custody', 'privacy readwrite worker', 'record_audit_event record_audit_events export_subject'),
   -- those who read the tables of record
   ('custody', 'privacy readonly readwrite worker', 'consent_history current_consents find_subject get_conversation get_preferences get_profile has_consent list_conversations'),
+  -- keys
+  ('custody', 'auditor privacy readonly readwrite worker', 'unlock'),
+  ('custody', 'readwrite worker', 'seal_value'),
+  ('custody', 'privacy readonly readwrite worker', 'open_value'),
+  ('custody', 'admin worker', 'register_kek'),
+  ('custody', 'worker', 'retire_kek rewrap_keys'),
+  ('custody', 'auditor privacy worker', 'list_keks'),
+  ('custody_data', 'auditor privacy readonly readwrite worker', 'is_unlocked'),
   -- the trail
   ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
   ('custody', 'auditor privacy readwrite worker', 'audit_complete_from list_requests request_status'),

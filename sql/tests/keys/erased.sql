@@ -1,0 +1,38 @@
+-- Erasure destroys every data key of the person: what they sealed, in columns of the application too, is gone for good.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('erased_key');
+set local session authorization custody_runner;
+select custody.set_context('erased_key', 'op');
+select register_kek('erased_key') /* $1 */;
+set local session authorization custody_app;
+select custody.set_context('erased_key', 'clerk');
+select custody.put_profile(u, '{}') from unnest(array['ada', 'bob']) u;
+select set_config('testing.ada', identity('erased_key', 'ada')::text, true);
+select unlock('erased_key') /* $1 */;
+create temp table sealed as select u, identity('erased_key', u) as id, custody.seal_value(identity('erased_key', u), 't', 'c', 'r', 'secret of ' || u) as v from unnest(array['ada', 'bob']) u;
+reset session authorization;
+create temp table kept as select w.* from custody_keys.wrapped_keys w where w.tenant_id = 'erased_key' and w.identity_id = current_setting('testing.ada')::uuid;
+select set_config('testing.request', request('erased_key', 'ada')::text, true);
+set local session authorization custody_dpo;
+select custody.set_context('erased_key', 'dpo');
+select is(custody.erase_subject(current_setting('testing.request')::uuid) -> 'keys_destroyed', '[1]', 'the certificate names the keys');
+select is((select e.metadata -> 'keys_destroyed' from last_event('erased_key', 'account.erase') e), '[1]', 'so does the event');
+select is(custody.verify_erasure(current_setting('testing.request')::uuid) ->> 'clean', 'true', 'nothing is left');
+set local session authorization custody_app;
+select custody.set_context('erased_key', 'clerk');
+select unlock('erased_key') /* $1 */;
+select refuses(format($$select custody.open_value(%L, 't', 'c', 'r', %L)$$, id, v), 'PC021', 'what it sealed is erased, whoever has the tenant''s key') from sealed where u = 'ada';
+select refuses(format($$select custody.seal_value(%L, 't', 'c', 'r', 'x')$$, id), 'PC021', 'nothing more is sealed for the person') from sealed where u = 'ada';
+select is(custody.open_value(id, 't', 'c', 'r', v), 'secret of bob', 'another person''s opens') from sealed where u = 'bob';
+-- A backup of the keys brings them back: verification finds that, and replaying the erasure ends it.
+reset session authorization;
+insert into custody_keys.wrapped_keys select * from kept;
+set local session authorization custody_dpo;
+select custody.set_context('erased_key', 'dpo');
+select is(custody.verify_erasure(current_setting('testing.request')::uuid) -> 'findings', '[{"rows": 1, "table": "wrapped_keys", "column": "*"}]', 'verification finds a key that is there again');
+select is(custody.replay_erasures(jsonb_build_array(custody.get_certificate(current_setting('testing.request')::uuid))) ->> 'standing', '1', 'replayed');
+select is(custody.verify_erasure(current_setting('testing.request')::uuid) ->> 'clean', 'true', 'it is gone');
+select * from finish();
+rollback;

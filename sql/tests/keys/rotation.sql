@@ -1,0 +1,75 @@
+-- A new key-encryption key takes over from the old one without a value being touched; then the old one opens nothing.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('rotation');
+set local session authorization custody_runner;
+select custody.set_context('rotation', 'op');
+select register_kek('rotation') /* $1 */;
+set local session authorization custody_app;
+select custody.set_context('rotation', 'clerk');
+select custody.put_profile('p' || n, '{}') from generate_series(1, 7) n;
+select unlock('rotation') /* $1 */;
+create temp table sealed as select n, custody.seal_value(identity('rotation', 'p' || n), 't', 'c', n::text, 'value ' || n) as v from generate_series(1, 7) n;
+grant select on sealed to public;
+create function pg_temp.opened() returns bigint language sql as $$
+  select count(*) from sealed where custody.open_value(testing.identity('rotation', 'p' || n), 't', 'c', n::text, v) = 'value ' || n $$;
+select is(pg_temp.opened(), 7::bigint, 'all open');
+
+set local session authorization custody_runner;
+select custody.set_context('rotation', 'op');
+select refuses($$select custody.rewrap_keys()$$, 'PC033', 'rewrapping while locked');
+select refuses($$select custody.retire_kek()$$, 'PC033', 'retiring while locked');
+select unlock('rotation') /* $1 */;
+select is(custody.rewrap_keys(), '{"kek_version": 1, "keys": 0, "left": 0}', 'without a new key there is nothing to wrap');
+select is(custody.retire_kek(), 0::bigint, 'and nothing to retire');
+select is(register_kek('rotation', 2), 2, 'the new key') /* $1 */;
+select unlock('rotation', 2) /* $1 */;
+select refuses(format('select custody.rewrap_keys(%s)', l), 'PC023', format('p_limit %s', l)) from unnest(array['null', '0', '100001']) l;
+select is(custody.rewrap_keys(3), '{"kek_version": 2, "keys": 3, "left": 4}', 'a batch');
+select refuses($$select custody.retire_kek()$$, 'PC037', 'the old one while keys are left');
+select is((select (k.retired_at is null) from custody.list_keks() k where k.kek_version = 1), true, 'which changes nothing');
+select is(custody.rewrap_keys(100), '{"kek_version": 2, "keys": 4, "left": 0}', 'the rest');
+select is(custody.rewrap_keys(100), '{"kek_version": 2, "keys": 0, "left": 0}', 'again there is nothing left');
+select results_eq('select k.kek_version, k.reference, k.data_keys, k.overdue from custody.list_keks() k', $$values (1, 'test:1', 7::bigint, false), (2, 'test:2', 7, false)$$, 'progress is seen');
+select is((select array_agg(k.overdue order by k.kek_version) from custody.list_keks(interval '-1 day') k), '{t,t}', 'keys older than their policy are overdue');
+select is((select jsonb_agg(e.metadata order by e.recorded_at) from events('rotation', 'key.rewrap') e), '[{"keys": 3, "left": 4, "kek_version": 2}, {"keys": 4, "left": 0, "kek_version": 2}]', 'each batch is an event');
+-- Somebody who still has the old key goes on meanwhile, and makes a key that the new one does not wrap.
+set local session authorization custody_app;
+select custody.set_context('rotation', 'clerk');
+select custody.put_profile('late', '{}');
+select unlock('rotation', 1) /* $1 */;
+select is(pg_temp.opened(), 7::bigint, 'the old key opens all');
+select isnt(custody.seal_value(identity('rotation', 'late'), 't', 'c', 'r', 'x'), null, 'and seals');
+set local session authorization custody_runner;
+select custody.set_context('rotation', 'op');
+select unlock('rotation', 2) /* $1 */;
+select refuses($$select custody.retire_kek()$$, 'PC037', 'the old key, once more');
+-- A copy that somebody altered.
+reset session authorization;
+insert into custody_keys.data_keys (tenant_id, identity_id, key_version) values ('rotation', identity('rotation', 'p1'), 9);
+insert into custody_keys.wrapped_keys select w.tenant_id, w.identity_id, 9, w.kek_version, w.wrapped from custody_keys.wrapped_keys w where w.identity_id = identity('rotation', 'p1') and w.kek_version = 1;
+set local session authorization custody_runner;
+select refuses($$select custody.rewrap_keys()$$, 'PC035', 'a wrapped key that was moved');
+reset session authorization;
+delete from custody_keys.wrapped_keys where key_version = 9;
+update custody_keys.data_keys set destroyed_at = now() where key_version = 9;
+set local session authorization custody_runner;
+select is(custody.rewrap_keys(), '{"kek_version": 2, "keys": 1, "left": 0}', 'one more to wrap');
+select is(custody.retire_kek(), 8::bigint, 'the old key is retired');
+select is((select e.metadata from last_event('rotation', 'key.retire') e), '{"keys": 8, "kek_version": 1}', 'that is an event');
+set local session authorization custody_app;
+select custody.set_context('rotation', 'clerk');
+select refuses($$select testing.unlock('rotation', 1)$$, 'PC034', 'the retired key, by $1');
+select unlock('rotation', 2) /* $1 */;
+select is(pg_temp.opened(), 7::bigint, 'the new key opens all');
+reset session authorization;
+select is((select count(*) from custody_keys.wrapped_keys w where w.tenant_id = 'rotation' and w.kek_version = 1) + (select count(k.previous) from custody_keys.key_encryption_keys k where k.tenant_id = 'rotation'), 0::bigint,
+  'nothing is left that the old key opens');
+set local session authorization custody_runner;
+select custody.set_context('rotation', 'op', null, 'p1');
+select refuses($$select custody.rewrap_keys()$$, 'PC015', 'confined to one person');
+select refuses($$select custody.retire_kek()$$, 'PC015', 'confined to one person');
+select refuses($$select custody.list_keks()$$, 'PC015', 'confined to one person');
+select * from finish();
+rollback;
