@@ -125,7 +125,8 @@ declare
   v_deleted bigint;
 begin
   perform pg_advisory_xact_lock(hashtextextended('pgcustody.keys.' || v_tenant, 0));
-  -- Whoever makes a data key shares a lock on the key that wraps it: after this update nobody makes one for the old key.
+  -- Whoever makes a data key shares a lock on the key that wraps it: from here on nobody makes one for either.
+  perform 1 from custody_keys.key_encryption_keys k where k.tenant_id = v_tenant and k.retired_at is null order by k.kek_version for update;
   update custody_keys.key_encryption_keys k set retired_at = now()
   where k.tenant_id = v_tenant and k.kek_version < v_version and k.retired_at is null;
   if not found then
