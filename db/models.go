@@ -10,6 +10,16 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+// Shape of list_keks. reference: by which the provider finds the key. data_keys: how many it wraps. overdue: in use for longer than p_max_age.
+type CustodyKekStatus struct {
+	KekVersion int32
+	Reference  string
+	CreatedAt  *time.Time
+	RetiredAt  *time.Time
+	DataKeys   int64
+	Overdue    bool
+}
+
 // Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.
 type RetentionItem struct {
 	TenantID string

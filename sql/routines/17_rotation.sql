@@ -153,9 +153,16 @@ comment on function custody.retire_kek() is
 'Ends a rotation: the key-encryption key before the one that the transaction is unlocked with opens nothing any more and may be destroyed with its provider. Returns how many wrapped keys it deleted; 0 and no change where no rotation is under way.
 Errors: PC001, PC015 confined to one person, PC033 locked, PC037 data keys are left. Callers: custody_worker.';
 
+create or replace view custody.kek_status with (security_invoker = true) as
+select 0::integer as kek_version, ''::text as reference, null::timestamptz as created_at, null::timestamptz as retired_at,
+  0::bigint as data_keys, false as overdue
+where false;
+comment on view custody.kek_status is
+'Shape of list_keks. reference: by which the provider finds the key. data_keys: how many it wraps. overdue: in use for longer than p_max_age.';
+
 -- definer: reads what is known of keys, not keys
 create or replace function custody.list_keks(p_max_age interval default '1 year')
-returns table (kek_version integer, reference text, created_at timestamptz, retired_at timestamptz, data_keys bigint, overdue boolean)
+returns setof custody.kek_status
 language plpgsql
 stable
 security definer
