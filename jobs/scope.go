@@ -21,6 +21,8 @@ type Scope struct {
 	Purpose string
 	// Subject confines the transaction to one person.
 	Subject string
+	// KEK is the tenant's key-encryption key; nil leaves the sealed columns locked.
+	KEK []byte
 
 	// LockTimeout is how long a statement waits for a lock, Timeout how long it
 	// may run; 0 leaves the server's setting.
@@ -57,6 +59,15 @@ func InContext(ctx context.Context, pool Beginner, scope Scope, work func(pgx.Tx
 			Tenant: scope.Tenant, Actor: scope.Actor, Purpose: optional(scope.Purpose), Subject: optional(scope.Subject),
 		}); err != nil {
 			return fmt.Errorf("set context: %w", err)
+		}
+	}
+	if scope.KEK != nil {
+		version, err := queries.Unlock(ctx, tx, scope.KEK)
+		if err != nil {
+			return fmt.Errorf("unlock: %w", err)
+		}
+		if version == 0 {
+			return fmt.Errorf("unlock: %w", errKeyLogged)
 		}
 	}
 	if err := work(tx); err != nil {

@@ -6,8 +6,10 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"sync"
@@ -419,4 +421,42 @@ func TestOneDataKeyForTwoAtOnce(t *testing.T) {
 		}
 		require.Equal(t, 1, ask[int](t, b, `select count(*) from custody_keys.data_keys where identity_id = $1`, ada))
 	}
+}
+
+// The known answers of the format, which Go is held to as well.
+func TestSealedVectors(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	text, err := os.ReadFile("../jobs/seal/testdata/vectors.json")
+	require.NoError(t, err)
+	var vectors struct {
+		Sealed []struct {
+			Name, Key, IV, Plaintext, Sealed string
+			Version                          int
+			Place                            struct{ Tenant, Identity, Table, Column, Row string }
+		}
+	}
+	require.NoError(t, json.Unmarshal(text, &vectors))
+	require.GreaterOrEqual(t, len(vectors.Sealed), 5)
+	for _, v := range vectors.Sealed {
+		const place = `custody_data.sealing_place($1, $2::uuid, $3, $4, $5)`
+		args := []any{v.Place.Tenant, v.Place.Identity, v.Place.Table, v.Place.Column, v.Place.Row, fromHex(t, v.Key)}
+		require.Equal(t, v.Plaintext, hex.EncodeToString(ask[[]byte](t, b, `select custody_data.open_bytes($6, `+place+`, $7)`, append(args, fromHex(t, v.Sealed))...)), v.Name)
+		if v.Version > math.MaxInt32 { // the database counts that far
+			var version int
+			err := connectTo(t, b.URLs[stack.Superuser]).QueryRow(t.Context(), `select custody_data.sealed_key_version($1)`, fromHex(t, v.Sealed)).Scan(&version)
+			requireCode(t, err, "PC035")
+			continue
+		}
+		require.Equal(t, v.Sealed, hex.EncodeToString(ask[[]byte](t, b, `select '\x01'::bytea || pg_catalog.int4send($9) || custody_data.encrypt_a256cbc_hs512($6, $7, `+place+`, $8)`,
+			append(args, fromHex(t, v.IV), fromHex(t, v.Plaintext), v.Version)...)), v.Name)
+		require.Equal(t, v.Version, ask[int](t, b, `select custody_data.sealed_key_version($1)`, fromHex(t, v.Sealed)), v.Name)
+	}
+}
+
+func fromHex(t *testing.T, text string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(text)
+	require.NoError(t, err)
+	return b
 }

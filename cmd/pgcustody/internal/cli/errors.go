@@ -22,6 +22,7 @@ const (
 	ExitPermission  = 5 // the login may not do this
 	ExitDatabase    = 6 // unreachable, not migrated, or too new
 	ExitObjectStore = 7 // unreachable, no bucket, no Object Lock, or refused
+	ExitKeys        = 8 // key provider unreachable, or it has no such key
 )
 
 // Failure is an error that knows its exit code and its one line.

@@ -51,6 +51,7 @@ func commands() []func(*App) *cobra.Command {
 		newExportCmd,
 		newHoldCmd,
 		newImportCmd,
+		newKeysCmd,
 		newMigrateCmd,
 		newRequestsCmd,
 		newRetentionCmd,

@@ -1,0 +1,169 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"text/tabwriter"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"pgcustody/jobs"
+	"pgcustody/jobs/keys"
+)
+
+func newKeysCmd(app *App) *cobra.Command {
+	k := &keyCommands{App: app}
+	cmd := &cobra.Command{
+		Use:   "keys",
+		Short: "Make, rotate and destroy a tenant's key-encryption key",
+		Long: `Personal values are sealed under a data key of each person, and these are wrapped by the
+tenant's key-encryption key, which is not in the database but with a provider:
+
+  file:/directory    a file for each version, for development
+  env:               PGCUSTODY_KEK_TENANT_VERSION, for development
+  awskms:KEY[,KEY…]  AWS KMS; the database keeps its ciphertext
+
+Rotating makes a new version, wraps all data keys under it and retires the old one. Either one
+opens everything meanwhile, and no value is touched. A rotation that was interrupted is gone on
+with. A retired version may be destroyed once no backup of the wrapped keys is needed that was
+taken while it was in use.`,
+	}
+	cmd.PersistentFlags().StringVar(&k.Keys, "keys", "", "key provider, as in file:/directory")
+	fromEnv(cmd.PersistentFlags(), "keys", "PGCUSTODY_KEYS")
+	cmd.AddCommand(&cobra.Command{
+		Use:   "create",
+		Short: "Make the first key of the tenant; one that is there already is left as it is",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return k.Create(cmd.Context()) },
+	}, &cobra.Command{
+		Use:   "list",
+		Short: "List the tenant's keys: since when, how many data keys each wraps, whether one is overdue",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return k.List(cmd.Context()) },
+	}, &cobra.Command{
+		Use:   "rotate",
+		Short: "Replace the tenant's key by a new one, or go on with a rotation",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return k.Rotate(cmd.Context()) },
+	}, &cobra.Command{
+		Use:   "destroy VERSION",
+		Short: "Have the provider forget a version that was retired",
+		Args:  cobra.ExactArgs(1),
+		RunE:  func(cmd *cobra.Command, args []string) error { return k.Destroy(cmd.Context(), args[0]) },
+	})
+	return cmd
+}
+
+type keyCommands struct {
+	*App
+	Keys string
+}
+
+// with opens the database and the provider.
+func (k *keyCommands) with(ctx context.Context, step string, work func(ring jobs.Keyring, tenant string) error) error {
+	tenant, err := k.NeedTenant()
+	if err != nil {
+		return err
+	}
+	if k.Keys == "" {
+		return &ConfigError{Field: "--keys", Problem: "required: name the key provider, as in file:/directory or awskms:KEY, or set PGCUSTODY_KEYS"}
+	}
+	provider, err := keys.Parse(ctx, k.Keys, false)
+	if err != nil {
+		return explainKeys(err)
+	}
+	return k.withDatabase(ctx, step, func(pool *pgxpool.Pool) error {
+		return explainKeys(work(jobs.Keyring{Pool: pool, Provider: provider, Actor: k.Actor}, tenant))
+	})
+}
+
+// explainKeys gives errors of providers their exit codes.
+func explainKeys(err error) error {
+	var failed *keys.Error
+	switch {
+	case errors.Is(err, jobs.ErrNoKey), errors.Is(err, jobs.ErrKeyInUse):
+		return &Failure{Code: ExitRefused, What: err.Error(), Err: err}
+	case !errors.As(err, &failed):
+		return err
+	case errors.Is(err, keys.ErrInvalid):
+		return &Failure{Code: ExitUsage, What: err.Error(), Err: err}
+	case errors.Is(err, keys.ErrRefused), errors.Is(err, keys.ErrExposed):
+		return &Failure{Code: ExitPermission, What: err.Error(), Err: err}
+	}
+	return &Failure{Code: ExitKeys, What: err.Error(), Err: err}
+}
+
+func (k *keyCommands) Create(ctx context.Context) error {
+	return k.with(ctx, "create", func(ring jobs.Keyring, tenant string) error {
+		version, err := ring.Create(ctx, tenant)
+		if err != nil {
+			return err
+		}
+		return k.Print(map[string]any{"tenant": tenant, "version": version}, func(out io.Writer) {
+			fmt.Fprintf(out, "tenant %s has key-encryption key %d with %s\n", tenant, version, ring.Provider)
+		})
+	})
+}
+
+func (k *keyCommands) List(ctx context.Context) error {
+	return k.with(ctx, "list", func(ring jobs.Keyring, tenant string) error {
+		list, err := ring.List(ctx, tenant)
+		if err != nil {
+			return err
+		}
+		return k.Print(list, func(out io.Writer) {
+			table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(table, "VERSION\tPROVIDER\tCREATED\tRETIRED\tDATA KEYS\tNOTE")
+			for _, key := range list {
+				note := ""
+				if key.Overdue {
+					note = "overdue: pgcustody keys rotate"
+				}
+				fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%d\t%s\n", key.Version, key.Provider, timeText(&key.CreatedAt), timeText(key.RetiredAt), key.DataKeys, note)
+			}
+			_ = table.Flush()
+		})
+	})
+}
+
+func (k *keyCommands) Rotate(ctx context.Context) error {
+	return k.with(ctx, "rotate", func(ring jobs.Keyring, tenant string) error {
+		bar := k.newProgress()
+		defer bar.Done()
+		done, err := ring.Rotate(ctx, tenant, func(done, left int64) {
+			bar.Show(jobs.Progress{Job: "rotate", Unit: "data keys", Done: done, Total: done + left})
+		})
+		if err != nil {
+			return err
+		}
+		bar.Done()
+		return k.Print(done, func(out io.Writer) {
+			fmt.Fprintf(out, "tenant %s: key %d in use, %d data keys wrapped anew; key %d is retired and may be destroyed once no backup needs it\n",
+				tenant, done.Version, done.Rewrapped, done.Retired)
+		})
+	})
+}
+
+func (k *keyCommands) Destroy(ctx context.Context, text string) error {
+	version, err := strconv.Atoi(text)
+	if err != nil || version < 1 {
+		return usagef("keys destroy: %q is no version: see pgcustody keys list", text)
+	}
+	return k.with(ctx, "destroy", func(ring jobs.Keyring, tenant string) error {
+		final, err := ring.Destroy(ctx, tenant, version)
+		if err != nil {
+			return err
+		}
+		return k.Print(map[string]any{"tenant": tenant, "version": version, "final": final}, func(out io.Writer) {
+			if final {
+				fmt.Fprintf(out, "key %d of tenant %s is destroyed\n", version, tenant)
+				return
+			}
+			fmt.Fprintf(out, "key %d of tenant %s is forgotten here; whoever has a copy of its ciphertext and the right to use the provider can still get it\n", version, tenant)
+		})
+	})
+}
