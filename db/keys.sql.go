@@ -8,6 +8,8 @@ package db
 import (
 	"context"
 	"encoding/json"
+
+	"github.com/google/uuid"
 )
 
 const listKEKs = `-- name: ListKEKs :many
@@ -70,11 +72,16 @@ func (q *Queries) RetireKEK(ctx context.Context, db DBTX) (int64, error) {
 }
 
 const rewrapKeys = `-- name: RewrapKeys :one
-select custody.rewrap_keys($1)::jsonb as result
+select custody.rewrap_keys($1, $2)::jsonb as result
 `
 
-func (q *Queries) RewrapKeys(ctx context.Context, db DBTX, batch int32) (json.RawMessage, error) {
-	row := db.QueryRow(ctx, rewrapKeys, batch)
+type RewrapKeysParams struct {
+	Batch int32
+	After *uuid.UUID
+}
+
+func (q *Queries) RewrapKeys(ctx context.Context, db DBTX, arg RewrapKeysParams) (json.RawMessage, error) {
+	row := db.QueryRow(ctx, rewrapKeys, arg.Batch, arg.After)
 	var result json.RawMessage
 	err := row.Scan(&result)
 	return result, err

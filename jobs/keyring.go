@@ -1,6 +1,7 @@
 package jobs
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
 	"pgcustody/db"
@@ -173,8 +175,8 @@ type Rotation struct {
 // Rotate replaces a tenant's key: makes a new version, wraps under it what the old one
 // wraps, and retires the old one. Meanwhile either one opens everything. A rotation
 // that was begun and not ended is gone on with. progress is told how many data keys
-// are wrapped and how many are left.
-func (k Keyring) Rotate(ctx context.Context, tenant string, progress func(done, left int64)) (Rotation, error) {
+// this run has wrapped, and about how many there are.
+func (k Keyring) Rotate(ctx context.Context, tenant string, progress func(done, total int64)) (Rotation, error) {
 	list, err := k.List(ctx, tenant)
 	if err != nil {
 		return Rotation{}, err
@@ -200,9 +202,18 @@ func (k Keyring) Rotate(ctx context.Context, tenant string, progress func(done, 
 	}
 	defer kek.Wipe()
 
+	// The newest of those that were there at the beginning wraps less than the others.
+	var total int64
+	for _, k := range valid {
+		total = max(total, k.DataKeys)
+	}
 	var done Rotation
 	for {
-		wrapped, err := k.rewrap(ctx, tenant, kek, &done, progress)
+		wrapped, err := k.rewrap(ctx, tenant, kek, &done, func() {
+			if progress != nil {
+				progress(done.Rewrapped, total)
+			}
+		})
 		if err != nil {
 			return done, err
 		}
@@ -228,20 +239,17 @@ func (k Keyring) Rotate(ctx context.Context, tenant string, progress func(done, 
 	}
 }
 
-// rewrap wraps data keys until none is left that it can get at, and says how many.
-func (k Keyring) rewrap(ctx context.Context, tenant string, kek keys.Key, done *Rotation, progress func(done, left int64)) (wrapped int64, err error) {
-	batch := k.Batch
-	if batch == 0 {
-		batch = 2000
+// rewrap goes once through the data keys, wraps those that it can get at, and says how
+// many.
+func (k Keyring) rewrap(ctx context.Context, tenant string, kek keys.Key, done *Rotation, progress func()) (wrapped int64, err error) {
+	var step struct {
+		Version int        `json:"kek_version"`
+		Keys    int64      `json:"keys"`
+		Last    *uuid.UUID `json:"last"`
 	}
 	for {
-		var step struct {
-			Version int   `json:"kek_version"`
-			Keys    int64 `json:"keys"`
-			Left    int64 `json:"left"`
-		}
 		err := InContext(ctx, k.Pool, k.scope(tenant, "key rotation", kek), func(tx pgx.Tx) error {
-			result, err := db.New().RewrapKeys(ctx, tx, batch)
+			result, err := db.New().RewrapKeys(ctx, tx, db.RewrapKeysParams{Batch: cmp.Or(k.Batch, 2000), After: step.Last})
 			if err != nil {
 				return err
 			}
@@ -253,10 +261,8 @@ func (k Keyring) rewrap(ctx context.Context, tenant string, kek keys.Key, done *
 		wrapped += step.Keys
 		done.Version = step.Version
 		done.Rewrapped += step.Keys
-		if progress != nil {
-			progress(done.Rewrapped, step.Left)
-		}
-		if step.Keys == 0 || step.Left == 0 {
+		progress()
+		if step.Last == nil {
 			return wrapped, nil
 		}
 	}

@@ -88,7 +88,7 @@ func TestKeyring(t *testing.T) {
 
 	// Interrupted after the first batch: either key opens all, and the next run ends it.
 	stopped, stop := context.WithCancel(ctx)
-	_, err = ring.Rotate(stopped, tenant, func(done, left int64) {
+	_, err = ring.Rotate(stopped, tenant, func(done, _ int64) {
 		if done > 0 {
 			stop()
 		}
@@ -106,11 +106,11 @@ func TestKeyring(t *testing.T) {
 	_, err = ring.Destroy(ctx, tenant, 1)
 	require.ErrorIs(t, err, ErrKeyInUse)
 
-	var lefts []int64
-	done, err := ring.Rotate(ctx, tenant, func(_, left int64) { lefts = append(lefts, left) })
+	var progress []int64
+	done, err := ring.Rotate(ctx, tenant, func(done, total int64) { progress = append(progress, done, total) })
 	require.NoError(t, err)
 	require.Equal(t, Rotation{Version: 2, Retired: 1, Rewrapped: 3}, done)
-	require.Equal(t, []int64{1, 0}, lefts)
+	require.Equal(t, []int64{2, 5, 3, 5}, progress)
 	all(second)
 	_, err = b.open(first, b.identity("ada"), "ada", people[b.identity("ada")])
 	require.ErrorIs(t, db.FromPg(err), db.ErrWrongKey)

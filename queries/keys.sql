@@ -9,7 +9,7 @@ select coalesce(custody.register_kek(@kek, @reference, sqlc.narg(current)::bytea
 select k.kek_version, k.reference, k.created_at, k.retired_at, k.data_keys, k.overdue from custody.list_keks() k;
 
 -- name: RewrapKeys :one
-select custody.rewrap_keys(@batch)::jsonb as result;
+select custody.rewrap_keys(@batch, sqlc.narg(after))::jsonb as result;
 
 -- name: RetireKEK :one
 select custody.retire_kek()::bigint as keys;

@@ -49,7 +49,7 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'vocabulary.register', '{action,resource_type,metadata_keys}', 'The vocabulary of the trail was extended.'),
   ('system', 'incarnation.open', '{system_identifier}', 'The database was found in another cluster.'),
   ('system', 'key.register', '{kek_version}', 'A key-encryption key was made known.'),
-  ('system', 'key.rewrap', '{kek_version,keys,left}', 'Data keys were wrapped under a new key-encryption key.'),
+  ('system', 'key.rewrap', '{kek_version,keys}', 'Data keys were wrapped under a new key-encryption key.'),
   ('system', 'key.retire', '{kek_version,keys}', 'A key-encryption key was retired: nothing is wrapped by it any more.'),
   ('system', 'job.fail', '{job,error_code}', 'A job failed.')
 on conflict do nothing;

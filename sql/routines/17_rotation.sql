@@ -31,7 +31,7 @@ revoke all on function custody_data.destroy_data_keys(uuid) from public;
 comment on function custody_data.destroy_data_keys(uuid) is 'Destroys every data key of an identity and returns their versions: what they sealed is erased wherever it is, as far as no copy of the wrapped keys survives elsewhere.';
 
 -- definer: wraps keys
-create or replace function custody.rewrap_keys(p_limit integer default 1000)
+create or replace function custody.rewrap_keys(p_limit integer default 1000, p_after uuid default null)
 returns jsonb
 language plpgsql
 volatile
@@ -46,7 +46,7 @@ declare
   v_keys custody_keys.wrapped_keys[];
   v_old custody_keys.wrapped_keys;
   v_place bytea;
-  v_left bigint;
+  v_count integer;
 begin
   if p_limit is null or p_limit not between 1 and 100000 then
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 100000 keys at a time.';
@@ -54,7 +54,7 @@ begin
   v_kek := decode(current_setting('custody.kek'), 'hex');
   v_old_kek := custody_data.previous_kek(v_tenant, v_kek, v_version);
   if v_old_kek is null then
-    return jsonb_build_object('kek_version', v_version, 'keys', 0, 'left', 0);
+    return jsonb_build_object('kek_version', v_version, 'keys', 0, 'last', null);
   end if;
   -- The lock keeps an erasure waiting that is about to destroy one of these, and passes over those that it has.
   select array_agg(x.w) into v_keys
@@ -63,9 +63,11 @@ begin
     from custody_keys.wrapped_keys w
     join custody_keys.data_keys k on k.tenant_id = w.tenant_id and k.identity_id = w.identity_id and k.key_version = w.key_version
     where w.tenant_id = v_tenant and w.kek_version = v_version - 1 and k.destroyed_at is null
+      and w.identity_id >= coalesce(p_after, '00000000-0000-0000-0000-000000000000')
       and not exists (
         select from custody_keys.wrapped_keys n
         where n.tenant_id = w.tenant_id and n.identity_id = w.identity_id and n.key_version = w.key_version and n.kek_version = v_version)
+    order by w.identity_id, w.key_version
     limit p_limit
     for share of k skip locked
   ) x;
@@ -78,18 +80,18 @@ begin
   insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
   select w.tenant_id, w.identity_id, w.key_version, v_version, w.wrapped from unnest(v_keys) w
   on conflict do nothing;
-  v_left := custody_data.count_unwrapped(v_tenant, v_version);
-  if cardinality(v_keys) > 0 then
-    perform custody_data.append_event('key.rewrap', 'key', null, 'success',
-      jsonb_build_object('kek_version', v_version, 'keys', cardinality(v_keys), 'left', v_left), null);
+  v_count := coalesce(cardinality(v_keys), 0);
+  if v_count > 0 then
+    perform custody_data.append_event('key.rewrap', 'key', null, 'success', jsonb_build_object('kek_version', v_version, 'keys', v_count), null);
   end if;
-  return jsonb_build_object('kek_version', v_version, 'keys', coalesce(cardinality(v_keys), 0), 'left', v_left);
+  return jsonb_build_object('kek_version', v_version, 'keys', v_count, 'last', case when v_count = p_limit then v_keys[v_count].identity_id end);
 end
 $$;
-revoke all on function custody.rewrap_keys(integer) from public;
-grant execute on function custody.rewrap_keys(integer) to custody_worker;
-comment on function custody.rewrap_keys(integer) is
-'Wraps up to p_limit (1 to 100000) data keys of the tenant, which the key-encryption key before this one wrapped, under the one that the transaction is unlocked with. Returns {"kek_version", "keys", "left"}: how many now, how many still are not; both 0 where no rotation is under way. Call it, commit, and repeat until left is 0; several may run at once.
+revoke all on function custody.rewrap_keys(integer, uuid) from public;
+grant execute on function custody.rewrap_keys(integer, uuid) to custody_worker;
+comment on function custody.rewrap_keys(integer, uuid) is
+'Wraps up to p_limit (1 to 100000) data keys of the tenant, which the key-encryption key before this one wrapped, under the one that the transaction is unlocked with, in the order of identities, from p_after on.
+Returns {"kek_version", "keys", "last"}: how many, and what to give as p_after to go on; null at the end. Call it, commit, and repeat to the end, then call retire_kek: it says whether some were made or locked meanwhile, which another round wraps. Several may run at once. keys is 0 where no rotation is under way.
 Errors: PC001, PC015 confined to one person, PC023, PC033 locked, PC035. Callers: custody_worker.';
 
 create or replace function custody_data.count_unwrapped(p_tenant text, p_kek_version integer)

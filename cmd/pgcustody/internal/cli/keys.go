@@ -134,8 +134,8 @@ func (k *keyCommands) Rotate(ctx context.Context) error {
 	return k.with(ctx, "rotate", func(ring jobs.Keyring, tenant string) error {
 		bar := k.newProgress()
 		defer bar.Done()
-		done, err := ring.Rotate(ctx, tenant, func(done, left int64) {
-			bar.Show(jobs.Progress{Job: "rotate", Unit: "data keys", Done: done, Total: done + left})
+		done, err := ring.Rotate(ctx, tenant, func(done, total int64) {
+			bar.Show(jobs.Progress{Job: "rotate", Unit: "data keys", Done: done, Total: max(done, total)})
 		})
 		if err != nil {
 			return err
