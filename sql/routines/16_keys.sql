@@ -51,6 +51,7 @@ begin
 end
 $$;
 revoke all on function custody_data.leaking_settings() from public;
+grant execute on function custody_data.leaking_settings() to custody_admin, custody_auditor, custody_worker, custody_privacy;
 comment on function custody_data.leaking_settings() is 'Names of the settings of this session under which a bound parameter would be written to the server log.';
 
 create or replace function custody_data.refuse_exposed_key(p_key bytea)

@@ -29,14 +29,29 @@ with tables as (
   union all
   select t.name, 'a_reject_delete' as trigger_name from tables t
   where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments',
-    'audit_actions', 'audit_resource_types', 'retention_policies')
+    'audit_actions', 'audit_resource_types', 'retention_policies', 'key_encryption_keys', 'data_keys')
   union all
   select t.name, g.trigger_name from tables t
   cross join (values ('a_reject_truncate'), ('a_require_live_identity'), ('a_reject_held'), ('z_audit_insert'), ('z_audit_update'), ('z_audit_delete')) g (trigger_name)
   where t.name in ('user_profiles', 'user_preferences', 'conversations')
   union all
   values ('consent_records', 'a_reject_early_delete'), ('consent_records', 'a_require_live_identity'), ('consent_records', 'a_reject_held'),
-    ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate')
+    ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate'), ('wrapped_keys', 'a_reject_truncate'),
+    ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change')
+), -- Settings under which a key, bound as a parameter, is written to the server's log: of this session, and of others.
+exposing (place, setting) as (
+  select 'this session', l.setting from pg_catalog.unnest(custody_data.leaking_settings()) l (setting)
+  union
+  select coalesce(pg_catalog.pg_get_userbyid(nullif(s.setrole, 0)), 'every login'), pg_catalog.split_part(c.entry, '=', 1)
+  from pg_catalog.pg_db_role_setting s
+  cross join lateral pg_catalog.unnest(s.setconfig) c (entry)
+  where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()))
+    and case pg_catalog.split_part(c.entry, '=', 1)
+      when 'log_parameter_max_length' then pg_catalog.split_part(c.entry, '=', 2) <> '0'
+      when 'log_parameter_max_length_on_error' then pg_catalog.split_part(c.entry, '=', 2) <> '0'
+      else pg_catalog.split_part(c.entry, '=', 1) in ('pgaudit.log_parameter', 'auto_explain.log_nested_statements', 'auto_explain.log_verbose',
+          'debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
+        and pg_catalog.split_part(c.entry, '=', 2) in ('on', 'true', 'yes', '1') end
 )
 select 'rls-forced' as id, 'Row-level security is not enabled and forced' as title, 'error' as level, 'HIPAA 164.312(a)(1)' as control,
   t.name as object, pg_catalog.format('enabled %s, forced %s', t.relrowsecurity, t.relforcerowsecurity) as detail,
@@ -161,6 +176,10 @@ union all
 select 'partition-policy', 'A partition shows rows to others than backups', 'error', 'HIPAA 164.312(a)(1)', t.name, pg_catalog.format('policy %s', p.polname), 'drop policy …: partitions are read through audit_logs'
 from tables t join pg_catalog.pg_policy p on p.polrelid = t.oid
 where t.relispartition and (select pg_catalog.string_agg(pg_catalog.pg_get_userbyid(o), ' ') from pg_catalog.unnest(p.polroles) o) <> 'custody_backup'
+union all
+select 'key-exposed', 'A setting writes keys to the server log', 'error', 'HIPAA 164.312(a)(2)(iv)', e.place, e.setting,
+  'Turn it off (log_parameter_max_length and log_parameter_max_length_on_error: 0); rotate the keys that went by while it was on'
+from exposing e
 union all
 select 'partition-rule', 'A rule rewrites statements on a partition', 'error', 'HIPAA 164.312(b)', t.name, pg_catalog.format('rule %s', w.rulename), 'drop rule …'
 from tables t join pg_catalog.pg_rewrite w on w.ev_class = t.oid

@@ -1022,9 +1022,24 @@ CREATE FUNCTION custody.list_conversations(p_user_id text, p_limit integer DEFAU
 COMMENT ON FUNCTION custody.list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text) IS 'Conversations of a person without their messages, newest first. p_limit: 1 to 10000. The page after a row: p_before its last_message_at and p_before_id its conversation_id (without p_before_id rows of the same instant are passed over).
 Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
+-- Name: kek_status; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.kek_status WITH (security_invoker='true') AS
+ SELECT 0 AS kek_version,
+    ''::text AS reference,
+    NULL::timestamp with time zone AS created_at,
+    NULL::timestamp with time zone AS retired_at,
+    (0)::bigint AS data_keys,
+    false AS overdue
+  WHERE false;
+
+-- Name: VIEW kek_status; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.kek_status IS 'Shape of list_keks. reference: by which the provider finds the key. data_keys: how many it wraps. overdue: in use for longer than p_max_age.';
+
 -- Name: list_keks(interval); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.list_keks(p_max_age interval DEFAULT '1 year'::interval) RETURNS TABLE(kek_version integer, reference text, created_at timestamp with time zone, retired_at timestamp with time zone, data_keys bigint, overdue boolean)
+CREATE FUNCTION custody.list_keks(p_max_age interval DEFAULT '1 year'::interval) RETURNS SETOF custody.kek_status
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
@@ -1532,16 +1547,17 @@ CREATE FUNCTION custody.retire_kek() RETURNS bigint
 COMMENT ON FUNCTION custody.retire_kek() IS 'Ends a rotation: the key-encryption key before the one that the transaction is unlocked with opens nothing any more and may be destroyed with its provider. Returns how many wrapped keys it deleted; 0 and no change where no rotation is under way.
 Errors: PC001, PC015 confined to one person, PC033 locked, PC037 data keys are left. Callers: custody_worker.';
 
--- Name: rewrap_keys(integer); Type: FUNCTION; Schema: custody
+-- Name: rewrap_keys(integer, uuid); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.rewrap_keys(p_limit integer DEFAULT 1000) RETURNS jsonb
+CREATE FUNCTION custody.rewrap_keys(p_limit integer DEFAULT 1000, p_after uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION rewrap_keys(p_limit integer); Type: COMMENT; Schema: custody
+-- Name: FUNCTION rewrap_keys(p_limit integer, p_after uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.rewrap_keys(p_limit integer) IS 'Wraps up to p_limit (1 to 100000) data keys of the tenant, which the key-encryption key before this one wrapped, under the one that the transaction is unlocked with. Returns {"kek_version", "keys", "left"}: how many now, how many still are not; both 0 where no rotation is under way. Call it, commit, and repeat until left is 0; several may run at once.
+COMMENT ON FUNCTION custody.rewrap_keys(p_limit integer, p_after uuid) IS 'Wraps up to p_limit (1 to 100000) data keys of the tenant, which the key-encryption key before this one wrapped, under the one that the transaction is unlocked with, in the order of identities, from p_after on.
+Returns {"kek_version", "keys", "last"}: how many, and what to give as p_after to go on; null at the end. Call it, commit, and repeat to the end, then call retire_kek: it says whether some were made or locked meanwhile, which another round wraps. Several may run at once. keys is 0 where no rotation is under way.
 Errors: PC001, PC015 confined to one person, PC023, PC033 locked, PC035. Callers: custody_worker.';
 
 -- Name: save_conversation(text, text, jsonb, text, integer); Type: FUNCTION; Schema: custody
@@ -2474,16 +2490,26 @@ CREATE FUNCTION custody_data.next_xid(p_xid xid8) RETURNS xid8
 
 COMMENT ON FUNCTION custody_data.next_xid(p_xid xid8) IS 'The transaction number after another: xid8 has no arithmetic.';
 
--- Name: open_bytes(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
+-- Name: refuse_sealed_value(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed bytea) RETURNS bytea
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+CREATE FUNCTION custody_data.refuse_sealed_value() RETURNS bytea
+    LANGUAGE plpgsql PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
+-- Name: FUNCTION refuse_sealed_value(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.refuse_sealed_value() IS 'Raises PC035, which does not say where a value differs.';
+
+-- Name: open_bytes(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed bytea) RETURNS bytea
+    LANGUAGE sql PARALLEL SAFE
+    RETURN COALESCE(custody_data.decrypt_a256cbc_hs512(p_key, p_place, substr(p_sealed, 6)), custody_data.refuse_sealed_value());
+
 -- Name: FUNCTION open_bytes(p_key bytea, p_place bytea, p_sealed bytea); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed bytea) IS 'Opens what seal_bytes sealed for the same place under the same key. Errors: PC035, which does not say where it differs.';
+COMMENT ON FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed bytea) IS 'Opens what seal_bytes sealed for the same place under the same key. Errors: PC035.';
 
 -- Name: open_segment(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2664,9 +2690,8 @@ COMMENT ON FUNCTION custody_data.rights(p_acl aclitem[]) IS 'An access control l
 -- Name: seal_bytes(bytea, integer, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) RETURNS bytea
-    LANGUAGE plpgsql PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    LANGUAGE sql PARALLEL SAFE
+    RETURN (('\x01'::bytea || int4send(p_key_version)) || custody_data.encrypt_a256cbc_hs512(p_key, custody_data.random_bytes(16), p_place, p_plain));
 
 -- Name: FUNCTION seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
 

@@ -36,6 +36,14 @@ select is(pg_temp.found(), 'nothing', 'a clean database has no findings');
 select set_config('testing.month', 'audit_logs_' || to_char(now() at time zone 'UTC', 'YYYY_MM'), true);
 create function pg_temp.month(p_text text) returns text language sql as $$ select replace(p_text, 'MONTH', current_setting('testing.month')) $$;
 
+-- Keys in the server's log.
+select pg_temp.breaks('set local pgaudit.log_parameter = on', 'key-exposed this session', 'set local pgaudit.log_parameter = off');
+select pg_temp.breaks('alter role custody_app set log_parameter_max_length_on_error = -1', 'key-exposed custody_app', 'alter role custody_app reset log_parameter_max_length_on_error');
+select pg_temp.breaks('alter role custody_app set debug_print_plan = on', 'key-exposed custody_app', 'alter role custody_app reset debug_print_plan');
+select pg_temp.breaks('alter role all set pgaudit.log_parameter = on', 'key-exposed every login', 'alter role all reset pgaudit.log_parameter');
+select pg_temp.breaks('alter role custody_app set log_parameter_max_length = 0', 'nothing', 'alter role custody_app reset log_parameter_max_length');
+select pg_temp.finds('drop trigger a_reject_truncate on custody_keys.wrapped_keys', 'changed trigger custody_keys.wrapped_keys.a_reject_truncate, guard-missing wrapped_keys');
+
 -- Row-level security.
 select pg_temp.breaks('alter table custody_data.user_profiles no force row level security', 'changed relation custody_data.user_profiles, rls-forced user_profiles', 'alter table custody_data.user_profiles force row level security');
 select pg_temp.breaks('alter table custody_data.requests disable row level security', 'changed relation custody_data.requests, rls-forced requests', 'alter table custody_data.requests enable row level security');

@@ -49,7 +49,7 @@ from (values
   ('custody_data', 'auditor privacy worker', 'keep_of'),
   ('custody_data', 'readwrite worker', 'check_messages check_preferences check_profile check_version merge_patch unknown_conversation unknown_record'),
   ('custody_data', 'readwrite', 'claim_person'),
-  ('custody_data', 'admin auditor privacy worker', 'baseline definitions rights'),
+  ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings rights'),
   ('custody_data', 'worker', 'begin_import claim_identities claim_staged consent_content_id import_result settle_refused settle_repeated')
 ) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
 

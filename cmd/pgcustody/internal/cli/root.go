@@ -47,6 +47,7 @@ type App struct {
 func commands() []func(*App) *cobra.Command {
 	return []func(*App) *cobra.Command{
 		newArchiveCmd,
+		newCheckCmd,
 		newEraseCmd,
 		newExportCmd,
 		newHoldCmd,
