@@ -63,7 +63,9 @@ begin
     from custody_keys.wrapped_keys w
     join custody_keys.data_keys k on k.tenant_id = w.tenant_id and k.identity_id = w.identity_id and k.key_version = w.key_version
     where w.tenant_id = v_tenant and w.kek_version = v_version - 1 and k.destroyed_at is null
+      -- said of both, so that a merge of the two begins there in both
       and w.identity_id >= coalesce(p_after, '00000000-0000-0000-0000-000000000000')
+      and k.identity_id >= coalesce(p_after, '00000000-0000-0000-0000-000000000000')
       and not exists (
         select from custody_keys.wrapped_keys n
         where n.tenant_id = w.tenant_id and n.identity_id = w.identity_id and n.key_version = w.key_version and n.kek_version = v_version)

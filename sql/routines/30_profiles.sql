@@ -238,7 +238,7 @@ comment on function custody.delete_profile(text) is
 'Deletes the profile and returns whether there was one. Not an erasure: see custody.request_erasure.
 Errors: PC001, PC003, PC032 under a legal hold. Callers: custody_readwrite.';
 
-create or replace function custody.find_subject(p_email text)
+create or replace function custody.find_subject(p_email text, p_limit integer default 100, p_after text default null)
 returns setof text
 language plpgsql
 stable
@@ -247,20 +247,25 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
 begin
+  if p_limit is null or p_limit not between 1 and 10000 then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 and go on with p_after.';
+  end if;
   return query
   select i.user_id
   from custody_data.user_profiles p
   join custody_data.identities i on i.tenant_id = p.tenant_id and i.identity_id = p.identity_id
   where p.tenant_id = v_tenant and p.email_index = lower(normalize(btrim(p_email), nfkc))
+    and (p_after is null or i.user_id > p_after)
   order by i.user_id
-  limit 100;
+  limit p_limit;
 end
 $$;
-revoke all on function custody.find_subject(text) from public;
-grant execute on function custody.find_subject(text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
-comment on function custody.find_subject(text) is
-'The user_ids whose profile has this e-mail address, compared without case and surrounding blanks, in Unicode NFKC; at most 100.
-Errors: PC001. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+revoke all on function custody.find_subject(text, integer, text) from public;
+grant execute on function custody.find_subject(text, integer, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+comment on function custody.find_subject(text, integer, text) is
+'The user_ids whose profile has this e-mail address, compared without case and surrounding blanks, in Unicode NFKC; in their order.
+p_limit: 1 to 10000. p_after: the last user_id, to go on.
+Errors: PC001, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody_data.check_preferences(p_preferences jsonb)
 returns void

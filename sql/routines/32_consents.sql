@@ -108,7 +108,7 @@ comment on function custody.has_consent(text, text, text) is
 'Whether the newest record for the purpose is a grant, under p_min_policy_version or later (compared as text, byte by byte); false for the unknown.
 Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
-create or replace function custody.current_consents(p_user_id text)
+create or replace function custody.current_consents(p_user_id text, p_limit integer default 1000, p_after text default null)
 returns setof custody.consents
 language plpgsql
 stable
@@ -118,17 +118,23 @@ declare
   v_tenant constant text := custody_data.require_context();
 begin
   perform custody_data.check_user_id(p_user_id);
+  if p_limit is null or p_limit not between 1 and 10000 then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 and go on with p_after.';
+  end if;
   return query
   select c.* from custody.consents c
   where c.tenant_id = v_tenant and c.identity_id = custody_data.find_identity(p_user_id) and c.replaced_at is null
-  order by c.purpose;
+    and (p_after is null or c.purpose > p_after)
+  order by c.purpose
+  limit p_limit;
 end
 $$;
-revoke all on function custody.current_consents(text) from public;
-grant execute on function custody.current_consents(text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
-comment on function custody.current_consents(text) is
+revoke all on function custody.current_consents(text, integer, text) from public;
+grant execute on function custody.current_consents(text, integer, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+comment on function custody.current_consents(text, integer, text) is
 'The newest record of each purpose, granted or withdrawn, by purpose.
-Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
+Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody.consent_history(p_user_id text, p_limit integer default 1000, p_before timestamptz default null, p_before_id uuid default null)
 returns setof custody.consents

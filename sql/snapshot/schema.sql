@@ -487,17 +487,18 @@ CREATE FUNCTION custody.current_actor_id() RETURNS uuid
 
 COMMENT ON FUNCTION custody.current_actor_id() IS 'Identity of the actor, or null where it has none yet. Callable by everybody: policies depend on it.';
 
--- Name: current_consents(text); Type: FUNCTION; Schema: custody
+-- Name: current_consents(text, integer, text); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.current_consents(p_user_id text) RETURNS SETOF custody.consents
+CREATE FUNCTION custody.current_consents(p_user_id text, p_limit integer DEFAULT 1000, p_after text DEFAULT NULL::text) RETURNS SETOF custody.consents
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION current_consents(p_user_id text); Type: COMMENT; Schema: custody
+-- Name: FUNCTION current_consents(p_user_id text, p_limit integer, p_after text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.current_consents(p_user_id text) IS 'The newest record of each purpose, granted or withdrawn, by purpose.
-Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+COMMENT ON FUNCTION custody.current_consents(p_user_id text, p_limit integer, p_after text) IS 'The newest record of each purpose, granted or withdrawn, by purpose.
+p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
+Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: current_purpose(); Type: FUNCTION; Schema: custody
 
@@ -774,17 +775,18 @@ CREATE FUNCTION custody.extend_request(p_request_id uuid, p_reason text) RETURNS
 COMMENT ON FUNCTION custody.extend_request(p_request_id uuid, p_reason text) IS 'Extends an open request once by two months (GDPR Art. 12(3)) and returns the new due_at. p_reason: why, as the person is told.
 Errors: PC001, PC015, PC016, PC018 not open, extended before or overdue, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy.';
 
--- Name: find_subject(text); Type: FUNCTION; Schema: custody
+-- Name: find_subject(text, integer, text); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.find_subject(p_email text) RETURNS SETOF text
+CREATE FUNCTION custody.find_subject(p_email text, p_limit integer DEFAULT 100, p_after text DEFAULT NULL::text) RETURNS SETOF text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION find_subject(p_email text); Type: COMMENT; Schema: custody
+-- Name: FUNCTION find_subject(p_email text, p_limit integer, p_after text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.find_subject(p_email text) IS 'The user_ids whose profile has this e-mail address, compared without case and surrounding blanks, in Unicode NFKC; at most 100.
-Errors: PC001. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+COMMENT ON FUNCTION custody.find_subject(p_email text, p_limit integer, p_after text) IS 'The user_ids whose profile has this e-mail address, compared without case and surrounding blanks, in Unicode NFKC; in their order.
+p_limit: 1 to 10000. p_after: the last user_id, to go on.
+Errors: PC001, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: finish_import(uuid, text, bytea, bigint, bigint, bigint, bigint, uuid); Type: FUNCTION; Schema: custody
 
@@ -3248,7 +3250,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -3256,7 +3258,24 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text)
+         VALUES ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
+        ), exposing(place, setting) AS (
+         SELECT 'this session'::name AS "?column?",
+            l.setting
+           FROM unnest(custody_data.leaking_settings()) l(setting)
+        UNION
+         SELECT COALESCE(pg_get_userbyid(NULLIF(s.setrole, (0)::oid)), 'every login'::name) AS "coalesce",
+            split_part(c.entry, '='::text, 1) AS split_part
+           FROM (pg_db_role_setting s
+             CROSS JOIN LATERAL unnest(s.setconfig) c(entry))
+          WHERE ((s.setdatabase = ANY (ARRAY[(0)::oid, ( SELECT d.oid
+                   FROM pg_database d
+                  WHERE (d.datname = current_database()))])) AND
+                CASE split_part(c.entry, '='::text, 1)
+                    WHEN 'log_parameter_max_length'::text THEN (split_part(c.entry, '='::text, 2) <> '0'::text)
+                    WHEN 'log_parameter_max_length_on_error'::text THEN (split_part(c.entry, '='::text, 2) <> '0'::text)
+                    ELSE ((split_part(c.entry, '='::text, 1) = ANY (ARRAY['pgaudit.log_parameter'::text, 'auto_explain.log_nested_statements'::text, 'auto_explain.log_verbose'::text, 'debug_print_parse'::text, 'debug_print_rewritten'::text, 'debug_print_plan'::text])) AND (split_part(c.entry, '='::text, 2) = ANY (ARRAY['on'::text, 'true'::text, 'yes'::text, '1'::text])))
+                END)
         )
  SELECT 'rls-forced'::text AS id,
     'Row-level security is not enabled and forced'::text AS title,
@@ -3502,6 +3521,15 @@ UNION ALL
      JOIN pg_policy p ON ((p.polrelid = t.oid)))
   WHERE (t.relispartition AND (( SELECT string_agg((pg_get_userbyid(o.o))::text, ' '::text) AS string_agg
            FROM unnest(p.polroles) o(o)) <> 'custody_backup'::text))
+UNION ALL
+ SELECT 'key-exposed'::text AS id,
+    'A setting writes keys to the server log'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(2)(iv)'::text AS control,
+    e.place AS object,
+    e.setting AS detail,
+    'Turn it off (log_parameter_max_length and log_parameter_max_length_on_error: 0); rotate the keys that went by while it was on'::text AS remediation
+   FROM exposing e
 UNION ALL
  SELECT 'partition-rule'::text AS id,
     'A rule rewrites statements on a partition'::text AS title,

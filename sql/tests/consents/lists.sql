@@ -35,6 +35,9 @@ select refuses($$select custody.consent_history('ada', 0)$$, 'PC023', 'a page of
 select refuses($$select custody.consent_history('ada', 10001)$$, 'PC023', 'a page of 10001');
 select refuses($$select custody.consent_history('ada', null)$$, 'PC023', 'a page without a limit');
 select refuses($$select custody.consent_history('')$$, 'PC003', 'the history of nobody');
+select results_eq($$select c.purpose collate "default" from custody.current_consents('ada', 1) c union all select c.purpose from custody.current_consents('ada', 100, (select c.purpose from custody.current_consents('ada', 1) c)) c$$,
+  $$select c.purpose collate "default" from custody.current_consents('ada') c$$, 'page by page too');
+select refuses(format('select custody.current_consents(''ada'', %s)', l), 'PC023', format('p_limit %s', l)) from unnest(array['null', '0', '10001']) l;
 select refuses($$select custody.current_consents('')$$, 'PC003', 'the consents of nobody');
 select refuses($$select custody.has_consent('', 'mail')$$, 'PC003', 'the consent of nobody');
 select is(custody.has_consent('ada', null), false, 'no purpose is no consent');
