@@ -383,7 +383,7 @@ begin
   where i.tenant_id = v_tenant and i.identity_id = v_request.identity_id
   for update;
 
-  if p_residue_basis ~* custody_data.identifier_pattern(custody_data.identifiers_of(v_request.identity_id)) then
+  if p_residue_basis is not null and p_residue_basis ~* custody_data.identifier_pattern(custody_data.identifiers_of(v_request.identity_id)) then
     raise exception using
       errcode = 'PC023',
       message = 'invalid p_residue_basis: it names the person',

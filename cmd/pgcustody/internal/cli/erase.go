@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 
@@ -108,6 +109,12 @@ func (e *erase) Run(ctx context.Context, user string) error {
 		if err := json.Unmarshal(result.Verification, &verification); err != nil {
 			return fmt.Errorf("read verification: %w", err)
 		}
+		// A holder that is away does not undo the erasure: the certificate says who has not
+		// acknowledged, and `work` sends the notice again.
+		unreached := verification.Status == "done" && verification.Clean && onlyNoticesFailed(reports, jobErr)
+		if unreached {
+			jobErr = nil
+		}
 		if store != nil && result.Certificate != nil {
 			result.Stored = jobs.CertificateKey(tenant, id)
 		}
@@ -120,6 +127,9 @@ func (e *erase) Run(ctx context.Context, user string) error {
 				fmt.Fprintf(out, "stored as %s\n", result.Stored)
 			}
 			fmt.Fprintf(out, "verification:\n%s\n", indented(result.Verification))
+			if unreached {
+				fmt.Fprintln(out, "a holder was not reached: pgcustody work sends its notice again; pgcustody status names it")
+			}
 		}); err != nil {
 			return err
 		}
@@ -132,6 +142,21 @@ func (e *erase) Run(ctx context.Context, user string) error {
 		}
 		return jobErr
 	})
+}
+
+// onlyNoticesFailed tells that what failed were notices to holders, and nothing else.
+func onlyNoticesFailed(reports []jobs.Report, failed error) bool {
+	known := false
+	for _, r := range reports {
+		if r.Err == nil {
+			continue
+		}
+		if r.Job != (jobs.NotifyArgs{}).Kind() {
+			return false
+		}
+		known = known || errors.Is(failed, r.Err)
+	}
+	return known
 }
 
 func (e *erase) plan(ctx context.Context, pool *pgxpool.Pool, user string) error {
