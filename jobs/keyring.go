@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"pgcustody/db"
 	"pgcustody/jobs/keys"
@@ -239,33 +241,46 @@ func (k Keyring) Rotate(ctx context.Context, tenant string, progress func(done, 
 	}
 }
 
+// rewrapConnections is how many go through the data keys at once: wrapping is work for
+// a core of the server each.
+const rewrapConnections = 4
+
 // rewrap goes once through the data keys, wraps those that it can get at, and says how
-// many.
+// many. Each connection passes over what another has in hand.
 func (k Keyring) rewrap(ctx context.Context, tenant string, kek keys.Key, done *Rotation, progress func()) (wrapped int64, err error) {
-	var step struct {
-		Version int        `json:"kek_version"`
-		Keys    int64      `json:"keys"`
-		Last    *uuid.UUID `json:"last"`
-	}
-	for {
-		err := InContext(ctx, k.Pool, k.scope(tenant, "key rotation", kek), func(tx pgx.Tx) error {
-			result, err := db.New().RewrapKeys(ctx, tx, db.RewrapKeysParams{Batch: cmp.Or(k.Batch, 2000), After: step.Last})
-			if err != nil {
-				return err
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	for range rewrapConnections {
+		group.Go(func() error {
+			var step struct {
+				Version int        `json:"kek_version"`
+				Keys    int64      `json:"keys"`
+				Last    *uuid.UUID `json:"last"`
 			}
-			return json.Unmarshal(result, &step)
+			for {
+				err := InContext(ctx, k.Pool, k.scope(tenant, "key rotation", kek), func(tx pgx.Tx) error {
+					result, err := db.New().RewrapKeys(ctx, tx, db.RewrapKeysParams{Batch: cmp.Or(k.Batch, 2000), After: step.Last})
+					if err != nil {
+						return err
+					}
+					return json.Unmarshal(result, &step)
+				})
+				if err != nil {
+					return fmt.Errorf("wrap keys: %w", err)
+				}
+				mu.Lock()
+				wrapped += step.Keys
+				done.Version = step.Version
+				done.Rewrapped += step.Keys
+				progress()
+				mu.Unlock()
+				if step.Last == nil {
+					return nil
+				}
+			}
 		})
-		if err != nil {
-			return wrapped, fmt.Errorf("wrap keys: %w", err)
-		}
-		wrapped += step.Keys
-		done.Version = step.Version
-		done.Rewrapped += step.Keys
-		progress()
-		if step.Last == nil {
-			return wrapped, nil
-		}
 	}
+	return wrapped, group.Wait()
 }
 
 // ErrKeyInUse says that a key-encryption key still wraps data keys.

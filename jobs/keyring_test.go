@@ -97,7 +97,9 @@ func TestKeyring(t *testing.T) {
 	list, err := ring.List(ctx, tenant)
 	require.NoError(t, err)
 	require.Len(t, validKEKs(list), 2)
-	require.Equal(t, []int64{5, 2}, []int64{list[0].DataKeys, list[1].DataKeys})
+	require.EqualValues(t, 5, list[0].DataKeys)
+	begun := list[1].DataKeys
+	require.Positive(t, begun)
 	second, err := ring.Current(ctx, tenant)
 	require.NoError(t, err)
 	require.NotEqual(t, first.Bytes(), second.Bytes())
@@ -109,8 +111,8 @@ func TestKeyring(t *testing.T) {
 	var progress []int64
 	done, err := ring.Rotate(ctx, tenant, func(done, total int64) { progress = append(progress, done, total) })
 	require.NoError(t, err)
-	require.Equal(t, Rotation{Version: 2, Retired: 1, Rewrapped: 3}, done)
-	require.Equal(t, []int64{2, 5, 3, 5}, progress)
+	require.Equal(t, Rotation{Version: 2, Retired: 1, Rewrapped: 5 - begun}, done)
+	require.Equal(t, []int64{5 - begun, 5}, progress[len(progress)-2:])
 	all(second)
 	_, err = b.open(first, b.identity("ada"), "ada", people[b.identity("ada")])
 	require.ErrorIs(t, db.FromPg(err), db.ErrWrongKey)

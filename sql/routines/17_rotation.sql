@@ -16,7 +16,7 @@ declare
   v_tenant constant text := custody_data.require_context();
   v_versions integer[];
 begin
-  -- First the row that rewrap_keys shares a lock on, then, in a statement of its own, whatever it wrapped meanwhile.
+  -- First the row that rewrap_keys locks, then, in a statement of its own, whatever it wrapped meanwhile.
   with destroyed as (
     update custody_keys.data_keys k set destroyed_at = now()
     where k.tenant_id = v_tenant and k.identity_id = p_identity_id and k.destroyed_at is null
@@ -56,7 +56,8 @@ begin
   if v_old_kek is null then
     return jsonb_build_object('kek_version', v_version, 'keys', 0, 'last', null);
   end if;
-  -- The lock keeps an erasure waiting that is about to destroy one of these, and passes over those that it has.
+  -- The lock keeps an erasure waiting that is about to destroy one of these; what an erasure has, or another of these
+  -- calls, is passed over.
   select array_agg(x.w) into v_keys
   from (
     select w
@@ -71,7 +72,7 @@ begin
         where n.tenant_id = w.tenant_id and n.identity_id = w.identity_id and n.key_version = w.key_version and n.kek_version = v_version)
     order by w.identity_id, w.key_version
     limit p_limit
-    for share of k skip locked
+    for no key update of k skip locked
   ) x;
   for i in 1 .. coalesce(cardinality(v_keys), 0) loop
     v_old := v_keys[i];
@@ -82,11 +83,11 @@ begin
   insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
   select w.tenant_id, w.identity_id, w.key_version, v_version, w.wrapped from unnest(v_keys) w
   on conflict do nothing;
-  v_count := coalesce(cardinality(v_keys), 0);
+  get diagnostics v_count = row_count;
   if v_count > 0 then
     perform custody_data.append_event('key.rewrap', 'key', null, 'success', jsonb_build_object('kek_version', v_version, 'keys', v_count), null);
   end if;
-  return jsonb_build_object('kek_version', v_version, 'keys', v_count, 'last', case when v_count = p_limit then v_keys[v_count].identity_id end);
+  return jsonb_build_object('kek_version', v_version, 'keys', v_count, 'last', case when cardinality(v_keys) = p_limit then v_keys[p_limit].identity_id end);
 end
 $$;
 revoke all on function custody.rewrap_keys(integer, uuid) from public;
