@@ -649,6 +649,7 @@ alter database %[2]s owner to %[1]s`, login, d.name))
 		defer func() {
 			_, err := admin.Exec(context.Background(), fmt.Sprintf(`
 revoke set on parameter %[1]s from %[2]s;
+drop extension pgcrypto cascade;
 alter database %[3]s owner to custody_migrator;
 drop role %[2]s`, strings.Join(may, ", "), login, d.name))
 			require.NoError(t, err)

@@ -376,8 +376,8 @@ func TestNoticesOfACommand(t *testing.T) {
 	asTenant(t, env, "custody_runner", "select custody.register_holder('cache', '"+h.URL+"')")
 
 	code, out, stderr := command(t, env, "erase", "alice")
-	require.Equal(t, ExitInternal, code, "the person is erased, the holder not told")
-	require.Equal(t, "pgcustody: send notice: status 503\n", stderr)
+	require.Zero(t, code, "the person is erased, the holder not told: %s", stderr)
+	require.Contains(t, out, "a holder was not reached: pgcustody work sends its notice again")
 	require.Contains(t, out, ": done")
 	require.Contains(t, out, `"status": "awaiting_holders"`)
 
