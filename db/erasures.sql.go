@@ -79,6 +79,20 @@ func (q *Queries) GetCertificate(ctx context.Context, db DBTX, requestID uuid.UU
 	return certificate, err
 }
 
+const markCertificateStored = `-- name: MarkCertificateStored :exec
+select custody.mark_certificate_stored($1, $2)
+`
+
+type MarkCertificateStoredParams struct {
+	RequestID uuid.UUID
+	ObjectKey string
+}
+
+func (q *Queries) MarkCertificateStored(ctx context.Context, db DBTX, arg MarkCertificateStoredParams) error {
+	_, err := db.Exec(ctx, markCertificateStored, arg.RequestID, arg.ObjectKey)
+	return err
+}
+
 const planErasure = `-- name: PlanErasure :one
 select custody.plan_erasure($1)::jsonb as plan
 `
@@ -99,6 +113,30 @@ func (q *Queries) SearchResidue(ctx context.Context, db DBTX, requestID uuid.UUI
 	var residue json.RawMessage
 	err := row.Scan(&residue)
 	return residue, err
+}
+
+const unstoredCertificates = `-- name: UnstoredCertificates :many
+select c::uuid as request_id from custody.unstored_certificates($1) c
+`
+
+func (q *Queries) UnstoredCertificates(ctx context.Context, db DBTX, maxRows int32) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, unstoredCertificates, maxRows)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var request_id uuid.UUID
+		if err := rows.Scan(&request_id); err != nil {
+			return nil, err
+		}
+		items = append(items, request_id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const verifyErasure = `-- name: VerifyErasure :one

@@ -142,8 +142,15 @@ func (w *EraseWorker) Work(ctx context.Context, job *river.Job[EraseArgs]) error
 		if errors.Is(dropped, store.ErrLocked) {
 			return later(job, config.Again, dropped)
 		}
+		if dropped != nil {
+			return dropped
+		}
+		// From here on nothing of the request is left to do: requests passes it over.
+		err = InContext(ctx, w.Pool, w.scope(tenant, "erasure request"), func(tx pgx.Tx) error {
+			return queries.MarkCertificateStored(ctx, tx, db.MarkCertificateStoredParams{RequestID: id, ObjectKey: CertificateKey(tenant, id)})
+		})
 		run.Progress("steps", 3, 3)
-		return dropped
+		return fail("note the certificate", err)
 	})
 }
 

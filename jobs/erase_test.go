@@ -332,3 +332,25 @@ func TestTwoDaemonsAtOnce(t *testing.T) {
 	require.Zero(t, b.number(tenant, `select count(*) from (
 		select kind from river.river_job where state in ('available', 'pending', 'running', 'scheduled', 'retryable') group by kind, args having count(*) > 1) twice`))
 }
+
+// An erasure that SQL carried out, or whose store was away, is brought to its end by
+// the next look at what is due: its certificate is put under lock.
+func TestErasedBySQLIsStoredByTheRunner(t *testing.T) {
+	b := newBench(t)
+	b.person("alice-4711")
+	id := b.request("erasure", "alice-4711")
+	b.asRunner("select custody.erase_subject($1)", id)
+
+	opened := b.deps.Store
+	b.deps.Store = nil
+	b.work(RequestsArgs{})
+	require.Zero(t, b.number(tenant, "select count(*) from river.river_job where kind = 'erase'"), "without a store there is nothing to do about it")
+	b.deps.Store = opened
+
+	b.until("erase", Schedule{Requests: time.Hour})
+	stored, _ := b.get(CertificateKey(tenant, id))
+	require.Contains(t, string(stored), id.String())
+	require.EqualValues(t, 1, b.number(tenant, "select count(*) from custody_data.stored_certificates"))
+	b.work(RequestsArgs{})
+	require.EqualValues(t, 1, b.number(tenant, "select count(*) from river.river_job where kind = 'erase'"), "once")
+}

@@ -111,6 +111,17 @@ func (w *RequestsWorker) due(ctx context.Context, job *river.Job[RequestsArgs], 
 				}
 			}
 		}
+		// Erased by SQL, or when the store was away: the certificate is still to be put under
+		// lock, and exports of the person to be deleted.
+		if w.Store != nil {
+			unstored, err := queries.UnstoredCertificates(ctx, tx, batch)
+			if err != nil {
+				return err
+			}
+			for _, id := range unstored {
+				add(EraseArgs{Tenant: tenant, RequestID: id})
+			}
+		}
 		return eachDueNotice(ctx, w.Deps, tx, batch, func(id uuid.UUID, again bool) {
 			opts := follow(job.Queue)
 			if again && opts == nil {

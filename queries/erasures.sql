@@ -19,3 +19,9 @@ select custody.search_residue(@request_id)::jsonb as residue;
 
 -- name: VerifyErasure :one
 select custody.verify_erasure(@request_id)::jsonb as verification;
+
+-- name: MarkCertificateStored :exec
+select custody.mark_certificate_stored(@request_id, @object_key);
+
+-- name: UnstoredCertificates :many
+select c::uuid as request_id from custody.unstored_certificates(@max_rows) c;

@@ -52,6 +52,15 @@ create table custody_data.erasure_certificates (
 );
 comment on table custody_data.erasure_certificates is 'What each erasure deleted and kept, and why: append-only, names nobody.';
 
+create table custody_data.stored_certificates (
+  tenant_id custody_data.tenant_name not null,
+  request_id uuid not null,
+  object_key text not null,
+  stored_at timestamptz not null default pg_catalog.now(),
+  constraint stored_certificates_pkey primary key (tenant_id, request_id)
+);
+comment on table custody_data.stored_certificates is 'Which certificates are under lock in the object store, from where a restore replays them: append-only.';
+
 create table custody_data.holders (
   tenant_id custody_data.tenant_name not null,
   holder text collate "C" not null,
@@ -136,4 +145,4 @@ comment on table custody_data.retention_policies is 'How long each class of data
 
 -- +goose Down
 drop table custody_data.retention_policies, custody_data.legal_holds, custody_data.erasure_notices, custody_data.holders,
-  custody_data.erasure_certificates, custody_data.requests cascade;
+  custody_data.stored_certificates, custody_data.erasure_certificates, custody_data.requests cascade;

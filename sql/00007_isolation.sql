@@ -133,6 +133,10 @@ create policy erasure_certificates_all_all on custody_data.erasure_certificates
     and (not (select custody.has_subject()) or identity_id = (select custody.current_subject_id())));
 create policy erasure_certificates_backup_select on custody_data.erasure_certificates for select to custody_backup using (true);
 
+alter table custody_data.stored_certificates enable row level security, force row level security;
+create policy stored_certificates_all_all on custody_data.stored_certificates using (tenant_id = (select custody.current_tenant()) and not (select custody.has_subject()));
+create policy stored_certificates_backup_select on custody_data.stored_certificates for select to custody_backup using (true);
+
 alter table custody_data.holders enable row level security, force row level security;
 create policy holders_all_all on custody_data.holders using (tenant_id = (select custody.current_tenant()) and not (select custody.has_subject()));
 -- Who asks for their own data is told who else has it.

@@ -40,7 +40,7 @@ grant insert (tenant_id, resource_type, description), update (description)
   on custody_data.audit_resource_types to custody_readwrite, custody_worker, custody_admin;
 grant select on custody_data.tenants, custody_data.audit_actions, custody_data.audit_resource_types to custody_admin;
 
-grant select on custody_data.requests, custody_data.erasure_certificates, custody_data.holders, custody_data.legal_holds
+grant select on custody_data.requests, custody_data.erasure_certificates, custody_data.stored_certificates, custody_data.holders, custody_data.legal_holds
   to custody_worker, custody_privacy, custody_auditor;
 grant select on custody_data.erasure_notices to custody_worker, custody_privacy;
 grant select on custody_data.job_runs, custody_data.imports, custody_data.archive_segments, custody_data.partition_drops, custody_data.incarnations

@@ -15,7 +15,7 @@ declare
   v_audit text;
 begin
   -- Append-only as a whole.
-  foreach v_table in array array['audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops'] loop
+  foreach v_table in array array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] loop
     execute pg_catalog.format(
       'create trigger a_reject_mutation before update or delete or truncate on custody_data.%I
          for each statement execute function custody_data.tg_reject_mutation()', v_table);

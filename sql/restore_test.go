@@ -241,6 +241,7 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	require.NoError(t, err)
 	o.standing, o.gone, o.asked = o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo)
 	o.runner.run(t, tenant, o.standing.erase())
+	o.runner.run(t, tenant, fmt.Sprintf(`select custody.mark_certificate_stored('%s', 'erasure-certificates/standing')`, o.standing.request))
 	// Held when the dump is taken, no longer when the person is erased.
 	hold := o.dpo.run(t, tenant, fmt.Sprintf(`select custody.place_hold('{"user_id":"%s"}', 'case 2', 'claim')`, o.gone.user))
 

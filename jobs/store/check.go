@@ -26,14 +26,14 @@ func (s *s3Store) Check(ctx context.Context) error {
 	if err := s.listOne(ctx); err != nil {
 		return err
 	}
-	if err := s.checkSettings(ctx); err != nil {
+	if err := s.CheckSettings(ctx); err != nil {
 		return err
 	}
 	return s.checkCanary(ctx, canaryLock)
 }
 
-// checkSettings reads what the bucket says about itself.
-func (s *s3Store) checkSettings(ctx context.Context) error {
+// CheckSettings reads what the bucket says about itself.
+func (s *s3Store) CheckSettings(ctx context.Context) error {
 	versioning, err := s.client.GetBucketVersioning(ctx, &s3.GetBucketVersioningInput{Bucket: &s.bucket})
 	if err != nil {
 		return s.error(ctx, "check", "", err)

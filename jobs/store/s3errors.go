@@ -93,7 +93,7 @@ func (s *s3Store) putError(ctx context.Context, key string, opts PutOptions, err
 		}
 	case http.StatusBadRequest:
 		if !opts.RetainUntil.IsZero() {
-			if lockErr := s.checkSettings(ctx); lockErr != nil {
+			if lockErr := s.CheckSettings(ctx); lockErr != nil {
 				return lockErr
 			}
 		}

@@ -104,6 +104,10 @@ type Store interface {
 	// others go all the same.
 	Delete(ctx context.Context, key string) (int, error)
 
+	// CheckSettings asks the store whether it is versioned and has Object Lock. It is
+	// cheap, and comes before anything that needs the lock is begun.
+	CheckSettings(ctx context.Context) error
+
 	// Check proves that the store is fit for an archive: reachable, versioned,
 	// with Object Lock, and a canary that it refuses to delete, to shorten and
 	// to overwrite.

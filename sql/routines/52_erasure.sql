@@ -185,9 +185,16 @@ begin
       and (r.received_at >= v_since or r.status in ('received', 'held') or r.closed_at >= v_since)
     group by x.col
     union all
+    -- of the person themselves: nobody else's consent is to a purpose that names them
+    select 'consent_records', x.col, count(*)
+    from custody_data.consent_records c
+    cross join lateral (values ('purpose', c.purpose collate "default"), ('policy_version', c.policy_version collate "default")) x (col, value)
+    where c.tenant_id = v_tenant and c.identity_id = p_identity_id and x.value ~* v_pattern
+    group by x.col
+    union all
     select 'legal_holds', x.col, count(*)
     from custody_data.legal_holds h
-    cross join lateral (values ('reference', h.reference), ('reason', h.reason), ('release_reason', h.release_reason)) x (col, value)
+    cross join lateral (values ('row_id', h.row_id), ('reference', h.reference), ('reason', h.reason), ('release_reason', h.release_reason)) x (col, value)
     where h.tenant_id = v_tenant and x.value ~* v_pattern
     group by x.col
     union all
@@ -494,6 +501,62 @@ grant execute on function custody.get_certificate(uuid) to custody_privacy, cust
 comment on function custody.get_certificate(uuid) is
 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
+
+-- definer: looks at all of the tenant's
+create or replace function custody.unstored_certificates(p_limit integer default 100)
+returns setof uuid
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+begin
+  if p_limit is null or p_limit not between 1 and 10000 then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000.';
+  end if;
+  return query
+  select c.request_id
+  from custody_data.erasure_certificates c
+  where c.tenant_id = v_tenant
+    and not exists (select from custody_data.stored_certificates s where s.tenant_id = c.tenant_id and s.request_id = c.request_id)
+  order by c.issued_at, c.request_id
+  limit p_limit;
+end
+$$;
+revoke all on function custody.unstored_certificates(integer) from public;
+grant execute on function custody.unstored_certificates(integer) to custody_worker, custody_privacy, custody_auditor;
+comment on function custody.unstored_certificates(integer) is
+'Requests that were erased and whose certificate is not known to be under lock in the object store, the oldest first: erased by SQL, or when the store was away. p_limit: 1 to 10000.
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
+
+-- definer: writes evidence
+create or replace function custody.mark_certificate_stored(p_request_id uuid, p_object_key text)
+returns void
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+begin
+  if p_object_key is null or char_length(p_object_key) not between 1 and 1024 then
+    raise exception using errcode = 'PC023', message = 'invalid object key', hint = 'Give the key under which the store has the certificate, 1 to 1024 characters.';
+  end if;
+  if not exists (select from custody_data.erasure_certificates c where c.tenant_id = v_tenant and c.request_id = p_request_id) then
+    raise exception using errcode = 'PC016', message = format('unknown request %s, or not erased', p_request_id), hint = 'Only an erasure that is done has a certificate.';
+  end if;
+  insert into custody_data.stored_certificates (tenant_id, request_id, object_key) values (v_tenant, p_request_id, p_object_key)
+  on conflict do nothing;
+end
+$$;
+revoke all on function custody.mark_certificate_stored(uuid, text) from public;
+grant execute on function custody.mark_certificate_stored(uuid, text) to custody_worker;
+comment on function custody.mark_certificate_stored(uuid, text) is
+'Notes that the certificate of an erasure is under lock in the object store. Again, it changes nothing.
+Errors: PC001, PC015 confined to one person, PC016, PC023. Callers: custody_worker.';
 
 -- definer: looks where the caller may not
 create or replace function custody.verify_erasure(p_request_id uuid)

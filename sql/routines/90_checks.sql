@@ -25,7 +25,7 @@ with tables as (
   where c.relnamespace in ('custody_data'::regnamespace, 'custody_keys'::regnamespace) and c.relkind in ('r', 'p')
 ), expected_guards (name, trigger_name) as (
   select t.name, 'a_reject_mutation' as trigger_name from tables t
-  where t.name in ('audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
+  where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
   union all
   select t.name, 'a_reject_delete' as trigger_name from tables t
   where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments',

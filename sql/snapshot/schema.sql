@@ -1088,6 +1088,18 @@ CREATE FUNCTION custody.list_tenants() RETURNS SETOF custody_data.tenants
 
 COMMENT ON FUNCTION custody.list_tenants() IS 'All tenants, by name. Needs no context. Callers: custody_admin, custody_worker.';
 
+-- Name: mark_certificate_stored(uuid, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_certificate_stored(p_request_id uuid, p_object_key text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_certificate_stored(p_request_id uuid, p_object_key text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_certificate_stored(p_request_id uuid, p_object_key text) IS 'Notes that the certificate of an erasure is under lock in the object store. Again, it changes nothing.
+Errors: PC001, PC015 confined to one person, PC016, PC023. Callers: custody_worker.';
+
 -- Name: mark_notice_sent(uuid, text, boolean); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean DEFAULT true) RETURNS void
@@ -1703,6 +1715,18 @@ CREATE FUNCTION custody.unlock(p_kek bytea) RETURNS integer
 COMMENT ON FUNCTION custody.unlock(p_kek bytea) IS 'Opens the sealed columns of the tenant in context until the transaction ends, or until another context is set, and returns the version of the key.
 p_kek: the tenant''s key-encryption key, 64 bytes, as a bound parameter. Returns null, and what needs the key raises PC033, where log_parameter_max_length_on_error is on: an error here would log the key.
 Errors: PC001, PC034 wrong key, PC036 the key came as a literal or a setting would write it to the log. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
+
+-- Name: unstored_certificates(integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.unstored_certificates(p_limit integer DEFAULT 100) RETURNS SETOF uuid
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION unstored_certificates(p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.unstored_certificates(p_limit integer) IS 'Requests that were erased and whose certificate is not known to be under lock in the object store, the oldest first: erased by SQL, or when the store was away. p_limit: 1 to 10000.
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: update_conversation(text, text, text, integer); Type: FUNCTION; Schema: custody
 
@@ -3245,7 +3269,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_mutation'::text AS trigger_name
            FROM tables t
-          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
+          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
         UNION ALL
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
@@ -3741,6 +3765,21 @@ ALTER TABLE custody_data.schema_steps ALTER COLUMN step_id ADD GENERATED ALWAYS 
     CACHE 1
 );
 
+-- Name: stored_certificates; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.stored_certificates (
+    tenant_id custody_data.tenant_name NOT NULL,
+    request_id uuid NOT NULL,
+    object_key text NOT NULL,
+    stored_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY custody_data.stored_certificates FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE stored_certificates; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.stored_certificates IS 'Which certificates are under lock in the object store, from where a restore replays them: append-only.';
+
 -- Name: data_keys; Type: TABLE; Schema: custody_keys
 
 CREATE TABLE custody_keys.data_keys (
@@ -3918,6 +3957,11 @@ ALTER TABLE ONLY custody_data.schema_migrations
 
 ALTER TABLE ONLY custody_data.schema_steps
     ADD CONSTRAINT schema_steps_pkey PRIMARY KEY (step_id);
+
+-- Name: stored_certificates stored_certificates_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.stored_certificates
+    ADD CONSTRAINT stored_certificates_pkey PRIMARY KEY (tenant_id, request_id);
 
 -- Name: tenants tenants_pkey; Type: CONSTRAINT; Schema: custody_data
 
@@ -4242,6 +4286,12 @@ ALTER TABLE custody_data.incarnations ENABLE ALWAYS TRIGGER a_reject_mutation;
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.partition_drops FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.partition_drops ENABLE ALWAYS TRIGGER a_reject_mutation;
+
+-- Name: stored_certificates a_reject_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.stored_certificates FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.stored_certificates ENABLE ALWAYS TRIGGER a_reject_mutation;
 
 -- Name: audit_entry_ids a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
@@ -4962,6 +5012,26 @@ CREATE POLICY schema_steps_owner_all ON custody_data.schema_steps TO custody_own
 -- Name: POLICY schema_steps_owner_all ON schema_steps; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY schema_steps_owner_all ON custody_data.schema_steps IS 'The migrator writes here.';
+
+-- Name: stored_certificates; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.stored_certificates ENABLE ROW LEVEL SECURITY;
+
+-- Name: stored_certificates stored_certificates_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY stored_certificates_all_all ON custody_data.stored_certificates USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY stored_certificates_all_all ON stored_certificates; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY stored_certificates_all_all ON custody_data.stored_certificates IS 'Rows of the tenant in context, and of its subject where it names one; none without a context.';
+
+-- Name: stored_certificates stored_certificates_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY stored_certificates_backup_select ON custody_data.stored_certificates FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY stored_certificates_backup_select ON stored_certificates; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY stored_certificates_backup_select ON custody_data.stored_certificates IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: tenants; Type: ROW SECURITY; Schema: custody_data
 

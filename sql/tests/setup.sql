@@ -180,6 +180,7 @@ begin
   v_request_id := custody.request_erasure(p_user_id, 'asked for');
   insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, certificate)
   values (p_tenant, v_request_id, testing.identity(p_tenant, p_user_id), '{}');
+  insert into custody_data.stored_certificates (tenant_id, request_id, object_key) values (p_tenant, v_request_id, 'erasure-certificates/x');
   insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id) values (p_tenant, v_request_id, 'crm', p_user_id);
   perform custody.finish_run(custody.start_run('import'), 'succeeded');
   perform custody.finish_import(v_import_id, 'user_profiles', sha256('x'), 1, 1, 0, 0);

@@ -6,7 +6,7 @@ select no_plan();
 select tenant('append_owner');
 select populate('append_owner'), populate_shared();
 create temp table append_only as
-select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 'erasure_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) n;
+select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) n;
 create temp table undeletable as
 select format('custody_data.%I', n) as relation from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies']) n;
 create temp table statements as

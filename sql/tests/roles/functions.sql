@@ -35,10 +35,11 @@ from (values
   ('custody', 'privacy worker', 'acknowledge_erasure complete_export due_requests enforce_retention erase_subject export_items pending_notices plan_erasure replay_erasures search_residue'),
   ('custody', 'privacy', 'place_hold register_holder release_hold'),
   ('custody', 'admin privacy', 'set_retention_policy'),
+  ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
   ('custody', 'auditor worker', 'archive_due audit_months'),
-  ('custody', 'worker', 'drop_archived_partitions exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
+  ('custody', 'worker', 'drop_archived_partitions mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
     'open_segments prepare_import record_segment refuse_import segment_entries start_run'),
   -- helpers that functions with the caller's rights need
   ('custody_data', 'privacy readonly readwrite worker', 'check_conversation_id'),

@@ -18,6 +18,7 @@ insert into may values
   ('audit_resource_types', 's',   'siu',  'siu', 's',  's', 's'),
   ('requests',             '',    '',     's',   's',  's', 's'),
   ('erasure_certificates', '',    '',     's',   's',  's', 's'),
+  ('stored_certificates', '',    '',     's',   's',  's', 's'),
   ('holders',              '',    '',     's',   's',  's', 's'),
   ('erasure_notices',      '',    '',     's',   's',  '',  's'),
   ('legal_holds',          '',    '',     's',   's',  's', 's'),

@@ -49,7 +49,8 @@ func (a *App) inTenant(ctx context.Context, pool *pgxpool.Pool, purpose string, 
 // are sealed.
 const plaintextWarning = "personal columns hold plaintext: no store but the private stack's is accepted"
 
-// openStore opens the configured store and refuses all but the private stack's.
+// openStore opens the configured store and refuses all but the private stack's, and one
+// without Object Lock.
 // It is nil where none is configured and required is false.
 func (a *App) openStore(ctx context.Context, required bool) (store.Store, error) {
 	if a.Store == "" && !required {
@@ -69,6 +70,10 @@ func (a *App) openStore(ctx context.Context, required bool) (store.Store, error)
 		return nil, err
 	}
 	if err := jobs.RequirePrivateStore(ctx, opened, a.PrivateStack); err != nil {
+		return nil, err
+	}
+	// Before anything is erased or opened for the archive.
+	if err := opened.CheckSettings(ctx); err != nil {
 		return nil, err
 	}
 	return opened, nil

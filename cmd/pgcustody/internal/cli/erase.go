@@ -66,6 +66,7 @@ func (e *erase) Run(ctx context.Context, user string) error {
 		if e.DryRun {
 			return e.plan(ctx, pool, user)
 		}
+		e.Log.Warn(plaintextWarning)
 		store, err := e.openStore(ctx, false)
 		if err != nil {
 			return err

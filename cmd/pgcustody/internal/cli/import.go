@@ -78,6 +78,7 @@ func (i *importFiles) Run(ctx context.Context, files []string) error {
 		reports, failed := importer.Run(ctx, cfg, files)
 		bar.Done()
 		if len(reports) > 0 || failed == nil {
+			i.Log.Warn(plaintextWarning)
 			if err := i.report(reports, cfg.Rejects.Lines()); err != nil {
 				return err
 			}

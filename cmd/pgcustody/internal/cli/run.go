@@ -174,6 +174,7 @@ func (r *runJob) plan(ctx context.Context, name string) error {
 // run records.
 func (a *App) runJobs(ctx context.Context, step string, storeRequired bool, build func(*pgxpool.Pool, *jobs.Deps) ([]jobArgs, error)) error {
 	return a.withDatabase(ctx, step, func(pool *pgxpool.Pool) error {
+		a.Log.Warn(plaintextWarning)
 		opened, err := a.openStore(ctx, storeRequired)
 		if err != nil {
 			return err
