@@ -111,7 +111,7 @@ begin
       hint = 'See custody.holds; release it first to place another.';
   end;
   perform custody_data.append_event('hold.place', 'hold', v_hold_id::text, 'success',
-    jsonb_strip_nulls(jsonb_build_object('hold_id', v_hold_id, 'scope', v_scope, 'table', v_table, 'until', custody_data.entry_time(p_until))),
+    jsonb_strip_nulls(jsonb_build_object('hold_id', v_hold_id, 'scope', v_scope, 'table', v_table, 'until', custody_data.entry_time(p_until), 'reason', p_reason)),
     v_identity_id);
   return v_hold_id;
 end
@@ -164,7 +164,7 @@ begin
     end if;
   end loop;
   perform custody_data.append_event('hold.release', 'hold', p_hold_id::text, 'success',
-    jsonb_build_object('hold_id', p_hold_id, 'scope', v_hold.scope, 'requests_resumed', v_resumed), v_hold.identity_id);
+    jsonb_build_object('hold_id', p_hold_id, 'scope', v_hold.scope, 'requests_resumed', v_resumed, 'reason', p_reason), v_hold.identity_id);
   return v_resumed;
 end
 $$;

@@ -46,6 +46,10 @@ begin
     end if;
   end if;
   v_identity_id := custody_data.require_person(p_user_id);
+  -- No role can change it afterwards, and the trail keeps it.
+  if p_reason is not null and p_reason ~* custody_data.identifier_pattern(custody_data.identifiers_of(v_identity_id)) then
+    raise exception using errcode = 'PC023', message = 'invalid reason: it names the person', hint = 'Give a reason of at most 2000 characters that does not name the person.';
+  end if;
   insert into custody_data.requests (tenant_id, request_id, kind, identity_id, reason, requested_by)
   values (v_tenant, v_id, p_kind, v_identity_id, p_reason, custody_data.require_actor())
   on conflict (tenant_id, request_id) do nothing;
@@ -61,7 +65,7 @@ begin
     return v_id;
   end if;
   perform custody_data.append_event('request.receive', 'request', v_id::text, 'success',
-    jsonb_build_object('request_id', v_id, 'kind', p_kind), v_identity_id);
+    jsonb_strip_nulls(jsonb_build_object('request_id', v_id, 'kind', p_kind, 'reason', p_reason)), v_identity_id);
   return v_id;
 end
 $$;

@@ -447,6 +447,7 @@ begin
 
   v_event_id := custody_data.append_event('account.erase', 'identity', v_request.identity_id::text, 'success',
     jsonb_build_object('request_id', p_request_id, 'deleted', v_deleted, 'kept', v_kept, 'keys_destroyed', v_keys, 'holders', v_holders)
+      || case when v_request.reason is not null then jsonb_build_object('reason', v_request.reason) else '{}'::jsonb end
       || case when v_residue <> '[]' then jsonb_build_object('residue_basis', p_residue_basis) else '{}'::jsonb end,
     v_request.identity_id);
   if v_erased_at is null then
@@ -676,7 +677,7 @@ begin
       returning h.hold_id, h.scope
     loop
       perform custody_data.append_event('hold.release', 'hold', v_hold.hold_id::text, 'success',
-        jsonb_build_object('hold_id', v_hold.hold_id, 'scope', v_hold.scope), v_identity.identity_id);
+        jsonb_build_object('hold_id', v_hold.hold_id, 'scope', v_hold.scope, 'reason', p_release_reason), v_identity.identity_id);
     end loop;
     -- Who has been told, and has acknowledged, since the backup was taken is not known here: all are told again.
     insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id)

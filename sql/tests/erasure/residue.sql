@@ -21,8 +21,8 @@ select custody.record_audit_event('phi.access', 'document', 'file of PERSON1, pa
 select custody.record_audit_event('account.login', p_metadata => '{"source": "person2@mail.example"}');
 select custody.set_context('residue', 'clerk', 'call person3 back');
 select custody.record_audit_event('account.logout');
-select custody.set_context('residue', 'person4');
-select custody.request_erasure('person4', 'I, person4, leave') from custody.set_context('residue', 'person4', null, 'person4');
+select refuses($$select custody.request_erasure('person4', 'I, Person4, leave') from custody.set_context('residue', 'person4', null, 'person4')$$, 'PC023', 'a reason that names who asks');
+select custody.request_erasure('person16', 'as person4 did') from custody.set_context('residue', 'person16', null, 'person16');
 set local session authorization custody_dpo;
 select custody.set_context('residue', 'dpo');
 select custody.extend_request(request('residue', 'person13'), 'waits for person5');
@@ -43,12 +43,12 @@ select custody.set_retention_policy('conversations', interval '30 days', 'wish o
 select is(pg_temp.found('person1'), 'audit_logs.resource_id 1', 'a resource id, in whatever case');
 select is(pg_temp.found('person2'), 'audit_logs.metadata 1', 'metadata of an event, by the e-mail address');
 select is(pg_temp.found('person3'), 'audit_logs.purpose 1', 'the purpose of an event');
-select is(pg_temp.found('person4'), 'requests.reason 1', 'the reason of a request');
+select is(pg_temp.found('person4'), 'audit_logs.metadata 1, requests.reason 1', 'the reason of a request, and the event of it');
 select is(pg_temp.found('person5'), 'requests.extension_reason 1', 'of its extension');
 select is(pg_temp.found('person6'), 'requests.close_reason 1', 'of its end');
 select is(pg_temp.found('person7'), 'legal_holds.reference 1', 'the reference of a hold');
-select is(pg_temp.found('person8'), 'legal_holds.reason 1', 'its reason');
-select is(pg_temp.found('person9'), 'legal_holds.release_reason 1', 'and that of its release');
+select is(pg_temp.found('person8'), 'audit_logs.metadata 1, legal_holds.reason 1', 'its reason, and the event of it');
+select is(pg_temp.found('person9'), 'audit_logs.metadata 1, legal_holds.release_reason 1', 'and that of its release');
 select is(pg_temp.found('person10'), 'job_runs.counts 1', 'what a run says it counted, by the name');
 select is(pg_temp.found('person11'), 'audit_logs.metadata 1, job_runs.error 1', 'its error, and the event of it');
 select is(pg_temp.found('person12'), 'river_job.args, errors or metadata 1', 'a job of the queue, this tenant''s alone');

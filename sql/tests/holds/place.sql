@@ -34,8 +34,8 @@ select set_config('testing.hold', custody.place_hold('{"user_id": "bob"}', 'case
 select row_eq($$select h.reference, h.reason, h.placed_by, h.placed_at, h.until_at, h.released_at, h.active from custody.holds h where h.hold_id = current_setting('testing.hold')::uuid$$,
   row ('case 7'::text, 'litigation'::text, identity('place_hold', 'dpo'), now(), now() + interval '1 year', null::timestamptz, true), 'the view shows why, by whom and until when');
 select row_eq($$select e.resource_type collate "default", e.resource_id collate "default", e.subject_id, e.metadata from last_event('place_hold', 'hold.place') e$$,
-  row ('hold'::text, current_setting('testing.hold'), identity('place_hold', 'bob'), jsonb_build_object('hold_id', current_setting('testing.hold'), 'scope', 'person', 'until', custody_data.entry_time(now() + interval '1 year'))),
-  'the placing is an event about the person, without the reason');
+  row ('hold'::text, current_setting('testing.hold'), identity('place_hold', 'bob'), jsonb_build_object('hold_id', current_setting('testing.hold'), 'scope', 'person', 'until', custody_data.entry_time(now() + interval '1 year'), 'reason', 'litigation')),
+  'the placing is an event about the person, with the reason');
 
 select refuses(format('select custody.place_hold(%L, %L, %L)', s, 'r', 'r'), 'PC023', format('scope %s', coalesce(s, 'null')))
 from unnest(array[null, '{}', '[]', '"x"', 'null', '{"tenant": false}', '{"tenant": true, "user_id": "ada"}', '{"table": "user_profiles"}', '{"row": "ada"}', '{"user_id": "ada", "x": 1}',

@@ -22,7 +22,7 @@ select results_eq($$select r.identity_id, r.status from custody.requests r order
   'they are received again; what another hold keeps waits on');
 select row_eq($$select h.active, h.released_at, h.released_by, h.release_reason from custody.holds h where h.hold_id = current_setting('testing.tenant')::uuid$$,
   row (false, now(), identity('release_hold', 'dpo'), 'settled'::text), 'the view shows by whom and why');
-select is((last_event('release_hold', 'hold.release')).metadata, jsonb_build_object('hold_id', current_setting('testing.tenant'), 'scope', 'tenant', 'requests_resumed', 1), 'the release is an event');
+select is((last_event('release_hold', 'hold.release')).metadata, jsonb_build_object('hold_id', current_setting('testing.tenant'), 'scope', 'tenant', 'requests_resumed', 1, 'reason', 'settled'), 'the release is an event');
 select is(custody.release_hold(current_setting('testing.person')::uuid, 'settled'), 1, 'the other one too');
 select is((last_event('release_hold', 'hold.release')).subject_id, identity('release_hold', 'ada'), 'an event about its person');
 select is((select count(*) from custody.due_requests('erasure')), 2::bigint, 'both requests are due');

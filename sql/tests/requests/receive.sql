@@ -16,7 +16,7 @@ select is(custody.request_status('11111111-1111-4111-8111-111111111111'), jsonb_
   'received_at', now(), 'due_at', now() + interval '1 month', 'extended_at', null, 'extension_reason', null, 'closed_at', null, 'overdue', false, 'notices_open', 0), 'the request is owed within a month');
 select row_eq($$select e.resource_type collate "default", e.resource_id collate "default", e.subject_id, e.actor_id, e.metadata from last_event('receive_request', 'request.receive') e$$,
   row ('request'::text, '11111111-1111-4111-8111-111111111111'::text, identity('receive_request', 'ada'), identity('receive_request', 'ada'),
-    '{"kind": "erasure", "request_id": "11111111-1111-4111-8111-111111111111"}'::jsonb), 'its receipt is an event, without the reason');
+    '{"kind": "erasure", "reason": "I leave", "request_id": "11111111-1111-4111-8111-111111111111"}'::jsonb), 'its receipt is an event');
 select is(custody.request_erasure('ada', 'I leave', '11111111-1111-4111-8111-111111111111'), '11111111-1111-4111-8111-111111111111', 'the same id again');
 select is((select count(*) from events('receive_request', 'request.receive')), 1::bigint, 'is the same request');
 select refuses($$select custody.request_export('ada', null, '11111111-1111-4111-8111-111111111111')$$, 'PC010', 'the id of an erasure for an export');
