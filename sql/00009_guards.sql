@@ -19,6 +19,10 @@ begin
     execute pg_catalog.format(
       'create trigger a_reject_mutation before update or delete or truncate on custody_data.%I
          for each statement execute function custody_data.tg_reject_mutation()', v_table);
+    -- What logical replication applies comes row by row. (Partitions have this one from their parent.)
+    execute pg_catalog.format(
+      'create trigger a_reject_row_mutation before update or delete on custody_data.%I
+         for each row execute function custody_data.tg_reject_mutation()', v_table);
   end loop;
 
   -- Rows that end but are never deleted.

@@ -11,8 +11,8 @@ begin
   raise exception using
     errcode = 'PC020',
     message = format('%s of %I.%I refused: %s', lower(tg_op), tg_table_schema, tg_table_name,
-      case tg_name when 'a_reject_mutation' then 'the table is append-only'
-        when 'a_reject_delete' then 'its rows are never deleted'
+      case when tg_name in ('a_reject_mutation', 'a_reject_row_mutation') then 'the table is append-only'
+        when tg_name = 'a_reject_delete' then 'its rows are never deleted'
         else 'rows leave it one by one, through erasure and retention' end),
     hint = case tg_op when 'TRUNCATE' then 'Retention removes what is due: custody.enforce_retention, and for whole months custody.drop_archived_partitions.'
       else 'Record a new row that corrects the old one.' end,
@@ -20,7 +20,7 @@ begin
     table = tg_table_name;
 end
 $$;
-comment on function custody_data.tg_reject_mutation() is 'Statement guard: raises PC020 whatever the statement would touch.';
+comment on function custody_data.tg_reject_mutation() is 'Guard of statements and of rows: raises PC020 whatever the statement would touch.';
 
 create or replace function custody_data.tg_reject_column_change()
 returns trigger

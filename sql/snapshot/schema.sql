@@ -2902,7 +2902,7 @@ CREATE FUNCTION custody_data.tg_reject_mutation() RETURNS trigger
 
 -- Name: FUNCTION tg_reject_mutation(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.tg_reject_mutation() IS 'Statement guard: raises PC020 whatever the statement would touch.';
+COMMENT ON FUNCTION custody_data.tg_reject_mutation() IS 'Guard of statements and of rows: raises PC020 whatever the statement would touch.';
 
 -- Name: tg_require_live_identity(); Type: FUNCTION; Schema: custody_data
 
@@ -3270,6 +3270,11 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
             'a_reject_mutation'::text AS trigger_name
            FROM tables t
           WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
+        UNION ALL
+         SELECT t.name,
+            'a_reject_row_mutation'::text AS trigger_name
+           FROM tables t
+          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
         UNION ALL
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
@@ -4292,6 +4297,42 @@ ALTER TABLE custody_data.partition_drops ENABLE ALWAYS TRIGGER a_reject_mutation
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.stored_certificates FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.stored_certificates ENABLE ALWAYS TRIGGER a_reject_mutation;
+
+-- Name: audit_logs a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.audit_logs FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.audit_logs ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
+-- Name: erasure_certificates a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.erasure_certificates FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.erasure_certificates ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
+-- Name: imports a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.imports FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.imports ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
+-- Name: incarnations a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.incarnations FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.incarnations ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
+-- Name: partition_drops a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.partition_drops FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.partition_drops ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
+-- Name: stored_certificates a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.stored_certificates FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.stored_certificates ENABLE ALWAYS TRIGGER a_reject_row_mutation;
 
 -- Name: audit_entry_ids a_reject_truncate; Type: TRIGGER; Schema: custody_data
 

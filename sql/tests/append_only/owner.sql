@@ -36,5 +36,6 @@ select throws_ok('delete from custody_data.audit_logs', 'PC020', 'delete of cust
 select throws_ok('truncate custody_data.user_profiles', 'PC020', 'truncate of custody_data.user_profiles refused: rows leave it one by one, through erasure and retention');
 select throws_ok('delete from custody_data.identities', 'PC020', 'delete of custody_data.identities refused: its rows are never deleted');
 select refuses('delete from custody_data.audit_logs', 'PC020', 'and what to do instead');
+select is_empty($$select c.relname from pg_class c where c.oid = 'custody_data.audit_logs'::regclass and not exists (select from pg_trigger t where t.tgrelid = c.oid and t.tgname = 'a_reject_row_mutation' and t.tgenabled = 'A' and t.tgtype & 1 = 1)$$, 'rows that logical replication applies meet a guard of their own');
 select * from finish();
 rollback;

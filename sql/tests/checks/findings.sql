@@ -58,7 +58,7 @@ select pg_temp.breaks(pg_temp.month('drop policy MONTH_backup_select on custody_
 -- Guards.
 select pg_temp.breaks('alter table custody_data.audit_logs disable trigger a_reject_mutation', 'changed trigger custody_data.audit_logs.a_reject_mutation, guard-disabled audit_logs', 'alter table custody_data.audit_logs enable always trigger a_reject_mutation');
 select pg_temp.breaks('alter table custody_data.consent_records enable trigger a_reject_mutation', 'changed trigger custody_data.consent_records.a_reject_mutation, guard-disabled consent_records', 'alter table custody_data.consent_records enable always trigger a_reject_mutation');
-select pg_temp.breaks(pg_temp.month('alter table custody_data.MONTH disable trigger all'), pg_temp.month('guard-disabled MONTH'), pg_temp.month('alter table custody_data.MONTH enable always trigger a_reject_mutation'));
+select pg_temp.breaks(pg_temp.month('alter table custody_data.MONTH disable trigger all'), pg_temp.month('guard-disabled MONTH, guard-disabled MONTH'), pg_temp.month('alter table custody_data.MONTH enable always trigger a_reject_mutation, enable always trigger a_reject_row_mutation'));
 select pg_temp.finds('drop trigger a_reject_mutation on custody_data.imports', 'changed trigger custody_data.imports.a_reject_mutation, guard-missing imports');
 select pg_temp.finds('drop trigger a_reject_delete on custody_data.legal_holds', 'changed trigger custody_data.legal_holds.a_reject_delete, guard-missing legal_holds');
 select pg_temp.finds('drop trigger z_audit_update on custody_data.user_profiles', 'changed trigger custody_data.user_profiles.z_audit_update, guard-missing user_profiles');
@@ -74,7 +74,7 @@ select pg_temp.finds('create function public.evil() returns trigger language plp
   alter table custody_data.audit_logs enable always trigger evil', pg_temp.month('changed trigger custody_data.audit_logs.evil, guard-replaced audit_logs') || (select string_agg(', guard-replaced ' || p.name, '' order by p.name) from partitions p));
 select pg_temp.finds('create or replace function custody_data.tg_reject_mutation() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $x$ begin return null; end $x$', 'changed function custody_data.tg_reject_mutation()');
 -- The trail's months.
-select pg_temp.breaks(pg_temp.month('alter table custody_data.audit_logs detach partition custody_data.MONTH'), pg_temp.month('partition-detached MONTH'),
+select pg_temp.breaks(pg_temp.month('alter table custody_data.audit_logs detach partition custody_data.MONTH'), pg_temp.month('guard-missing MONTH, partition-detached MONTH'),
   (select pg_temp.month('alter table custody_data.audit_logs attach partition custody_data.MONTH ') || pg_get_expr(c.relpartbound, c.oid) from pg_class c where c.oid = pg_temp.month('custody_data.MONTH')::regclass));
 select pg_temp.breaks('create table custody_data.elsewhere partition of custody_data.audit_logs for values from (''1980-01-01'') to (''1980-02-01''); alter table custody_data.elsewhere owner to custody_owner;
     alter table custody_data.elsewhere enable row level security, force row level security; create policy elsewhere_backup_select on custody_data.elsewhere for select to custody_backup using (true); grant select on custody_data.elsewhere to custody_backup',

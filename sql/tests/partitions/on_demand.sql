@@ -18,8 +18,8 @@ select is((select count(*) from events('on_demand', 'partition.create')), 2::big
 -- What every new month has.
 select results_eq($$select c.relrowsecurity, c.relforcerowsecurity, pg_get_userbyid(c.relowner)::text collate "default" from pg_class c where c.oid = 'custody_data.audit_logs_2020_01'::regclass$$,
   $$values (true, true, 'custody_owner'::text)$$, 'row-level security, enabled and forced, and the owner');
-select results_eq($$select t.tgname::text collate "default", t.tgenabled, t.tgtype from pg_trigger t where t.tgrelid = 'custody_data.audit_logs_2020_01'::regclass and not t.tgisinternal$$,
-  $$values ('a_reject_mutation'::text, 'A'::"char", 58::smallint)$$, 'the guard before update, delete and truncate, enabled always');
+select results_eq($$select t.tgname::text collate "default", t.tgenabled, t.tgtype from pg_trigger t where t.tgrelid = 'custody_data.audit_logs_2020_01'::regclass and not t.tgisinternal order by 1$$,
+  $$values ('a_reject_mutation'::text, 'A'::"char", 58::smallint), ('a_reject_row_mutation', 'A', 27::smallint)$$, 'the guards before update, delete and truncate of statements, before update and delete of rows, enabled always');
 select results_eq($$select p.policyname::text collate "default", p.cmd collate "default", p.roles::text[] collate "default" from pg_policies p where p.tablename = 'audit_logs_2020_01'$$,
   $$values ('audit_logs_2020_01_backup_select'::text, 'SELECT'::text, '{custody_backup}'::text[])$$, 'the policy for backups');
 select results_eq($$select pg_get_userbyid(x.grantee)::text collate "default", x.privilege_type from pg_class c, aclexplode(c.relacl) x where c.oid = 'custody_data.audit_logs_2020_01'::regclass and x.grantee <> c.relowner$$,
