@@ -395,7 +395,7 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
 begin
   if p_action is null or p_action !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$' or p_metadata_keys is null or array_position(p_metadata_keys, null) is not null then
     raise exception using
@@ -420,7 +420,7 @@ grant execute on function custody.register_action(text, text[], text) to custody
 comment on function custody.register_action(text, text[], text) is
 'Adds an action to the tenant''s vocabulary, or sets its keys and description, and returns it. The change is an event.
 p_metadata_keys: keys that its metadata may carry; none of them for what is about a person.
-Errors: PC001, PC023. Callers: custody_readwrite, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_readwrite, custody_worker.';
 
 create or replace function custody.register_resource_type(p_resource_type text, p_description text)
 returns text
@@ -429,7 +429,7 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := custody_data.require_whole_tenant();
 begin
   if p_resource_type is null or p_resource_type !~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$' then
     raise exception using
@@ -452,7 +452,7 @@ revoke all on function custody.register_resource_type(text, text) from public;
 grant execute on function custody.register_resource_type(text, text) to custody_readwrite, custody_worker;
 comment on function custody.register_resource_type(text, text) is
 'Adds a resource type to the tenant''s vocabulary and returns it. The change is an event.
-Errors: PC001, PC023. Callers: custody_readwrite, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_readwrite, custody_worker.';
 
 -- Canonical entry, version 1: one line of JSON, fixed members in fixed order, null members left out, times as
 -- UTC with microseconds. Built by concatenation: the text of to_jsonb(row) changes with TimeZone and with

@@ -1403,7 +1403,7 @@ CREATE FUNCTION custody.register_action(p_action text, p_metadata_keys text[], p
 
 COMMENT ON FUNCTION custody.register_action(p_action text, p_metadata_keys text[], p_description text) IS 'Adds an action to the tenant''s vocabulary, or sets its keys and description, and returns it. The change is an event.
 p_metadata_keys: keys that its metadata may carry; none of them for what is about a person.
-Errors: PC001, PC023. Callers: custody_readwrite, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_readwrite, custody_worker.';
 
 -- Name: register_holder(text, text, text, boolean); Type: FUNCTION; Schema: custody
 
@@ -1441,7 +1441,7 @@ CREATE FUNCTION custody.register_resource_type(p_resource_type text, p_descripti
 -- Name: FUNCTION register_resource_type(p_resource_type text, p_description text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.register_resource_type(p_resource_type text, p_description text) IS 'Adds a resource type to the tenant''s vocabulary and returns it. The change is an event.
-Errors: PC001, PC023. Callers: custody_readwrite, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_readwrite, custody_worker.';
 
 -- Name: register_tenant(text, text); Type: FUNCTION; Schema: custody
 

@@ -44,5 +44,10 @@ select is((select a.metadata_keys from custody_data.audit_actions a where a.tena
 set local session authorization custody_dpo;
 select custody.set_context('vocabulary', 'dpo');
 select refuses($$select custody.register_action('x', '{}', 'x')$$, '42501', 'privacy officers add no words');
+reset session authorization;
+set local session authorization custody_app;
+select custody.set_context('vocabulary', 'clerk', null, 'ada');
+select refuses($$select custody.register_action('mine.own', '{}', 'x')$$, 'PC015', 'an action by a session that is confined to one person');
+select refuses($$select custody.register_resource_type('mine', 'x')$$, 'PC015', 'a resource type too');
 select * from finish();
 rollback;
