@@ -179,22 +179,23 @@ func TestWork(t *testing.T) {
 		}
 	}
 	require.NotContains(t, d.said(), "alice-4711")
-	// The attempt is over a moment after its run is on record.
-	require.Eventually(t, func() bool {
-		code, body = d.get("/metrics")
-		return strings.Contains(body, `pgcustody_job_attempts_total{job="erase",outcome="succeeded"} 1`)
+	// The attempt is over a moment after its run is on record, and a scrape in between
+	// sees one metric and not yet the other.
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		code, body := d.get("/metrics")
+		assert.Equal(c, http.StatusOK, code)
+		for _, metric := range []string{
+			`pgcustody_job_attempts_total{job="erase",outcome="succeeded"} 1`,
+			`pgcustody_job_duration_seconds_count{job="erase"} 1`,
+			`pgcustody_job_items_total{item="erased",job="erase"} 1`,
+			`pgcustody_job_last_success_timestamp_seconds{job="erase"}`,
+			`pgcustody_jobs_oldest_seconds`,
+			`pgcustody_database_connections{state="limit"} 12`,
+			`go_goroutines`,
+		} {
+			assert.Contains(c, body, metric)
+		}
 	}, time.Minute, 5*time.Millisecond)
-	require.Equal(t, http.StatusOK, code)
-	for _, metric := range []string{
-		`pgcustody_job_duration_seconds_count{job="erase"} 1`,
-		`pgcustody_job_items_total{item="erased",job="erase"} 1`,
-		`pgcustody_job_last_success_timestamp_seconds{job="erase"}`,
-		`pgcustody_jobs_oldest_seconds`,
-		`pgcustody_database_connections{state="limit"} 12`,
-		`go_goroutines`,
-	} {
-		require.Contains(t, body, metric)
-	}
 
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
 	d.await("stopping")
