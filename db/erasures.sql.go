@@ -116,11 +116,16 @@ func (q *Queries) SearchResidue(ctx context.Context, db DBTX, requestID uuid.UUI
 }
 
 const unstoredCertificates = `-- name: UnstoredCertificates :many
-select c::uuid as request_id from custody.unstored_certificates($1) c
+select c::uuid as request_id from custody.unstored_certificates($1, pg_catalog.now() - pg_catalog.make_interval(secs => $2)) c
 `
 
-func (q *Queries) UnstoredCertificates(ctx context.Context, db DBTX, maxRows int32) ([]uuid.UUID, error) {
-	rows, err := db.Query(ctx, unstoredCertificates, maxRows)
+type UnstoredCertificatesParams struct {
+	MaxRows      int32
+	GraceSeconds float64
+}
+
+func (q *Queries) UnstoredCertificates(ctx context.Context, db DBTX, arg UnstoredCertificatesParams) ([]uuid.UUID, error) {
+	rows, err := db.Query(ctx, unstoredCertificates, arg.MaxRows, arg.GraceSeconds)
 	if err != nil {
 		return nil, err
 	}

@@ -53,7 +53,7 @@ func (c EraseConfig) withDefaults() EraseConfig {
 
 // EraseWorker executes erasure requests: searches for residue, erases in one
 // transaction together with the jobs for its notices, deletes the person's exports
-// from the store, and puts the certificate under lock. Each step may be done again:
+// from the store, puts the certificate under lock, and notes that it is there. Each step may be done again:
 // the erasure returns the certificate that it issued, and the store takes it once.
 type EraseWorker struct {
 	river.WorkerDefaults[EraseArgs]

@@ -31,6 +31,9 @@ type RequestsConfig struct {
 	// ErasureGrace is how long a received erasure rests, and may be cancelled,
 	// before it is executed; default none.
 	ErasureGrace time.Duration
+	// CertificateGrace is how long the job that erases has to put the certificate
+	// under lock before it is looked after; default 1 minute.
+	CertificateGrace time.Duration
 	// Batch is how many of a kind one look takes for each tenant; default 100.
 	Batch int
 }
@@ -114,7 +117,9 @@ func (w *RequestsWorker) due(ctx context.Context, job *river.Job[RequestsArgs], 
 		// Erased by SQL, or when the store was away: the certificate is still to be put under
 		// lock, and exports of the person to be deleted.
 		if w.Store != nil {
-			unstored, err := queries.UnstoredCertificates(ctx, tx, batch)
+			unstored, err := queries.UnstoredCertificates(ctx, tx, db.UnstoredCertificatesParams{
+				MaxRows: batch, GraceSeconds: cmp.Or(config.CertificateGrace, time.Minute).Seconds(),
+			})
 			if err != nil {
 				return err
 			}

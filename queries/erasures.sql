@@ -24,4 +24,4 @@ select custody.verify_erasure(@request_id)::jsonb as verification;
 select custody.mark_certificate_stored(@request_id, @object_key);
 
 -- name: UnstoredCertificates :many
-select c::uuid as request_id from custody.unstored_certificates(@max_rows) c;
+select c::uuid as request_id from custody.unstored_certificates(@max_rows, pg_catalog.now() - pg_catalog.make_interval(secs => @grace_seconds)) c;

@@ -4,8 +4,8 @@
 --
 -- Each tenant has a key-encryption key (KEK) outside the database, in versions. Each identity has a data key, in
 -- versions, of which the database holds copies that are wrapped by a KEK, one for each KEK that is valid. The
--- nil identity stands for the tenant itself: blind indexes are derived from its key. The tables are apart from the
--- data, so that they can have backups of their own with a shorter life.
+-- nil identity is set aside for the tenant itself. The tables are apart from the data, so that they can have backups of
+-- their own with a shorter life.
 -- locks: new tables only. rewrite cost: none.
 
 -- +goose Up

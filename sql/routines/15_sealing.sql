@@ -109,7 +109,7 @@ begin
       errcode = 'PC035',
       message = 'sealed value refused',
       detail = 'It is not a sealed value of version 1.',
-      hint = 'Read it through the functions of schema custody; see custody_check.findings for what was altered.';
+      hint = 'Give what custody.seal_value returned. Where it was that, look for who wrote the row past it, and put the row back from a backup.';
   end if;
   return ((get_byte(p_sealed, 1) * 256 + get_byte(p_sealed, 2)) * 256 + get_byte(p_sealed, 3)) * 256 + get_byte(p_sealed, 4);
 end

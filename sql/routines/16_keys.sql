@@ -1,4 +1,4 @@
--- Keys: unlocking for one transaction, data keys of identities, sealing and opening, blind indexes.
+-- Keys: unlocking for one transaction, data keys of identities, sealing and opening.
 -- control: GDPR Art. 25, 32(1)(a); HIPAA 164.312(a)(2)(iv), (d); ISO 27001 A.8.24; SOC 2 CC6.1
 -- reviewed by: security, DBA
 --
@@ -503,7 +503,7 @@ declare
   v_previous bytea;
   v_seen bytea := ''::bytea;
 begin
-  if custody_data.refuse_exposed_key(p_kek) then
+  if custody_data.refuse_exposed_key(p_kek) or (p_current is not null and custody_data.refuse_exposed_key(p_current)) then
     return null;
   end if;
   -- One after the other in a tenant.
@@ -561,5 +561,5 @@ revoke all on function custody.register_kek(bytea, text, bytea) from public;
 grant execute on function custody.register_kek(bytea, text, bytea) to custody_worker, custody_admin;
 comment on function custody.register_kek(bytea, text, bytea) is
 'Makes a key-encryption key known for the tenant in context and returns its version. The key is not stored; while it replaces another one, that one is stored sealed under it.
-p_kek: 64 random bytes, bound. p_reference: by which the provider finds it. p_current: the valid key, where there is one. Returns null under log_parameter_max_length_on_error, as unlock does.
+p_kek: 64 random bytes, bound. p_reference: by which the provider finds it. p_current: the valid key, where there is one, bound too. Returns null under log_parameter_max_length_on_error, as unlock does.
 Errors: PC001, PC015 confined to one person, PC023, PC034 weak, wrong or known key, PC036 exposed key, PC037 rotation under way. Callers: custody_worker, custody_admin.';

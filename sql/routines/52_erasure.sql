@@ -504,7 +504,7 @@ comment on function custody.get_certificate(uuid) is
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: looks at all of the tenant's
-create or replace function custody.unstored_certificates(p_limit integer default 100)
+create or replace function custody.unstored_certificates(p_limit integer default 100, p_issued_before timestamptz default now())
 returns setof uuid
 language plpgsql
 stable
@@ -514,22 +514,22 @@ as $$
 declare
   v_tenant constant text := custody_data.require_whole_tenant();
 begin
-  if p_limit is null or p_limit not between 1 and 10000 then
-    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000.';
+  if p_limit is null or p_limit not between 1 and 10000 or p_issued_before is null then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit or p_issued_before', hint = 'Give 1 to 10000, and a time.';
   end if;
   return query
   select c.request_id
   from custody_data.erasure_certificates c
-  where c.tenant_id = v_tenant
+  where c.tenant_id = v_tenant and c.issued_at <= p_issued_before
     and not exists (select from custody_data.stored_certificates s where s.tenant_id = c.tenant_id and s.request_id = c.request_id)
   order by c.issued_at, c.request_id
   limit p_limit;
 end
 $$;
-revoke all on function custody.unstored_certificates(integer) from public;
-grant execute on function custody.unstored_certificates(integer) to custody_worker, custody_privacy, custody_auditor;
-comment on function custody.unstored_certificates(integer) is
-'Requests that were erased and whose certificate is not known to be under lock in the object store, the oldest first: erased by SQL, or when the store was away. p_limit: 1 to 10000.
+revoke all on function custody.unstored_certificates(integer, timestamptz) from public;
+grant execute on function custody.unstored_certificates(integer, timestamptz) to custody_worker, custody_privacy, custody_auditor;
+comment on function custody.unstored_certificates(integer, timestamptz) is
+'Requests that were erased and whose certificate is not known to be under lock in the object store, the oldest first: erased by SQL, or when the store was away. p_limit: 1 to 10000. p_issued_before: leaves the erasure''s own job time to store it.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- definer: writes evidence

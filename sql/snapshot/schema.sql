@@ -1428,7 +1428,7 @@ CREATE FUNCTION custody.register_kek(p_kek bytea, p_reference text, p_current by
 -- Name: FUNCTION register_kek(p_kek bytea, p_reference text, p_current bytea); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.register_kek(p_kek bytea, p_reference text, p_current bytea) IS 'Makes a key-encryption key known for the tenant in context and returns its version. The key is not stored; while it replaces another one, that one is stored sealed under it.
-p_kek: 64 random bytes, bound. p_reference: by which the provider finds it. p_current: the valid key, where there is one. Returns null under log_parameter_max_length_on_error, as unlock does.
+p_kek: 64 random bytes, bound. p_reference: by which the provider finds it. p_current: the valid key, where there is one, bound too. Returns null under log_parameter_max_length_on_error, as unlock does.
 Errors: PC001, PC015 confined to one person, PC023, PC034 weak, wrong or known key, PC036 exposed key, PC037 rotation under way. Callers: custody_worker, custody_admin.';
 
 -- Name: register_resource_type(text, text); Type: FUNCTION; Schema: custody
@@ -1716,16 +1716,16 @@ COMMENT ON FUNCTION custody.unlock(p_kek bytea) IS 'Opens the sealed columns of 
 p_kek: the tenant''s key-encryption key, 64 bytes, as a bound parameter. Returns null, and what needs the key raises PC033, where log_parameter_max_length_on_error is on: an error here would log the key.
 Errors: PC001, PC034 wrong key, PC036 the key came as a literal or a setting would write it to the log. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
 
--- Name: unstored_certificates(integer); Type: FUNCTION; Schema: custody
+-- Name: unstored_certificates(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.unstored_certificates(p_limit integer DEFAULT 100) RETURNS SETOF uuid
+CREATE FUNCTION custody.unstored_certificates(p_limit integer DEFAULT 100, p_issued_before timestamp with time zone DEFAULT now()) RETURNS SETOF uuid
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION unstored_certificates(p_limit integer); Type: COMMENT; Schema: custody
+-- Name: FUNCTION unstored_certificates(p_limit integer, p_issued_before timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.unstored_certificates(p_limit integer) IS 'Requests that were erased and whose certificate is not known to be under lock in the object store, the oldest first: erased by SQL, or when the store was away. p_limit: 1 to 10000.
+COMMENT ON FUNCTION custody.unstored_certificates(p_limit integer, p_issued_before timestamp with time zone) IS 'Requests that were erased and whose certificate is not known to be under lock in the object store, the oldest first: erased by SQL, or when the store was away. p_limit: 1 to 10000. p_issued_before: leaves the erasure''s own job time to store it.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: update_conversation(text, text, text, integer); Type: FUNCTION; Schema: custody

@@ -17,6 +17,8 @@ set local session authorization custody_runner;
 select custody.set_context('stored', 'runner');
 select set_eq('select custody.unstored_certificates()', array[current_setting('testing.ada')::uuid, current_setting('testing.bob')::uuid], 'both are still to be stored');
 select is((select count(*) from custody.unstored_certificates(1)), 1::bigint, 'as many as asked for');
+select is_empty($$select custody.unstored_certificates(100, now() - interval '1 second')$$, 'none that was issued before');
+select refuses($$select custody.unstored_certificates(100, null)$$, 'PC023', 'no time');
 select lives_ok($$select custody.mark_certificate_stored(current_setting('testing.ada')::uuid, 'erasure-certificates/stored/ada.json')$$, 'one is stored');
 select set_eq('select custody.unstored_certificates()', array[current_setting('testing.bob')::uuid], 'the other is left');
 select lives_ok($$select custody.mark_certificate_stored(current_setting('testing.ada')::uuid, 'elsewhere')$$, 'stored again');

@@ -25,6 +25,7 @@ select unlock('register_key') /* $1 */;
 create temp table sealed as select custody.seal_value(identity('register_key', 'ada'), 't', 'c', 'r', 'before') as v;
 set local session authorization custody_runner;
 select custody.set_context('register_key', 'op');
+select refuses($$select custody.register_kek(testing.kek('register_key', 2), 'x', '\x3031')$$, 'PC036', 'the one that it replaces as a literal beside $1');
 select is(register_kek('register_key', 2), 2, 'the second version') /* $1 */;
 select refuses($$select custody.register_kek(testing.kek('register_key', 3), 'x', testing.kek('register_key', 2))$$, 'PC037', 'a third one while the second replaces the first, by $1');
 -- Both are valid meanwhile, and who has either one reads all.
