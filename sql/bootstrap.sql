@@ -66,6 +66,11 @@ begin
   if not exists (select from pg_catalog.pg_extension e where e.extname = 'pgcrypto') then
     create extension if not exists pgcrypto with schema public;
   end if;
+  -- A hardened database lets nobody into public.
+  if not pg_catalog.has_schema_privilege('custody_owner', (select e.extnamespace from pg_catalog.pg_extension e where e.extname = 'pgcrypto'), 'usage') then
+    execute (select pg_catalog.format('grant usage on schema %I to custody_owner', n.nspname)
+      from pg_catalog.pg_extension e join pg_catalog.pg_namespace n on n.oid = e.extnamespace where e.extname = 'pgcrypto');
+  end if;
 end
 $$;
 
