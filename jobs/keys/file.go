@@ -100,10 +100,13 @@ func (p *fileProvider) Destroy(_ context.Context, ref Ref) (bool, error) {
 	defer root.Close()
 	if _, err := root.Lstat(graveFile(ref)); err != nil {
 		// A key that was never here must not pass for destroyed.
-		if _, err := root.Lstat(keyFile(ref)); err != nil {
-			return false, p.error(op, ref, err)
+		_, err := root.Lstat(keyFile(ref))
+		if err == nil {
+			err = bury(root, ref)
+		} else if _, grave := root.Lstat(graveFile(ref)); grave == nil {
+			err = nil // another destroyer came between the two looks
 		}
-		if err := bury(root, ref); err != nil {
+		if err != nil {
 			return false, p.error(op, ref, err)
 		}
 	}
