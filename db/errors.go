@@ -50,6 +50,7 @@ var (
 	ErrSealedValue         = errors.New("sealed value refused")
 	ErrKeyExposed          = errors.New("key refused: it is exposed")
 	ErrRotationUnderWay    = errors.New("key rotation is under way")
+	ErrTaken               = errors.New("another person has the same e-mail address or telephone number")
 )
 
 // What Postgres itself refuses and users meet.
@@ -102,6 +103,7 @@ var codes = map[string]error{
 	"PC035": ErrSealedValue,
 	"PC036": ErrKeyExposed,
 	"PC037": ErrRotationUnderWay,
+	"PC038": ErrTaken,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

@@ -30,10 +30,3 @@ type RetentionItem struct {
 	HeldRows int64
 	OldestAt *time.Time
 }
-
-// The organisations whose data this database keeps apart. The tenant system holds what belongs to none: the shared vocabulary, default retention policies, archive and partition runs.
-type Tenant struct {
-	TenantID  string
-	Name      string
-	CreatedAt time.Time
-}

@@ -7,21 +7,28 @@ package db
 
 import (
 	"context"
+	"time"
 )
 
 const listTenants = `-- name: ListTenants :many
 select t.tenant_id, t.name, t.created_at from custody.list_tenants() t order by t.tenant_id
 `
 
-func (q *Queries) ListTenants(ctx context.Context, db DBTX) ([]Tenant, error) {
+type ListTenantsRow struct {
+	TenantID  string
+	Name      string
+	CreatedAt time.Time
+}
+
+func (q *Queries) ListTenants(ctx context.Context, db DBTX) ([]ListTenantsRow, error) {
 	rows, err := db.Query(ctx, listTenants)
 	if err != nil {
 		return nil, err
 	}
 	defer rows.Close()
-	items := []Tenant{}
+	items := []ListTenantsRow{}
 	for rows.Next() {
-		var i Tenant
+		var i ListTenantsRow
 		if err := rows.Scan(&i.TenantID, &i.Name, &i.CreatedAt); err != nil {
 			return nil, err
 		}

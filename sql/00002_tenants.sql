@@ -13,13 +13,21 @@ create domain custody_data.tenant_name as text collate "C"
 comment on domain custody_data.tenant_name is 'Name of a tenant: 1 to 63 characters of a-z, 0-9, _ and -, the first a letter or a digit.';
 grant usage on type custody_data.tenant_name to public;
 
+create domain custody_data.sealed_value as bytea
+  constraint sealed_value_is_of_version_1_check check (pg_catalog.octet_length(value) >= 69 and pg_catalog.get_byte(value, 0) = 1);
+comment on domain custody_data.sealed_value is 'A value sealed for the place where it stands, format of routines/15_sealing.sql. Text that somebody stores by mistake is no such value.';
+grant usage on type custody_data.sealed_value to public;
+
 create table custody_data.tenants (
   tenant_id custody_data.tenant_name not null,
   name text not null,
+  unique_fields text[] not null default '{}',
   created_at timestamptz not null default pg_catalog.now(),
-  constraint tenants_pkey primary key (tenant_id)
+  constraint tenants_pkey primary key (tenant_id),
+  constraint tenants_unique_fields_are_indexed_check check (unique_fields <@ array['email', 'phone'])
 );
 comment on table custody_data.tenants is 'The organisations whose data this database keeps apart. The tenant system holds what belongs to none: the shared vocabulary, default retention policies, archive and partition runs.';
+comment on column custody_data.tenants.unique_fields is 'Profile fields of which no two people of the tenant may have the same: email, phone.';
 
 create table custody_data.identities (
   tenant_id custody_data.tenant_name not null,
@@ -63,4 +71,5 @@ comment on table custody_data.audit_resource_types is 'The kinds of thing that a
 
 -- +goose Down
 drop table custody_data.audit_resource_types, custody_data.audit_actions, custody_data.identities, custody_data.tenants cascade;
+drop domain custody_data.sealed_value cascade;
 drop domain custody_data.tenant_name cascade;

@@ -24,7 +24,7 @@ create table custody_data.audit_logs (
   result text collate "C" not null default 'success',
   purpose text,
   metadata jsonb not null default '{}',
-  personal jsonb,
+  personal custody_data.sealed_value,
   import_id uuid,
   db_role text not null default session_user,
   xid xid8 not null default pg_catalog.pg_current_xact_id(),
@@ -42,7 +42,7 @@ comment on column custody_data.audit_logs.actor_id is 'Identity that acted.';
 comment on column custody_data.audit_logs.subject_id is 'Identity of the person that the event is about.';
 comment on column custody_data.audit_logs.resource_id is 'What was acted on. A known user_id of the tenant is stored as the identity_id.';
 comment on column custody_data.audit_logs.metadata is 'Facts about the event that identify nobody; its keys are on the action''s list.';
-comment on column custody_data.audit_logs.personal is 'Client address, free text and whatever else is about a person, a JSON object. @custody{"sensitivity":"content","retention":"audit"}';
+comment on column custody_data.audit_logs.personal is 'Client address, free text and whatever else is about a person: a JSON object, sealed under the data key of the subject, or of the actor where there is no subject. @custody{"sensitivity":"content","retention":"audit"}';
 comment on column custody_data.audit_logs.import_id is 'The import that brought the event; empty for live events.';
 comment on column custody_data.audit_logs.db_role is 'Login that wrote the row. Nobody may give it.';
 comment on column custody_data.audit_logs.xid is 'Transaction that wrote the row. Nobody may give it.';
@@ -58,7 +58,7 @@ create table custody_data.audit_entry_ids (
 );
 create index audit_entry_ids_recorded_at_idx on custody_data.audit_entry_ids (tenant_id, recorded_at);
 comment on table custody_data.audit_entry_ids is 'The log_entry_ids that clients gave in the last 90 days (policy entry_ids): a partitioned table cannot keep them unique.';
-comment on column custody_data.audit_entry_ids.content is 'SHA-256 of what the client said, so that a retry is told from a clash.';
+comment on column custody_data.audit_entry_ids.content is 'SHA-256 of what the client said but for the personal part, so that a retry is told from a clash.';
 
 -- +goose Down
 drop table custody_data.audit_entry_ids, custody_data.audit_logs cascade;

@@ -24,6 +24,7 @@ create table custody_data.requests (
   close_reason text,
   residue_searched_at timestamptz,
   residue_searched_xid xid8,
+  residue_searched_for text[],
   residue_rows bigint,
   xid xid8 not null default pg_catalog.pg_current_xact_id(),
   constraint requests_pkey primary key (tenant_id, request_id),
@@ -40,6 +41,7 @@ comment on table custody_data.requests is 'What data subjects asked for, when, a
 comment on column custody_data.requests.reason is 'Why, in the requester''s words; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
 comment on column custody_data.requests.extension_reason is 'Why the time was extended; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
 comment on column custody_data.requests.close_reason is 'Why it was cancelled; must not name the person. @custody{"sensitivity":"content","retention":"requests"}';
+comment on column custody_data.requests.residue_searched_for is 'What was searched for: user_id, and email, phone and full_name where the search had the key that opens the profile.';
 comment on column custody_data.requests.residue_searched_xid is 'Every row written by a transaction before this one was searched for the person''s identifiers.';
 
 create table custody_data.erasure_certificates (

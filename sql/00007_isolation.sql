@@ -54,7 +54,6 @@ create policy audit_logs_writers_insert on custody_data.audit_logs as restrictiv
   to custody_readwrite, custody_worker, custody_privacy
   with check (result in ('success', 'failure', 'denied', 'partial')
     and pg_catalog.jsonb_typeof(metadata) = 'object'
-    and (personal is null or pg_catalog.jsonb_typeof(personal) = 'object')
     and (resource_id is null or pg_catalog.char_length(resource_id) between 1 and 1024)
     and occurred_at >= '1970-01-01 00:00:00+00' and pg_catalog.isfinite(occurred_at)
     and occurred_at <= recorded_at + interval '24 hours'

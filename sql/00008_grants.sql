@@ -15,22 +15,22 @@ grant select on custody_data.tenants, custody_data.identities, custody_data.audi
   to custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor;
 grant select on custody_data.retention_policies to custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor, custody_admin;
 
-grant insert (tenant_id, identity_id, full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes),
-  update (full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes)
-  on custody_data.user_profiles to custody_readwrite, custody_worker;
+-- What applications write they write through functions, which seal it. The runner's imports bring sealed values.
+grant insert (tenant_id, identity_id, full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes, email_index, phone_index),
+  update (full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes, email_index, phone_index)
+  on custody_data.user_profiles to custody_worker;
 grant insert (tenant_id, identity_id, preferences), update (preferences)
-  on custody_data.user_preferences to custody_readwrite, custody_worker;
+  on custody_data.user_preferences to custody_worker;
 grant insert (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at),
   update (title, messages, message_count, started_at, last_message_at)
-  on custody_data.conversations to custody_readwrite, custody_worker;
-grant delete on custody_data.user_profiles, custody_data.user_preferences, custody_data.conversations to custody_readwrite;
+  on custody_data.conversations to custody_worker;
 grant insert (tenant_id, consent_id, identity_id, purpose, granted, policy_version, legal_basis, evidence, occurred_at)
-  on custody_data.consent_records to custody_readwrite, custody_worker;
+  on custody_data.consent_records to custody_worker;
 
 -- Nobody gives xid, recorded_at or db_role; only the worker's imports give import_id.
-grant insert (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal)
+grant insert (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata)
   on custody_data.audit_logs to custody_readwrite, custody_worker, custody_privacy;
-grant insert (import_id), select on custody_data.audit_logs to custody_worker;
+grant insert (personal, import_id), select on custody_data.audit_logs to custody_worker;
 grant insert (tenant_id, log_entry_id, occurred_at, content), select
   on custody_data.audit_entry_ids to custody_readwrite, custody_worker, custody_privacy;
 

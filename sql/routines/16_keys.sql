@@ -350,65 +350,6 @@ revoke all on function custody_data.claim_data_key(uuid) from public;
 comment on function custody_data.claim_data_key(uuid) is
 'Version of the data key under which values of an identity are sealed now, made where it is missing. Errors: PC001, PC021 erased, PC033, PC034 retired meanwhile.';
 
--- definer: the keys are the owner's
-create or replace function custody_data.seal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_values text[])
-returns bytea[]
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_tenant constant text := custody_data.require_context();
-  v_version constant integer := custody_data.claim_data_key(p_identity_id);
-  v_key constant bytea := custody_data.data_key(p_identity_id, v_version);
-  v_sealed bytea[] := array_fill(null::bytea, array[cardinality(p_columns)]);
-begin
-  for i in 1 .. cardinality(p_columns) loop
-    if p_values[i] is not null then
-      v_sealed[i] := custody_data.seal_bytes(v_key, v_version,
-        custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_columns[i], p_row), convert_to(p_values[i], 'UTF8'));
-    end if;
-  end loop;
-  return v_sealed;
-end
-$$;
-revoke all on function custody_data.seal_values(uuid, text, text, text[], text[]) from public;
-comment on function custody_data.seal_values(uuid, text, text, text[], text[]) is 'Values of one row sealed, in the order of the columns; null stays null. Errors: PC001, PC021, PC033.';
-
--- definer: the keys are the owner's
-create or replace function custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[])
-returns text[]
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_tenant constant text := custody_data.require_context();
-  v_values text[] := array_fill(null::text, array[cardinality(p_columns)]);
-  v_version integer;
-  v_key_version integer;
-  v_key bytea;
-begin
-  for i in 1 .. cardinality(p_columns) loop
-    continue when p_sealed[i] is null;
-    v_version := custody_data.sealed_key_version(p_sealed[i]);
-    if v_version is distinct from v_key_version then
-      v_key := custody_data.data_key(p_identity_id, v_version);
-      v_key_version := v_version;
-    end if;
-    continue when v_key is null;
-    v_values[i] := convert_from(custody_data.open_bytes(v_key,
-      custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_columns[i], p_row), p_sealed[i]), 'UTF8');
-  end loop;
-  return v_values;
-end
-$$;
-revoke all on function custody_data.open_values(uuid, text, text, text[], bytea[]) from public;
-comment on function custody_data.open_values(uuid, text, text, text[], bytea[]) is
-'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC033, PC035.';
-
 create or replace function custody_data.check_sealing_identity(p_identity_id uuid)
 returns void
 language plpgsql
@@ -428,6 +369,98 @@ end
 $$;
 revoke all on function custody_data.check_sealing_identity(uuid) from public;
 comment on function custody_data.check_sealing_identity(uuid) is 'Raises PC015 for another identity than the one that the context is confined to.';
+
+-- definer: the keys are the owner's
+create or replace function custody_data.seal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_values text[])
+returns bytea[]
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_version constant integer := custody_data.claim_data_key(p_identity_id);
+  v_key constant bytea := custody_data.data_key(p_identity_id, v_version);
+  v_sealed bytea[] := array_fill(null::bytea, array[cardinality(p_columns)]);
+begin
+  if v_key is null then
+    -- An erasure destroyed it between the two.
+    raise exception using
+      errcode = 'PC021',
+      message = 'sealing refused: subject erased',
+      detail = format('The data keys of identity %s were destroyed meanwhile.', p_identity_id),
+      hint = 'Run the transaction again: it finds the identity that the user_id has now.';
+  end if;
+  for i in 1 .. cardinality(p_columns) loop
+    if p_values[i] is not null then
+      v_sealed[i] := custody_data.seal_bytes(v_key, v_version,
+        custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_columns[i], p_row), convert_to(p_values[i], 'UTF8'));
+    end if;
+  end loop;
+  return v_sealed;
+end
+$$;
+revoke all on function custody_data.seal_values(uuid, text, text, text[], text[]) from public;
+grant execute on function custody_data.seal_values(uuid, text, text, text[], text[]) to custody_worker;
+comment on function custody_data.seal_values(uuid, text, text, text[], text[]) is 'Values of one row sealed, in the order of the columns; null stays null. Errors: PC001, PC021, PC033.';
+
+-- definer: the keys are the owner's
+create or replace function custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[])
+returns text[]
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_values text[] := array_fill(null::text, array[cardinality(p_columns)]);
+  v_version integer;
+  v_key_version integer;
+  v_key bytea;
+begin
+  if custody.has_subject() then
+    perform custody_data.check_sealing_identity(p_identity_id);
+  end if;
+  for i in 1 .. cardinality(p_columns) loop
+    continue when p_sealed[i] is null;
+    v_version := custody_data.sealed_key_version(p_sealed[i]);
+    if v_version is distinct from v_key_version then
+      v_key := custody_data.data_key(p_identity_id, v_version);
+      v_key_version := v_version;
+    end if;
+    continue when v_key is null;
+    v_values[i] := convert_from(custody_data.open_bytes(v_key,
+      custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_columns[i], p_row), p_sealed[i]), 'UTF8');
+  end loop;
+  return v_values;
+end
+$$;
+revoke all on function custody_data.open_values(uuid, text, text, text[], bytea[]) from public;
+grant execute on function custody_data.open_values(uuid, text, text, text[], bytea[]) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.open_values(uuid, text, text, text[], bytea[]) is
+'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
+create or replace function custody_data.open_text(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea)
+returns text
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_values text[];
+begin
+  if p_sealed is null then
+    return null;
+  end if;
+  v_values := custody_data.open_values(p_identity_id, p_table, p_row, array[p_column], array[p_sealed]);
+  return v_values[1];
+end
+$$;
+revoke all on function custody_data.open_text(uuid, text, text, text, bytea) from public;
+grant execute on function custody_data.open_text(uuid, text, text, text, bytea) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.open_text(uuid, text, text, text, bytea) is 'One value opened, as open_values does; null needs no key.';
 
 -- definer: the keys are the owner's
 create or replace function custody.seal_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_value text)

@@ -104,7 +104,7 @@ grant execute on function custody_data.require_partition(timestamptz) to custody
 comment on function custody_data.require_partition(timestamptz) is 'Makes the month of a time within a day of now where it is missing. Errors: PC009.';
 
 create or replace function custody_data.append_event(
-  p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid, p_personal jsonb default null
+  p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid
 )
 returns uuid
 language plpgsql
@@ -119,31 +119,31 @@ declare
 begin
   perform custody_data.require_partition(v_now);
   insert into custody_data.audit_logs
-    (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal)
+    (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata)
   values
-    (v_tenant, v_id, v_now, v_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, custody.current_purpose(), p_metadata, p_personal);
+    (v_tenant, v_id, v_now, v_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, custody.current_purpose(), p_metadata);
   return v_id;
 end
 $$;
-revoke all on function custody_data.append_event(text, text, text, text, jsonb, uuid, jsonb) from public;
-grant execute on function custody_data.append_event(text, text, text, text, jsonb, uuid, jsonb) to custody_readwrite, custody_worker, custody_privacy;
-comment on function custody_data.append_event(text, text, text, text, jsonb, uuid, jsonb) is
+revoke all on function custody_data.append_event(text, text, text, text, jsonb, uuid) from public;
+grant execute on function custody_data.append_event(text, text, text, text, jsonb, uuid) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.append_event(text, text, text, text, jsonb, uuid) is
 'Appends an event of the shared vocabulary under the actor in context: for the functions of this schema, whose words are known to be right.';
 
 create or replace function custody_data.event_content(
   p_occurred_at timestamptz, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text,
-  p_result text, p_metadata jsonb, p_personal jsonb
+  p_result text, p_metadata jsonb, p_has_personal boolean
 )
 returns bytea
 language sql
 stable
 parallel safe
 return pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.jsonb_build_array(
-  extract(epoch from p_occurred_at), p_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, p_metadata, p_personal)::text, 'UTF8'));
-revoke all on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, jsonb) from public;
-grant execute on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, jsonb) to custody_readwrite, custody_worker, custody_privacy;
-comment on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, jsonb) is
-'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids.';
+  extract(epoch from p_occurred_at), p_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, p_metadata, p_has_personal)::text, 'UTF8'));
+revoke all on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) from public;
+grant execute on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) to custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) is
+'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids. Of the personal part it has only whether there is one: that is compared by opening it, so that no digest of it outlives its key.';
 
 create or replace function custody_data.refuse_event(
   p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb,
@@ -215,6 +215,39 @@ revoke all on function custody_data.refuse_event(text, text, text, text, jsonb, 
 comment on function custody_data.refuse_event(text, text, text, text, jsonb, jsonb, text[], boolean) is
 'Raises what is wrong with an event that record_audit_event found unsound: the first of PC004, PC005, PC023, PC007, PC006, PC009.';
 
+create or replace function custody_data.open_personal(p_row custody_data.audit_logs)
+returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return custody_data.open_text(coalesce(p_row.subject_id, p_row.actor_id), 'audit_logs', 'personal', p_row.log_entry_id::text, p_row.personal)::jsonb;
+end
+$$;
+revoke all on function custody_data.open_personal(custody_data.audit_logs) from public;
+grant execute on function custody_data.open_personal(custody_data.audit_logs) to custody_worker;
+comment on function custody_data.open_personal(custody_data.audit_logs) is
+'The personal part of an event; null where there is none, and where the person has been erased. Errors: PC001, PC033, PC035.';
+
+create or replace function custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamptz, p_personal jsonb)
+returns boolean
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_row custody_data.audit_logs;
+begin
+  select a.* into v_row from custody_data.audit_logs a
+  where a.tenant_id = p_tenant and a.log_entry_id = p_log_entry_id and a.occurred_at = p_occurred_at;
+  -- One that is in the archive alone cannot be compared any more.
+  return not found or custody_data.open_personal(v_row) is not distinct from p_personal;
+end
+$$;
+revoke all on function custody_data.same_personal(text, uuid, timestamptz, jsonb) from public;
+comment on function custody_data.same_personal(text, uuid, timestamptz, jsonb) is 'Whether an event has this personal part, as far as it is still here. Errors: PC033.';
+
 -- definer: the words and people of an event are looked up whatever the caller sees of them; a context confined to one
 -- person is checked below. With the caller's rights pgaudit would log two reads of user_id for each event.
 create or replace function custody.record_audit_event(
@@ -246,7 +279,8 @@ declare
   v_sound boolean;
   v_id uuid := p_log_entry_id;
   v_content bytea;
-  v_first bytea;
+  v_first custody_data.audit_entry_ids;
+  v_sealed bytea[];
 begin
   if v_tenant is null or v_actor_id is null then
     v_actor_id := custody_data.require_actor();
@@ -302,13 +336,14 @@ begin
     v_id := custody_data.new_entry_id();
   else
     v_content := custody_data.event_content(p_occurred_at, v_actor_id, v_subject_id, p_action,
-      p_resource_type, coalesce(v_resource_identity::text, p_resource_id), p_result, v_metadata, p_personal);
+      p_resource_type, coalesce(v_resource_identity::text, p_resource_id), p_result, v_metadata, p_personal is not null);
     insert into custody_data.audit_entry_ids (tenant_id, log_entry_id, occurred_at, content)
     values (v_tenant, v_id, v_occurred_at, v_content)
     on conflict do nothing;
     if not found then
-      select e.content into v_first from custody_data.audit_entry_ids e where e.tenant_id = v_tenant and e.log_entry_id = v_id;
-      if v_first = v_content then
+      select e.* into v_first from custody_data.audit_entry_ids e where e.tenant_id = v_tenant and e.log_entry_id = v_id;
+      if v_first.content = v_content and (p_personal is null
+          or custody_data.same_personal(v_tenant, v_id, v_first.occurred_at, p_personal)) then
         return v_id;
       end if;
       -- The error takes every row of this transaction with it; the server's log keeps this line.
@@ -321,11 +356,14 @@ begin
     end if;
   end if;
 
+  if p_personal is not null then
+    v_sealed := custody_data.seal_values(coalesce(v_subject_id, v_actor_id), 'audit_logs', v_id::text, array['personal'], array[p_personal::text]);
+  end if;
   insert into custody_data.audit_logs
     (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal)
   values
     (v_tenant, v_id, v_occurred_at, v_actor_id, v_subject_id, p_action, p_resource_type, coalesce(v_resource_identity::text, p_resource_id),
-      p_result, nullif(current_setting('custody.purpose', true), ''), v_metadata, p_personal);
+      p_result, nullif(current_setting('custody.purpose', true), ''), v_metadata, v_sealed[1]);
   return v_id;
 end
 $$;
@@ -335,9 +373,9 @@ grant execute on function custody.record_audit_event(text, text, text, text, jso
 comment on function custody.record_audit_event(text, text, text, text, jsonb, text, timestamptz, uuid, jsonb) is
 'Appends an event under the actor and purpose in context and returns its log_entry_id.
 p_action, p_resource_type: words of the vocabulary. p_resource_id: what was acted on; a known user_id is stored as the identity. p_result: success, failure, denied, partial.
-p_metadata: JSON object, keys from the action''s list, names nobody. p_personal: JSON object for whatever is about a person. p_subject_user_id: whom it is about.
+p_metadata: JSON object, keys from the action''s list, names nobody. p_personal: JSON object for whatever is about a person; it is sealed under the key of the subject, or of the actor where there is no subject, and unreadable once that person is erased. p_subject_user_id: whom it is about.
 p_occurred_at: within a day of now; default now. p_log_entry_id: unique in the tenant for 90 days; the same id with the same content is the first event.
-Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023.
+Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023, PC033 a personal part while locked.
 Callers: custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody.record_audit_events(p_events jsonb)
@@ -484,14 +522,14 @@ return '{"v":1,"log_entry_id":"' || (p_row).log_entry_id::text
   || ',"result":"' || (p_row).result || '"'
   || coalesce(',"purpose":' || pg_catalog.to_json((p_row).purpose)::text, '')
   || ',"metadata":' || (p_row).metadata::text
-  || coalesce(',"personal":' || (p_row).personal::text, '')
+  || coalesce(',"personal":"' || pg_catalog.translate(pg_catalog.encode((p_row).personal, 'base64'), E'\n', '') || '"', '')
   || coalesce(',"import_id":"' || (p_row).import_id::text || '"', '')
   || ',"db_role":' || pg_catalog.to_json((p_row).db_role)::text
   || ',"xid":"' || (p_row).xid::text || '"}';
 revoke all on function custody.audit_entry(custody_data.audit_logs) from public;
 grant execute on function custody.audit_entry(custody_data.audit_logs) to custody_worker, custody_auditor, custody_privacy;
 comment on function custody.audit_entry(custody_data.audit_logs) is
-'Canonical entry of an event, version 1: a line of JSON with the members v, log_entry_id, occurred_at, recorded_at, tenant_id, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id, db_role, xid, in this order, null members left out, times as UTC with six digits.
+'Canonical entry of an event, version 1: a line of JSON with the members v, log_entry_id, occurred_at, recorded_at, tenant_id, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id, db_role, xid, in this order, null members left out, times as UTC with six digits; personal is the sealed value in base64.
 Callers: custody_worker, custody_auditor, custody_privacy.';
 
 create or replace view custody.audit_entries with (security_invoker = true) as
@@ -507,7 +545,9 @@ select
   case when own.actor then actor.user_id end as actor, a.actor_id,
   case when own.subject then subject.user_id end as subject, case when own.subject then a.subject_id end as subject_id,
   a.action, a.resource_type, case when own.subject then a.resource_id end as resource_id, a.result, a.purpose,
-  case when own.subject then a.metadata else '{}'::jsonb end as metadata, case when own.subject then a.personal end as personal, a.import_id,
+  case when own.subject then a.metadata else '{}'::jsonb end as metadata,
+  -- audit_events and audit_event open it
+  null::jsonb as personal, case when own.subject and a.personal is not null then false end as personal_erased, a.import_id,
   ((extract(epoch from a.occurred_at) * 1000000)::bigint::text || '.' || a.log_entry_id::text) as cursor,
   null::timestamptz as complete_from
 from custody_data.audit_logs a
@@ -519,7 +559,7 @@ left join custody_data.identities subject on subject.tenant_id = a.tenant_id and
 -- in tenant system the functions that read through this view could see the events of all tenants
 where a.tenant_id = (select custody.current_tenant());
 comment on view custody.audit_trail is
-'Shape of what audit_events returns: actor and subject are user_ids, empty once erased; personal is for custody_privacy alone; cursor goes into p_cursor; before complete_from only the archive is complete. Nobody selects from it: reading the trail is an event.';
+'Shape of what audit_events returns: actor and subject are user_ids, empty once erased; personal is for custody_privacy alone, personal_erased says that there was a personal part which nobody can read any more, and is null where there was none; cursor goes into p_cursor; before complete_from only the archive is complete. Nobody selects from it: reading the trail is an event.';
 
 -- definer: incarnations of the archive are read whatever the role
 create or replace function custody.audit_complete_from()
@@ -556,6 +596,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_tenant constant text := custody_data.require_context();
   v_with_personal constant boolean := custody_data.caller_is('custody_privacy');
   v_complete_from constant timestamptz := custody.audit_complete_from();
   v_identity_id uuid;
@@ -563,7 +604,6 @@ declare
   v_before_id uuid;
   v_count bigint;
 begin
-  perform custody_data.require_context();
   if not (custody_data.caller_is('custody_auditor') or custody_data.caller_is('custody_privacy') or custody.has_subject()) then
     raise exception using
       errcode = 'PC015',
@@ -596,7 +636,8 @@ begin
 
   return query
   select t.log_entry_id, t.occurred_at, t.recorded_at, t.actor, t.actor_id, t.subject, t.subject_id, t.action, t.resource_type,
-    t.resource_id, t.result, t.purpose, t.metadata, case when v_with_personal then t.personal end, t.import_id, t.cursor, v_complete_from
+    t.resource_id, t.result, t.purpose, t.metadata, o.personal,
+    case when v_with_personal and t.personal_erased is not null then o.personal is null end, t.import_id, t.cursor, v_complete_from
   from (
     -- Two arms, so that each has an index; an event that the person did to themselves comes from the first.
     select a.* from custody.audit_trail a
@@ -610,9 +651,17 @@ begin
       and a.occurred_at >= p_from and a.occurred_at < p_to and a.occurred_at <= v_before
       and (p_action is null or a.action = p_action)
       and (v_before_id is null or (a.occurred_at, a.log_entry_id) < (v_before, v_before_id))
+    order by occurred_at desc, log_entry_id desc
+    limit p_limit
   ) t
-  order by t.occurred_at desc, t.log_entry_id desc
-  limit p_limit;
+  -- Opened for the rows of this page alone.
+  cross join lateral (
+    select (
+      select custody_data.open_personal(a) from custody_data.audit_logs a
+      where v_with_personal and t.personal_erased is not null
+        and a.tenant_id = v_tenant and a.log_entry_id = t.log_entry_id and a.occurred_at = t.occurred_at) as personal
+    offset 0) o
+  order by t.occurred_at desc, t.log_entry_id desc;
   get diagnostics v_count = row_count;
   perform custody_data.append_event('audit.read', 'audit_logs', null, 'success',
     jsonb_strip_nulls(jsonb_build_object('from', custody_data.entry_time(p_from), 'to', custody_data.entry_time(p_to),
@@ -625,7 +674,7 @@ comment on function custody.audit_events(timestamptz, timestamptz, text, text, i
 'Events of the tenant, newest first; the reading is itself an event (audit.read), so it needs a transaction that may write.
 p_from (inclusive), p_to (exclusive): bounds of occurred_at. p_user_id: events about or by this person. p_action: this action only. p_limit: 1 to 10000. p_cursor: cursor of the last row of the page before.
 Returns rows of custody.audit_trail; complete_from says from when on Postgres holds every event, and a notice says so where p_from lies before it.
-Errors: PC001, PC003, PC009, PC011, PC015, PC023. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
+Errors: PC001, PC003, PC009, PC011, PC015, PC023, PC033 personal parts while locked (custody_privacy alone is shown any), PC035 altered. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
 
 -- definer: as audit_events
 create or replace function custody.audit_event(p_log_entry_id uuid)
@@ -636,10 +685,12 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_tenant constant text := custody_data.require_context();
+  v_with_personal constant boolean := custody_data.caller_is('custody_privacy');
   v_event jsonb;
   v_subject_id uuid;
+  v_personal jsonb;
 begin
-  perform custody_data.require_context();
   if not (custody_data.caller_is('custody_auditor') or custody_data.caller_is('custody_privacy') or custody.has_subject()) then
     raise exception using
       errcode = 'PC015',
@@ -647,11 +698,17 @@ begin
       detail = format('Role %s is not a member of custody_auditor or custody_privacy.', custody_data.caller_role()),
       hint = 'An application reads it for one person: give set_context a p_subject.';
   end if;
-  select to_jsonb(t) - case when custody_data.caller_is('custody_privacy') then array['cursor'] else array['cursor', 'personal'] end
-      || jsonb_build_object('complete_from', custody.audit_complete_from()), t.subject_id
+  select to_jsonb(t) - array['cursor', 'personal', 'personal_erased'] || jsonb_build_object('complete_from', custody.audit_complete_from())
+      || case when v_with_personal then jsonb_build_object('personal', null, 'personal_erased', t.personal_erased) else '{}'::jsonb end, t.subject_id
   into v_event, v_subject_id
   from custody.audit_trail t
   where t.log_entry_id = p_log_entry_id;
+  if (v_event ->> 'personal_erased') is not null then
+    select custody_data.open_personal(a) into v_personal
+    from custody_data.audit_logs a
+    where a.tenant_id = v_tenant and a.log_entry_id = p_log_entry_id;
+    v_event := v_event || jsonb_build_object('personal', v_personal, 'personal_erased', v_personal is null);
+  end if;
   perform custody_data.append_event('audit.read', 'audit_logs', p_log_entry_id::text, 'success',
     jsonb_build_object('rows', case when v_event is null then 0 else 1 end), v_subject_id);
   return v_event;
@@ -661,4 +718,4 @@ revoke all on function custody.audit_event(uuid) from public;
 grant execute on function custody.audit_event(uuid) to custody_auditor, custody_privacy, custody_readwrite;
 comment on function custody.audit_event(uuid) is
 'One event as a JSON object with the columns of custody.audit_trail, or null for the unknown; the reading is itself an event.
-Errors: PC001, PC015. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
+Errors: PC001, PC015, PC033, PC035, as audit_events. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';

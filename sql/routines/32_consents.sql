@@ -3,17 +3,33 @@
 -- reviewed by: privacy officer, DBA
 --
 -- A record is never changed: a withdrawal is a record of its own. For each person and purpose the newest
--- record by occurred_at is in force.
+-- record by occurred_at is in force. The evidence is sealed, so whoever gives or reads evidence has to unlock first.
+
+create or replace function custody_data.open_evidence(p_row custody_data.consent_records)
+returns jsonb
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return custody_data.open_text(p_row.identity_id, 'consent_records', 'evidence', p_row.consent_id::text, p_row.evidence)::jsonb;
+end
+$$;
+revoke all on function custody_data.open_evidence(custody_data.consent_records) from public;
+grant execute on function custody_data.open_evidence(custody_data.consent_records) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.open_evidence(custody_data.consent_records) is 'The evidence of a consent record; null where there is none, and where the person has been erased. Errors: PC001, PC015, PC033, PC035.';
 
 create or replace view custody.consents with (security_invoker = true) as
-select c.tenant_id, c.identity_id, c.consent_id, c.purpose, c.granted, c.policy_version, c.legal_basis, c.evidence, c.occurred_at, c.recorded_at,
+select c.tenant_id, c.identity_id, c.consent_id, c.purpose, c.granted, c.policy_version, c.legal_basis, custody_data.open_evidence(c) as evidence,
+  c.occurred_at, c.recorded_at,
   lead(c.occurred_at) over w as replaced_at,
   c.granted and lead(c.occurred_at) over w is null as in_force
 from custody_data.consent_records c
 window w as (partition by c.tenant_id, c.identity_id, c.purpose order by c.occurred_at, c.recorded_at, c.consent_id);
 grant select on custody.consents to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
-comment on view custody.consents is 'Consent records with the time at which the next one replaced them, and whether they are a grant in force.';
+comment on view custody.consents is 'Consent records with the time at which the next one replaced them, and whether they are a grant in force. Evidence is read unlocked.';
 
+-- definer: as put_profile
 create or replace function custody.record_consent(
   p_user_id text,
   p_purpose text,
@@ -27,12 +43,14 @@ create or replace function custody.record_consent(
 returns uuid
 language plpgsql
 volatile
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_id constant uuid := coalesce(p_consent_id, gen_random_uuid());
   v_identity_id uuid;
+  v_sealed bytea[];
   v_first custody_data.consent_records;
 begin
   if coalesce(btrim(p_purpose), '') = '' or char_length(p_purpose) > 128 or coalesce(char_length(p_policy_version), 0) not between 1 and 64 or p_granted is null then
@@ -57,16 +75,20 @@ begin
       hint = 'Give the time at which the person decided, or leave it out for now.';
   end if;
   v_identity_id := custody_data.claim_person(p_user_id);
+  if p_evidence is not null then
+    v_sealed := custody_data.seal_values(v_identity_id, 'consent_records', v_id::text, array['evidence'], array[p_evidence::text]);
+  end if;
   -- Two retries at once: the second waits for the first and then finds its record.
   insert into custody_data.consent_records
     (tenant_id, consent_id, identity_id, purpose, granted, policy_version, legal_basis, evidence, occurred_at)
-  values (v_tenant, v_id, v_identity_id, p_purpose, p_granted, p_policy_version, p_legal_basis, p_evidence, coalesce(p_occurred_at, clock_timestamp()))
+  values (v_tenant, v_id, v_identity_id, p_purpose, p_granted, p_policy_version, p_legal_basis, v_sealed[1], coalesce(p_occurred_at, clock_timestamp()))
   on conflict (tenant_id, consent_id) do nothing;
   if not found then
     select c.* into v_first from custody_data.consent_records c where c.tenant_id = v_tenant and c.consent_id = v_id;
-    if (v_first.identity_id, v_first.purpose, v_first.granted, v_first.policy_version, v_first.legal_basis, v_first.evidence,
+    if (v_first.identity_id, v_first.purpose, v_first.granted, v_first.policy_version, v_first.legal_basis, v_first.evidence is null,
         coalesce(p_occurred_at, v_first.occurred_at))
-      is distinct from (v_identity_id, p_purpose, p_granted, p_policy_version, p_legal_basis, p_evidence, v_first.occurred_at) then
+      is distinct from (v_identity_id, p_purpose, p_granted, p_policy_version, p_legal_basis, p_evidence is null, v_first.occurred_at)
+      or custody_data.open_evidence(v_first) is distinct from p_evidence then
       raise exception using
         errcode = 'PC010',
         message = format('consent_id %s was given before with other content', v_id),
@@ -81,8 +103,8 @@ revoke all on function custody.record_consent(text, text, boolean, text, text, j
 grant execute on function custody.record_consent(text, text, boolean, text, text, jsonb, timestamptz, uuid) to custody_readwrite;
 comment on function custody.record_consent(text, text, boolean, text, text, jsonb, timestamptz, uuid) is
 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
-p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
-Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023. Callers: custody_readwrite.';
+p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
+Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked. Callers: custody_readwrite.';
 
 create or replace function custody.has_consent(p_user_id text, p_purpose text, p_min_policy_version text default null)
 returns boolean
@@ -134,7 +156,7 @@ grant execute on function custody.current_consents(text, integer, text) to custo
 comment on function custody.current_consents(text, integer, text) is
 'The newest record of each purpose, granted or withdrawn, by purpose.
 p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
-Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody.consent_history(p_user_id text, p_limit integer default 1000, p_before timestamptz default null, p_before_id uuid default null)
 returns setof custody.consents
@@ -162,4 +184,4 @@ revoke all on function custody.consent_history(text, integer, timestamptz, uuid)
 grant execute on function custody.consent_history(text, integer, timestamptz, uuid) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.consent_history(text, integer, timestamptz, uuid) is
 'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
-Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';

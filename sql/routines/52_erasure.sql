@@ -3,7 +3,10 @@
 -- reviewed by: privacy officer, DBA, auditor
 --
 -- What erasing deletes: profile, preferences, conversations. What it keeps, pseudonymous because user_id is
--- emptied: consent records and the audit trail, without a row of them being touched. Lock order: holds of the
+-- emptied: consent records and the audit trail, without a row of them being touched. The data keys of the person are
+-- destroyed in the same transaction, and with them what is sealed in rows that stay, in archives and in backups. None of
+-- it needs the tenant's key-encryption key; only to search for a person's e-mail address, number and name a transaction
+-- must be unlocked, and the certificate says what was searched for. Lock order: holds of the
 -- tenant (shared), request, identity (for update), rows. release_hold goes the same way: holds, then requests.
 
 create or replace function custody_data.identifiers_of(p_identity_id uuid)
@@ -12,21 +15,36 @@ language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
+declare
+  v_row custody_data.user_profiles;
+  v_profile text[];
 begin
+  if custody_data.is_unlocked() then
+    select p.* into v_row from custody_data.user_profiles p where p.tenant_id = custody.current_tenant() and p.identity_id = p_identity_id;
+    v_profile := custody_data.open_values(p_identity_id, 'user_profiles', p_identity_id::text, array['email', 'phone', 'full_name'],
+      array[v_row.email, v_row.phone, v_row.full_name]::bytea[]);
+  end if;
   return (
     select coalesce(array_agg(distinct v.value), '{}')
     from (
       select i.user_id as value from custody_data.identities i
       where i.tenant_id = custody.current_tenant() and i.identity_id = p_identity_id and i.user_id is not null
       union all
-      select x.value from custody_data.user_profiles p
-      cross join lateral (values (p.email), (p.phone), (p.full_name)) x (value)
-      where p.tenant_id = custody.current_tenant() and p.identity_id = p_identity_id and char_length(btrim(x.value)) >= 6
+      select x.value from unnest(v_profile) x (value) where char_length(btrim(x.value)) >= 6
     ) v);
 end
 $$;
 revoke all on function custody_data.identifiers_of(uuid) from public;
-comment on function custody_data.identifiers_of(uuid) is 'What names a person directly: user_id, and e-mail, telephone number and name of at least 6 characters.';
+comment on function custody_data.identifiers_of(uuid) is 'What names a person directly: user_id, and, where the transaction is unlocked, e-mail, telephone number and name of at least 6 characters.';
+
+create or replace function custody_data.searched_for()
+returns text[]
+language sql
+stable
+parallel restricted
+return case when custody_data.is_unlocked() then array['user_id', 'email', 'phone', 'full_name'] else array['user_id'] end;
+revoke all on function custody_data.searched_for() from public;
+comment on function custody_data.searched_for() is 'Which identifiers identifiers_of has in this transaction.';
 
 create or replace function custody_data.identifier_pattern(p_identifiers text[])
 returns text
@@ -260,17 +278,18 @@ begin
   v_findings := custody_data.find_residue(v_request.identity_id, null, '-infinity');
   select coalesce(sum((f ->> 'rows')::bigint), 0) into v_rows from jsonb_array_elements(v_findings) f;
   update custody_data.requests r
-  set residue_searched_at = v_searched_at, residue_searched_xid = v_horizon, residue_rows = v_rows
+  set residue_searched_at = v_searched_at, residue_searched_xid = v_horizon, residue_rows = v_rows,
+    residue_searched_for = custody_data.searched_for()
   where r.tenant_id = v_request.tenant_id and r.request_id = p_request_id;
   perform custody_data.append_event('request.search', 'request', p_request_id::text, 'success',
-    jsonb_build_object('request_id', p_request_id, 'findings', v_findings, 'rows', v_rows), v_request.identity_id);
+    jsonb_build_object('request_id', p_request_id, 'findings', v_findings, 'rows', v_rows, 'searched_for', custody_data.searched_for()), v_request.identity_id);
   return v_findings;
 end
 $$;
 revoke all on function custody.search_residue(uuid) from public;
 grant execute on function custody.search_residue(uuid) to custody_privacy, custody_worker;
 comment on function custody.search_residue(uuid) is
-'Searches the whole tenant for the identifiers of the person of an open erasure request where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
+'Searches the whole tenant for the identifiers of the person of an open erasure request (user_id; e-mail, telephone number and name too where the transaction is unlocked) where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
 Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_privacy, custody_worker.';
 
@@ -288,7 +307,7 @@ begin
       'rows', (select count(*) from custody_data.consent_records c where c.tenant_id = v_tenant and c.identity_id = p_identity_id),
       'reason', (select p.basis from custody.retention_policies p where p.class = 'consent'),
       'until', now() + custody_data.keep_of('consent'),
-      'form', 'pseudonymous; evidence stays readable until sealed columns'),
+      'form', 'pseudonymous; evidence unreadable, its key is destroyed'),
     jsonb_build_object('table', 'audit_logs',
       'reason', (select p.basis from custody.retention_policies p where p.class = 'audit'),
       -- only an event that is ahead of its time can outlast those of now
@@ -296,7 +315,7 @@ begin
         (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.subject_id = p_identity_id and a.occurred_at > now()),
         (select max(a.occurred_at) from custody_data.audit_logs a where a.tenant_id = v_tenant and a.actor_id = p_identity_id and a.occurred_at > now()),
         now()) + custody_data.keep_of('audit'),
-      'form', 'pseudonymous; personal part stays readable until sealed columns'));
+      'form', 'pseudonymous; personal part unreadable, its key is destroyed'));
 end
 $$;
 revoke all on function custody_data.kept_on_erasure(uuid) from public;
@@ -330,13 +349,14 @@ begin
     'open_requests', (select coalesce(jsonb_agg(r.request_id order by r.received_at), '[]') from custody_data.requests r
       where r.tenant_id = v_tenant and r.identity_id = v_identity_id and r.status in ('received', 'held')),
     'residue', v_residue,
+    'residue_searched_for', custody_data.searched_for(),
     'possible', cardinality(v_holds) = 0 and v_residue = '[]');
 end
 $$;
 revoke all on function custody.plan_erasure(text) from public;
 grant execute on function custody.plan_erasure(text) to custody_privacy, custody_worker;
 comment on function custody.plan_erasure(text) is
-'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), possible.
+'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), residue_searched_for, possible.
 Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person. Callers: custody_privacy, custody_worker.';
 
 -- definer: erases what the worker itself may not touch; compiling its statements takes longer than running them
@@ -354,6 +374,7 @@ declare
   v_request custody_data.requests;
   v_holds uuid[];
   v_residue jsonb;
+  v_searched_for text[] := custody_data.searched_for();
   v_deleted jsonb;
   v_kept jsonb;
   v_user_id text;
@@ -413,6 +434,10 @@ begin
     v_request.residue_searched_xid := null;
     v_request.residue_searched_at := null;
   end if;
+  -- What both searches looked for was looked for everywhere.
+  if v_request.residue_searched_at is not null then
+    v_searched_for := array(select f from unnest(v_searched_for) with ordinality as x (f, n) where f = any (v_request.residue_searched_for) order by n);
+  end if;
   v_residue := custody_data.find_residue(v_request.identity_id, v_request.residue_searched_xid,
     coalesce(v_request.residue_searched_at, '-infinity'));
   if v_request.residue_rows > 0 then
@@ -459,7 +484,7 @@ begin
   values (v_tenant, p_request_id, v_request.identity_id, jsonb_build_object(
     'version', 1, 'tenant_id', v_tenant, 'request_id', p_request_id, 'identity_id', v_request.identity_id,
     'requested_at', v_request.received_at, 'erased_at', v_erased_at, 'deleted', v_deleted, 'kept', v_kept, 'keys_destroyed', v_keys, 'residue', v_residue,
-    'residue_basis', case when v_residue <> '[]' then p_residue_basis end, 'audit_event', v_event_id));
+    'residue_searched_for', v_searched_for, 'residue_basis', case when v_residue <> '[]' then p_residue_basis end, 'audit_event', v_event_id));
   update custody_data.requests r set status = 'done', closed_at = now()
   where r.tenant_id = v_tenant and r.request_id = p_request_id;
   return custody.get_certificate(p_request_id);
@@ -500,7 +525,7 @@ $$;
 revoke all on function custody.get_certificate(uuid) from public;
 grant execute on function custody.get_certificate(uuid) to custody_privacy, custody_worker, custody_auditor;
 comment on function custody.get_certificate(uuid) is
-'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue, residue_searched_for and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: looks at all of the tenant's

@@ -74,11 +74,12 @@ begin
   case p_part
     when 'profile' then
       return query
-      select to_jsonb(p) - array['tenant_id', 'identity_id', 'email_index']
+      select custody_data.profile_object(custody_data.open_profile(p))
+        || jsonb_build_object('version', p.version, 'created_at', p.created_at, 'updated_at', p.updated_at)
       from custody_data.user_profiles p where p.tenant_id = v_tenant and p.identity_id = p_identity_id;
     when 'preferences' then
       return query
-      select p.preferences from custody_data.user_preferences p where p.tenant_id = v_tenant and p.identity_id = p_identity_id;
+      select custody_data.open_preferences(p) from custody_data.user_preferences p where p.tenant_id = v_tenant and p.identity_id = p_identity_id;
     when 'consents' then
       return query
       select to_jsonb(c) - array['tenant_id', 'identity_id']
@@ -87,6 +88,7 @@ begin
     when 'conversations' then
       return query
       select to_jsonb(c) - array['tenant_id', 'identity_id']
+        || (select jsonb_build_object('title', o.opened[1], 'messages', o.opened[2]::jsonb) from (select custody_data.open_conversation(c) as opened offset 0) o)
       from custody_data.conversations c where c.tenant_id = v_tenant and c.identity_id = p_identity_id
       order by c.started_at, c.conversation_id;
     when 'audit_events' then
@@ -96,7 +98,8 @@ begin
           'action', a.action, 'by_the_person', a.actor_id = p_identity_id, 'resource_type', a.resource_type,
           'resource_id', case when a.own then a.resource_id end, 'result', a.result, 'purpose', a.purpose))
           || case when a.own then jsonb_build_object('metadata', a.metadata) else '{}'::jsonb end
-          || case when a.own and a.personal is not null then jsonb_build_object('personal', a.personal) else '{}'::jsonb end
+          || case when a.own and a.personal is not null then jsonb_build_object('personal',
+            custody_data.open_text(coalesce(a.subject_id, a.actor_id), 'audit_logs', 'personal', a.log_entry_id::text, a.personal)::jsonb) else '{}'::jsonb end
       from (
         -- Two arms, so that each has an index.
         select s.*, true as own from custody_data.audit_logs s where s.tenant_id = v_tenant and s.subject_id = p_identity_id
@@ -106,7 +109,7 @@ begin
       order by a.occurred_at, a.log_entry_id;
     when 'requests' then
       return query
-      select to_jsonb(r) - array['tenant_id', 'identity_id', 'xid', 'residue_searched_xid', 'requested_by']
+      select to_jsonb(r) - array['tenant_id', 'identity_id', 'xid', 'residue_searched_xid', 'residue_searched_for', 'requested_by']
       from custody_data.requests r where r.tenant_id = v_tenant and r.identity_id = p_identity_id
       order by r.received_at, r.request_id;
   end case;
@@ -188,7 +191,7 @@ grant execute on function custody.export_subject(text, bigint) to custody_readwr
 comment on function custody.export_subject(text, bigint) is
 'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. Events before audit_events_complete_from are in the archive alone and not part of it.
 p_max_bytes: bound, default 64 MiB.
-Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
+Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large, PC033 locked, PC035 altered. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
 
 -- definer: as export_subject
 create or replace function custody.export_items(p_request_id uuid)
@@ -237,7 +240,7 @@ revoke all on function custody.export_items(uuid) from public;
 grant execute on function custody.export_items(uuid) to custody_privacy, custody_worker;
 comment on function custody.export_items(uuid) is
 'What export_subject returns about the person of an export request, item by item and of any size: first the head, then each part followed by its items. The export is an event of the same transaction; its bytes are those of complete_export. Run it at repeatable read, so that the parts are of one moment; an erasure of the person waits for the end of the transaction.
-Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased; 40001 where an erasure was under way. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased, PC033 locked, PC035 altered; 40001 where an erasure was under way. Callers: custody_privacy, custody_worker.';
 
 create or replace function custody.exports_of_erased(p_request_id uuid)
 returns setof uuid

@@ -8,6 +8,9 @@
 -- It must: the staging tables are the caller's, and a view or a trigger of the caller's in their place would
 -- run as the owner inside a definer function.
 --
+-- The transaction is unlocked: what is personal is sealed on its way from the staging table, which is temporary and so
+-- in no log and no backup.
+--
 -- Lines that cannot be imported go to pg_temp.import_refusals. With p_skip_refused they are left out there for
 -- the caller to fetch, otherwise the first of them is raised.
 -- locks: one import of a table of a tenant at a time (advisory); identities FOR KEY SHARE in order of user_id.
@@ -285,6 +288,43 @@ revoke all on function custody_data.import_result(bigint, bigint, bigint, bigint
 grant execute on function custody_data.import_result(bigint, bigint, bigint, bigint) to custody_worker;
 comment on function custody_data.import_result(bigint, bigint, bigint, bigint) is 'What an import function returns: rows added, changed, unchanged and refused.';
 
+create or replace function custody_data.refuse_taken()
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_fields text[];
+begin
+  perform pg_advisory_xact_lock_shared(hashtextextended('pgcustody.profiles.' || v_tenant, 0));
+  select t.unique_fields into v_fields from custody_data.tenants t where t.tenant_id = v_tenant;
+  if v_fields = '{}' then
+    return;
+  end if;
+  -- Alone from here on: nobody writes a profile that this import does not see.
+  perform pg_advisory_xact_lock(hashtextextended('pgcustody.profiles.' || v_tenant, 0));
+  insert into pg_temp.import_refusals
+  select x.line, 'PC038', x.field, 'is in the profile of another person'
+  from (
+    select s.line, s.user_id, f.field, f.value, row_number() over (partition by f.field, f.value order by s.line) as nth
+    from pg_temp.staged_user_profiles s
+    cross join lateral (values ('email', custody_data.normalize_email(s.email)), ('phone', custody_data.normalize_phone(s.phone))) f (field, value)
+    where f.value is not null and f.field = any (v_fields)
+  ) x
+  where x.nth > 1 or exists (
+    select from custody_data.user_profiles p
+    join custody_data.identities i on i.tenant_id = v_tenant and i.identity_id = p.identity_id
+    where p.tenant_id = v_tenant and i.user_id <> x.user_id
+      and case x.field when 'email' then p.email_index else p.phone_index end = any (custody_data.blind_indexes(x.field, x.value)));
+end
+$$;
+revoke all on function custody_data.refuse_taken() from public;
+grant execute on function custody_data.refuse_taken() to custody_worker;
+comment on function custody_data.refuse_taken() is
+'Refuses staged profiles whose e-mail address or telephone number another person has, where the tenant wants it unique, and keeps others from writing profiles then until the transaction ends.';
+
 create or replace function custody.import_profiles(p_skip_refused boolean default false)
 returns jsonb
 language plpgsql
@@ -300,30 +340,37 @@ declare
   v_added bigint;
   v_changed bigint;
 begin
-  analyze pg_temp.staged_user_profiles;
+  analyze pg_temp.staged_user_profiles (line, user_id);
   v_unchanged := custody_data.settle_repeated('user_profiles', 'PC028', 'user_id');
+  perform custody_data.refuse_taken();
   v_refused := custody_data.settle_refused('user_profiles', p_skip_refused);
   delete from pg_temp.staged_user_profiles s
   using custody_data.identities i, custody_data.user_profiles p
   where i.tenant_id = v_tenant and i.user_id = s.user_id and p.tenant_id = v_tenant and p.identity_id = i.identity_id
-    and (p.full_name, p.email, p.phone, p.organisation, p.title, p.address, p.city, p.region, p.postal_code, p.country, p.attributes)
-      is not distinct from
-      (s.full_name, s.email, s.phone, s.organisation, s.title, s.address, s.city, s.region, s.postal_code, s.country, s.attributes);
+    and custody_data.open_profile(p) = array[s.full_name, s.email, s.phone, s.organisation, s.title, s.address, s.city, s.region, s.postal_code, s.country, s.attributes::text];
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
   perform custody_data.claim_staged('user_profiles');
-  with written as (
-    insert into custody_data.user_profiles as p
-      (tenant_id, identity_id, full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes)
-    select v_tenant, i.identity_id, s.full_name, s.email, s.phone, s.organisation, s.title, s.address, s.city, s.region,
-      s.postal_code, s.country, s.attributes
+  with sealed as (
+    select r.profile
     from pg_temp.staged_user_profiles s
     join pg_temp.import_people i on i.user_id = s.user_id
+    left join custody_data.user_profiles p on p.tenant_id = v_tenant and p.identity_id = i.identity_id
+    cross join lateral (select custody_data.seal_profile(i.identity_id, p, array[s.full_name, s.email, s.phone, s.organisation, s.title, s.address, s.city, s.region, s.postal_code, s.country, s.attributes::text]) as profile offset 0) r
+  ), written as (
+    insert into custody_data.user_profiles as p
+      (tenant_id, identity_id, full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes,
+        email_index, phone_index)
+    select v_tenant, (x.profile).identity_id, (x.profile).full_name, (x.profile).email, (x.profile).phone, (x.profile).organisation,
+      (x.profile).title, (x.profile).address, (x.profile).city, (x.profile).region, (x.profile).postal_code, (x.profile).country,
+      (x.profile).attributes, (x.profile).email_index, (x.profile).phone_index
+    from sealed x
     on conflict (tenant_id, identity_id) do update set
       full_name = excluded.full_name, email = excluded.email, phone = excluded.phone, organisation = excluded.organisation,
       title = excluded.title, address = excluded.address, city = excluded.city, region = excluded.region,
-      postal_code = excluded.postal_code, country = excluded.country, attributes = excluded.attributes
+      postal_code = excluded.postal_code, country = excluded.country, attributes = excluded.attributes,
+      email_index = excluded.email_index, phone_index = excluded.phone_index
     returning p.version
   )
   select count(*) filter (where w.version = 1), count(*) filter (where w.version > 1) into v_added, v_changed from written w;
@@ -334,8 +381,8 @@ revoke all on function custody.import_profiles(boolean) from public;
 grant execute on function custody.import_profiles(boolean) to custody_worker;
 comment on function custody.import_profiles(boolean) is
 'Imports pg_temp.staged_user_profiles: adds the profiles of new people, replaces profiles that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
-p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a user_id on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028. Callers: custody_worker.';
+p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a user_id on an earlier line with other content, an e-mail address or telephone number that another person has where the tenant wants it unique.
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC038. Callers: custody_worker.';
 
 create or replace function custody.import_preferences(p_skip_refused boolean default false)
 returns jsonb
@@ -352,20 +399,21 @@ declare
   v_added bigint;
   v_changed bigint;
 begin
-  analyze pg_temp.staged_user_preferences;
+  analyze pg_temp.staged_user_preferences (line, user_id);
   v_unchanged := custody_data.settle_repeated('user_preferences', 'PC028', 'user_id');
   v_refused := custody_data.settle_refused('user_preferences', p_skip_refused);
   delete from pg_temp.staged_user_preferences s
   using custody_data.identities i, custody_data.user_preferences p
   where i.tenant_id = v_tenant and i.user_id = s.user_id and p.tenant_id = v_tenant and p.identity_id = i.identity_id
-    and p.preferences = s.preferences;
+    and custody_data.open_preferences(p) = s.preferences;
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
   perform custody_data.claim_staged('user_preferences');
   with written as (
     insert into custody_data.user_preferences as p (tenant_id, identity_id, preferences)
-    select v_tenant, i.identity_id, s.preferences
+    select v_tenant, i.identity_id,
+      (custody_data.seal_values(i.identity_id, 'user_preferences', i.identity_id::text, array['preferences'], array[s.preferences::text]))[1]
     from pg_temp.staged_user_preferences s
     join pg_temp.import_people i on i.user_id = s.user_id
     on conflict (tenant_id, identity_id) do update set preferences = excluded.preferences
@@ -379,11 +427,11 @@ revoke all on function custody.import_preferences(boolean) from public;
 grant execute on function custody.import_preferences(boolean) to custody_worker;
 comment on function custody.import_preferences(boolean) is
 'Imports pg_temp.staged_user_preferences: adds the preferences of new people, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
-p_skip_refused: as in import_profiles.
-Errors: PC001, PC003, PC023, PC026, PC028. Callers: custody_worker.';
+p_skip_refused: leave a user_id that is on an earlier line with other content in pg_temp.import_refusals rather than raise the first.
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
 
 create or replace function custody_data.consent_content_id(
-  p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamptz
+  p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_occurred_at timestamptz
 )
 returns uuid
 language sql
@@ -395,13 +443,13 @@ as $$
   select encode(set_byte(set_byte(h.bytes, 6, get_byte(h.bytes, 6) & 15 | 128), 8, get_byte(h.bytes, 8) & 63 | 128), 'hex')::uuid
   from (
     select substring(sha256(convert_to(jsonb_build_array(p_identity_id, p_purpose, p_granted, p_policy_version, p_legal_basis,
-      p_evidence, extract(epoch from p_occurred_at))::text, 'UTF8')) from 1 for 16) as bytes
+      extract(epoch from p_occurred_at))::text, 'UTF8')) from 1 for 16) as bytes
   ) h;
 $$;
-revoke all on function custody_data.consent_content_id(uuid, text, boolean, text, text, jsonb, timestamptz) from public;
-grant execute on function custody_data.consent_content_id(uuid, text, boolean, text, text, jsonb, timestamptz) to custody_worker;
-comment on function custody_data.consent_content_id(uuid, text, boolean, text, text, jsonb, timestamptz) is
-'consent_id of an imported consent that came without one: a version 8 uuid from the SHA-256 of its content, so that the same line is the same record. The identity goes in, not the user_id: after erasure nobody can find out from the id who it was.';
+revoke all on function custody_data.consent_content_id(uuid, text, boolean, text, text, timestamptz) from public;
+grant execute on function custody_data.consent_content_id(uuid, text, boolean, text, text, timestamptz) to custody_worker;
+comment on function custody_data.consent_content_id(uuid, text, boolean, text, text, timestamptz) is
+'consent_id of an imported consent that came without one: a version 8 uuid from the SHA-256 of its content, so that the same line is the same record. The identity goes in, not the user_id, and the evidence does not: nobody can find out from the id who it was or what the evidence said.';
 
 create or replace function custody.import_consents(p_skip_refused boolean default false)
 returns jsonb
@@ -415,24 +463,24 @@ declare
   v_unchanged bigint;
   v_refused bigint;
   v_staged bigint;
-  v_ids bigint;
   v_added bigint;
 begin
-  analyze pg_temp.staged_consent_records;
-  -- Of a record whose person has been erased everything but the person is compared.
+  analyze pg_temp.staged_consent_records (line, consent_id, user_id);
+  -- Of a record whose person has been erased neither the person nor the evidence can be compared.
   insert into pg_temp.import_known (line, same)
   select s.line, (i.user_id = s.user_id or i.erased_at is not null)
-    and (c.purpose, c.granted, c.policy_version, c.legal_basis, c.evidence, c.occurred_at)
-      is not distinct from (s.purpose, s.granted, s.policy_version, s.legal_basis, s.evidence, s.occurred_at)
+    and (c.purpose, c.granted, c.policy_version, c.legal_basis, c.occurred_at, c.evidence is null)
+      = (s.purpose, s.granted, s.policy_version, s.legal_basis, s.occurred_at, s.evidence is null)
+    and (i.erased_at is not null or c.evidence is null or custody_data.open_evidence(c) = s.evidence)
   from pg_temp.staged_consent_records s
   join custody_data.consent_records c on c.tenant_id = v_tenant and c.consent_id = s.consent_id
   join custody_data.identities i on i.tenant_id = v_tenant and i.identity_id = c.identity_id;
   insert into pg_temp.import_known (line, same)
-  select s.line, true
+  select s.line, (c.evidence is null) = (s.evidence is null) and (c.evidence is null or custody_data.open_evidence(c) = s.evidence)
   from pg_temp.staged_consent_records s
   join custody_data.identities i on i.tenant_id = v_tenant and i.user_id = s.user_id
   join custody_data.consent_records c on c.tenant_id = v_tenant and c.consent_id = custody_data.consent_content_id(
-    i.identity_id, s.purpose, s.granted, s.policy_version, s.legal_basis, s.evidence, s.occurred_at)
+    i.identity_id, s.purpose, s.granted, s.policy_version, s.legal_basis, s.occurred_at)
   where s.consent_id is null;
   insert into pg_temp.import_refusals
   select k.line, 'PC010', 'consent_id', 'was seen before with other content' from pg_temp.import_known k where not k.same;
@@ -442,39 +490,43 @@ begin
   v_refused := custody_data.settle_refused('consent_records', p_skip_refused);
 
   perform custody_data.claim_staged('consent_records');
+  update pg_temp.staged_consent_records s
+  set consent_id = custody_data.consent_content_id(i.identity_id, s.purpose, s.granted, s.policy_version, s.legal_basis, s.occurred_at)
+  from pg_temp.import_people i
+  where i.user_id = s.user_id and s.consent_id is null;
+  if found then
+    v_unchanged := v_unchanged + custody_data.settle_repeated('consent_records', 'PC010', 'consent_id');
+    v_refused := v_refused + custody_data.settle_refused('consent_records', p_skip_refused);
+  end if;
   select count(*) into v_staged from pg_temp.staged_consent_records;
-  with staged as (
-    select coalesce(s.consent_id, custody_data.consent_content_id(
-        i.identity_id, s.purpose, s.granted, s.policy_version, s.legal_basis, s.evidence, s.occurred_at)) as consent_id,
-      i.identity_id, s.purpose, s.granted, s.policy_version, s.legal_basis, s.evidence, s.occurred_at
-    from pg_temp.staged_consent_records s
-    join pg_temp.import_people i on i.user_id = s.user_id
-  ), distinct_staged as (
-    select distinct on (d.consent_id) d.* from staged d
-  ), written as (
+  with written as (
     insert into custody_data.consent_records
       (tenant_id, consent_id, identity_id, purpose, granted, policy_version, legal_basis, evidence, occurred_at)
-    select v_tenant, d.consent_id, d.identity_id, d.purpose, d.granted, d.policy_version, d.legal_basis, d.evidence, d.occurred_at
-    from distinct_staged d
+    select v_tenant, s.consent_id, i.identity_id, s.purpose, s.granted, s.policy_version, s.legal_basis,
+      case when s.evidence is not null then
+        (custody_data.seal_values(i.identity_id, 'consent_records', s.consent_id::text, array['evidence'], array[s.evidence::text]))[1] end,
+      s.occurred_at
+    from pg_temp.staged_consent_records s
+    join pg_temp.import_people i on i.user_id = s.user_id
     on conflict (tenant_id, consent_id) do nothing
     returning 1
   )
-  select (select count(*) from distinct_staged), (select count(*) from written) into v_ids, v_added;
-  if v_added < v_ids then
+  select count(*) into v_added from written;
+  if v_added < v_staged then
     raise exception using
       errcode = 'serialization_failure',
       message = 'consents of the same ids were recorded while the import ran',
       hint = 'Import the file again.';
   end if;
-  return custody_data.import_result(v_added, 0, v_unchanged + v_staged - v_ids, v_refused);
+  return custody_data.import_result(v_added, 0, v_unchanged, v_refused);
 end
 $$;
 revoke all on function custody.import_consents(boolean) from public;
 grant execute on function custody.import_consents(boolean) to custody_worker;
 comment on function custody.import_consents(boolean) is
 'Imports pg_temp.staged_consent_records: adds the records that are not there. A record without a consent_id gets one from its content. Returns {"added", "changed": 0, "unchanged", "refused"}.
-p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a consent_id with other content than on an earlier line or in the table.
-Errors: PC001, PC003, PC010, PC023, PC026. Callers: custody_worker.';
+p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a consent_id with other content than on an earlier line or in the table, or one of the same person, purpose, decision and time with other evidence.
+Errors: PC001, PC003, PC010, PC023, PC026, PC033 evidence while locked. Callers: custody_worker.';
 
 create or replace function custody.import_conversations(p_skip_refused boolean default false)
 returns jsonb
@@ -498,8 +550,8 @@ begin
   using custody_data.identities i, custody_data.conversations c
   where i.tenant_id = v_tenant and i.user_id = s.user_id
     and c.tenant_id = v_tenant and c.identity_id = i.identity_id and c.conversation_id = s.conversation_id
-    and (c.title, c.started_at, c.last_message_at, c.message_count, c.messages)
-      is not distinct from (s.title, s.started_at, s.last_message_at, s.message_count, s.messages);
+    and (c.started_at, c.last_message_at, c.message_count) = (s.started_at, s.last_message_at, s.message_count)
+    and custody_data.open_conversation(c) = array[s.title, s.messages::text];
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
@@ -507,9 +559,11 @@ begin
   with written as (
     insert into custody_data.conversations as c
       (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
-    select v_tenant, i.identity_id, s.conversation_id, s.title, s.messages, s.message_count, s.started_at, s.last_message_at
+    select v_tenant, i.identity_id, s.conversation_id, x.sealed[1], x.sealed[2], s.message_count, s.started_at, s.last_message_at
     from pg_temp.staged_conversations s
     join pg_temp.import_people i on i.user_id = s.user_id
+    left join custody_data.conversations o on o.tenant_id = v_tenant and o.identity_id = i.identity_id and o.conversation_id = s.conversation_id
+    cross join lateral (select custody_data.seal_conversation(i.identity_id, s.conversation_id, o, s.title, s.messages) as sealed offset 0) x
     on conflict (tenant_id, identity_id, conversation_id) do update set
       title = excluded.title, messages = excluded.messages, message_count = excluded.message_count,
       started_at = excluded.started_at, last_message_at = excluded.last_message_at
@@ -524,7 +578,7 @@ grant execute on function custody.import_conversations(boolean) to custody_worke
 comment on function custody.import_conversations(boolean) is
 'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
 
 create or replace function custody.import_audit_events(p_import_id uuid, p_file_sha256 bytea, p_skip_refused boolean default false)
 returns jsonb
@@ -562,8 +616,10 @@ begin
   -- Events that are there, by their key. The people of an event are compared by user_id, as far as they have one.
   insert into pg_temp.import_known (line, same)
   select s.line,
-    (a.action, a.resource_type, a.result, a.purpose, a.metadata, a.personal)
-      is not distinct from (s.action, s.resource_type, s.result, s.purpose, s.metadata, s.personal)
+    (a.action, a.resource_type, a.result, a.purpose, a.metadata, a.personal is null)
+      is not distinct from (s.action, s.resource_type, s.result, s.purpose, s.metadata, s.personal is null)
+    and (a.personal is null or case when a.subject_id is null then actor.erased_at else subject.erased_at end is not null
+      or custody_data.open_personal(a) = s.personal)
     and (actor.user_id = s.user_id or actor.erased_at is not null)
     and (a.resource_id is not distinct from s.resource_id or coalesce(resource.user_id = s.resource_id or resource.erased_at is not null, false))
     and case when s.subject_user_id is null then a.subject_id is null or a.subject_id::text = a.resource_id
@@ -576,11 +632,11 @@ begin
     case when a.resource_id ~ '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then a.resource_id::uuid end;
 
   -- Events of the last 90 days that have other times, or whose month is in the archive alone. Whoever is unknown
-  -- now cannot be compared.
+  -- now cannot be compared, and the personal part not either.
   insert into pg_temp.import_known (line, same)
   select s.line, e.occurred_at = s.occurred_at and (actor.identity_id is null or (s.subject_user_id is not null and subject.identity_id is null)
     or e.content = custody_data.event_content(s.occurred_at, actor.identity_id, coalesce(subject.identity_id, resource.identity_id),
-      s.action, s.resource_type, coalesce(resource.identity_id::text, s.resource_id), s.result, s.metadata, s.personal))
+      s.action, s.resource_type, coalesce(resource.identity_id::text, s.resource_id), s.result, s.metadata, s.personal is not null))
   from pg_temp.staged_audit_logs s
   join custody_data.audit_entry_ids e on e.tenant_id = v_tenant and e.log_entry_id = s.log_entry_id
   left join custody_data.identities actor on actor.tenant_id = v_tenant and actor.user_id = s.user_id
@@ -646,7 +702,7 @@ begin
     insert into custody_data.audit_entry_ids (tenant_id, log_entry_id, occurred_at, content)
     select v_tenant, s.log_entry_id, s.occurred_at, custody_data.event_content(s.occurred_at, actor.identity_id,
       coalesce(subject.identity_id, resource.identity_id), s.action, s.resource_type,
-      coalesce(resource.identity_id::text, s.resource_id), s.result, s.metadata, s.personal)
+      coalesce(resource.identity_id::text, s.resource_id), s.result, s.metadata, s.personal is not null)
     from pg_temp.staged_audit_logs s
     join pg_temp.import_people actor on actor.user_id = s.user_id
     left join pg_temp.import_people subject on subject.user_id = s.subject_user_id
@@ -662,7 +718,10 @@ begin
   insert into custody_data.audit_logs
     (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id)
   select v_tenant, s.log_entry_id, s.occurred_at, actor.identity_id, coalesce(subject.identity_id, resource.identity_id), s.action,
-    s.resource_type, coalesce(resource.identity_id::text, s.resource_id), s.result, s.purpose, coalesce(s.metadata, '{}'), s.personal, p_import_id
+    s.resource_type, coalesce(resource.identity_id::text, s.resource_id), s.result, s.purpose, coalesce(s.metadata, '{}'),
+    case when s.personal is not null then (custody_data.seal_values(coalesce(subject.identity_id, resource.identity_id, actor.identity_id),
+      'audit_logs', s.log_entry_id::text, array['personal'], array[s.personal::text]))[1] end,
+    p_import_id
   from pg_temp.staged_audit_logs s
   join pg_temp.import_people actor on actor.user_id = s.user_id
   left join pg_temp.import_people subject on subject.user_id = s.subject_user_id
@@ -678,7 +737,7 @@ comment on function custody.import_audit_events(uuid, bytea, boolean) is
 'Imports pg_temp.staged_audit_logs: adds the events whose log_entry_id is new, in partitions that it makes where they are missing. A resource_id that is a user_id of the tenant is stored as the identity, which is then the subject where the line names none. Returns {"added", "changed": 0, "unchanged", "refused"}.
 p_import_id: marks the events, which is what permits times in the past. p_file_sha256: of the file; one that was imported whole before adds nothing, though retention may have taken its events.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a log_entry_id with other content than on an earlier line or in the trail (people who have been erased are not compared), words that are not in the vocabulary.
-Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026. Callers: custody_worker.';
+Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026, PC033 personal parts while locked. Callers: custody_worker.';
 
 create or replace function custody.finish_import(
   p_import_id uuid, p_table text, p_file_sha256 bytea, p_rows_read bigint, p_rows_added bigint, p_rows_changed bigint, p_rows_rejected bigint,

@@ -9,14 +9,15 @@ create or replace view custody_check.personal_columns with (security_invoker = t
 select c.relname::text as table_name, a.attname::text as column_name,
   pg_catalog.btrim(pg_catalog.split_part(d.description, '@custody', 1)) as description,
   substring(d.description from '@custody({.*})')::jsonb ->> 'sensitivity' as sensitivity,
-  substring(d.description from '@custody({.*})')::jsonb ->> 'retention' as retention
+  substring(d.description from '@custody({.*})')::jsonb ->> 'retention' as retention,
+  a.atttypid = 'custody_data.sealed_value'::regtype as sealed
 from pg_catalog.pg_class c
 join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 join pg_catalog.pg_description d on d.classoid = 'pg_catalog.pg_class'::regclass and d.objoid = c.oid and d.objsubid = a.attnum
 where c.relnamespace = 'custody_data'::regnamespace and not c.relispartition and d.description like '%@custody{%';
 grant select on custody_check.personal_columns to custody_admin, custody_auditor, custody_worker, custody_privacy;
 grant usage on schema custody_check to custody_privacy;
-comment on view custody_check.personal_columns is 'Every column that holds personal data, with its sensitivity and retention class, as its comment says.';
+comment on view custody_check.personal_columns is 'Every column that holds personal data, with its sensitivity and retention class, as its comment says, and whether its values are sealed. Not sealed are the external ids, by which people are found, blind indexes, and reasons that must name nobody.';
 
 create or replace view custody_check.findings with (security_invoker = true) as
 with tables as (
@@ -150,7 +151,7 @@ select 'unclassified', 'A column of a table of record says nothing of its class'
 from pg_catalog.pg_class c
 join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
 where c.oid in ('custody_data.user_profiles'::regclass, 'custody_data.user_preferences'::regclass, 'custody_data.conversations'::regclass)
-  and a.atttypid in ('text'::regtype, 'jsonb'::regtype) and a.attname <> 'conversation_id' and pg_catalog.col_description(c.oid, a.attnum) is null
+  and a.atttypid in ('text'::regtype, 'jsonb'::regtype, 'custody_data.sealed_value'::regtype) and a.attname <> 'conversation_id' and pg_catalog.col_description(c.oid, a.attnum) is null
 union all
 -- The text of definitions differs between versions of Postgres.
 select 'baseline-old', 'The definitions were last taken down under another version of Postgres', 'warning', 'SOC 2 CC8.1', 'custody_data.baseline()',

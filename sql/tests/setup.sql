@@ -23,20 +23,22 @@ comment on schema testing is 'Helpers of the pgTAP cases.';
 -- A case that appends an event must not wait for another that makes the month.
 select custody.ensure_audit_partitions(now() - interval '1 month', now() + interval '1 month');
 
--- Tenants are named after the case that has them: cases run side by side.
-create function testing.tenant(p_tenant text) returns void
-language sql
-security definer
-begin atomic
-  insert into custody_data.tenants (tenant_id, name) values (p_tenant, p_tenant);
-end;
-
 -- Keys of the cases. Cases are text that psql sends, so a key that is bound is bound by dollar, and the text that
 -- pg_stat_activity shows must name a parameter: hence the $1 in comments of cases that unlock.
 create function testing.kek(p_tenant text, p_version integer default 1) returns bytea
 language sql
 immutable
 return sha512(convert_to('key of ' || p_tenant || ' ' || p_version, 'UTF8'));
+
+-- Tenants are named after the case that has them: cases run side by side. Each has a key unless the case is about keys.
+create function testing.tenant(p_tenant text, p_with_key boolean default true) returns void
+language sql
+security definer
+begin atomic
+  insert into custody_data.tenants (tenant_id, name) values (p_tenant, p_tenant);
+  insert into custody_keys.key_encryption_keys (tenant_id, kek_version, reference, check_value)
+  select p_tenant, 1, 'test:1', custody_data.kek_check_value(p_tenant, testing.kek(p_tenant)) where p_with_key;
+end;
 
 create function testing.unlock(p_tenant text, p_version integer default 1) returns integer
 language plpgsql
@@ -46,6 +48,23 @@ declare
 begin
   execute 'select custody.unlock($1)' into v_version using testing.kek(p_tenant, p_version);
   return v_version;
+end
+$$;
+
+create function testing.has_key(p_tenant text) returns boolean
+language sql
+security definer
+return exists (select from custody_keys.key_encryption_keys k where k.tenant_id = p_tenant);
+
+-- The context of a case, unlocked where its role may and its tenant has a key. The case has a $1 in a comment.
+create function testing.enter(p_tenant text, p_actor text, p_purpose text default null, p_subject text default null) returns void
+language plpgsql
+as $$
+begin
+  perform custody.set_context(p_tenant, p_actor, p_purpose, p_subject);
+  if has_function_privilege('custody.unlock(bytea)', 'execute') and testing.has_key(p_tenant) then
+    perform testing.unlock(p_tenant);
+  end if;
 end
 $$;
 
@@ -166,7 +185,7 @@ declare
   v_request_id uuid;
   v_import_id constant uuid := gen_random_uuid();
 begin
-  perform custody.set_context(p_tenant, 'clerk', 'populate');
+  perform testing.enter(p_tenant, 'clerk', 'populate');
   perform custody.put_profile(p_user_id, jsonb_build_object('full_name', 'Ada of ' || p_tenant, 'email', 'ada@' || p_tenant || '.example'));
   perform custody.put_preferences(p_user_id, '{"theme": "dark"}');
   perform custody.record_consent(p_user_id, 'newsletter', true, '2026-01');
@@ -185,7 +204,7 @@ begin
   perform custody.finish_run(custody.start_run('import'), 'succeeded');
   perform custody.finish_import(v_import_id, 'user_profiles', sha256('x'), 1, 1, 0, 0);
   perform set_config('custody.tenant', '', true), set_config('custody.actor', '', true), set_config('custody.actor_id', '', true),
-    set_config('custody.purpose', '', true);
+    set_config('custody.purpose', '', true), set_config('custody.kek', '', true), set_config('custody.kek_version', '', true);
 end
 $$;
 

@@ -3,8 +3,8 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('final_rows');
-select populate('final_rows'), populate_shared();
-select custody.set_context('final_rows', 'owner');
+select populate('final_rows'), populate_shared() /* $1 */;
+select enter('final_rows', 'owner') /* $1 */;
 set local role custody_owner;
 select refuses(format('update custody_data.%I set %s', t, s), 'PC030', format('%s: %s', t, s)) from (values
   ('user_profiles', 'identity_id = gen_random_uuid()'), ('user_profiles', 'created_at = now() - interval ''1 day'''), ('user_preferences', 'identity_id = gen_random_uuid()'),
@@ -22,7 +22,7 @@ update custody_data.archive_segments set object_key = 'k', manifest_key = 'm', r
 set local role custody_admin;
 select refuses($$update custody_data.archive_segments set rows_archived = 0$$, 'PC020', 'a recorded segment is final');
 select refuses($$update custody_data.archive_segments set recorded_at = null$$, 'PC020', 'and stays recorded');
-select custody.set_context('final_rows', 'owner');
+select enter('final_rows', 'owner') /* $1 */;
 -- version and updated_at are the trigger's: nobody sets them, the owner neither.
 update custody_data.user_profiles set version = 99, updated_at = '2000-01-01', city = 'x';
 select row_eq('select p.version, p.updated_at, p.city from custody_data.user_profiles p', row (2, now(), 'x'::text), 'version and updated_at are counted, not given');

@@ -5,7 +5,7 @@ set local search_path = tap, testing;
 set local client_min_messages = error;
 select no_plan();
 select tenant('append_logins');
-select populate('append_logins'), populate_shared();
+select populate('append_logins'), populate_shared() /* $1 */;
 create temp table append_only as
 select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 'consent_records', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) n;
 grant select on append_only to public;

@@ -4,7 +4,7 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('append_owner');
-select populate('append_owner'), populate_shared();
+select populate('append_owner'), populate_shared() /* $1 */;
 create temp table append_only as
 select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) n;
 create temp table undeletable as
@@ -18,7 +18,7 @@ union all values ('update custody_data.consent_records set granted = not granted
   ('insert into custody_data.partition_drops (partition_name, range_from, range_to, rows_dropped) values (''x'', now(), now(), 1) on conflict (tenant_id, partition_name, dropped_at) do update set rows_dropped = 0'),
   ('insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, occurred_at) values (''append_owner'', gen_random_uuid(), ''x'', true, ''1'', ''consent'', now()) on conflict (tenant_id, consent_id) do update set granted = false'),
   ('merge into custody_data.imports i using (select 1) s on true when matched then delete'), ('merge into custody_data.erasure_certificates c using (select 1) s on true when matched then update set certificate = ''{}''');
-select custody.set_context('append_owner', 'owner');
+select enter('append_owner', 'owner') /* $1 */;
 select is(attempt('custody_owner', s.sql), 'PC020', format('the owner: %s', s.sql)) from statements s;
 select is(attempt('custody_admin', s.sql), 'PC020', format('who may act as the owner: %s', s.sql)) from statements s where s.sql like 'delete from custody%';
 select is(attempt('custody_migrator', s.sql), 'PC020', format('the login that migrates: %s', s.sql)) from statements s where s.sql like 'update custody%';

@@ -6,7 +6,7 @@ set local client_min_messages = warning;
 select no_plan();
 select tenant('months');
 set local session authorization custody_runner;
-select custody.set_context('months', 'runner');
+select enter('months', 'runner') /* $1 */;
 select custody_data.require_actor(), custody.ensure_audit_partitions('2001-03-01 00:00:00+00', '2001-04-01 00:00:00+00');
 reset session authorization;
 insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, import_id, xid)

@@ -13,7 +13,7 @@ begin
   return next refuses($q$select custody.record_segment('2001-01-01', 1, 'k', 'm', 1, 1, 1, sha256('x'), sha256('x'), now(), now(), now(), '{}')$q$, p_code, 'record_segment ' || p_what);
 end
 $$;
-select custody.set_context('archive_refused', 'runner');
+select enter('archive_refused', 'runner') /* $1 */;
 select pg_temp.refused_everywhere('PC015', 'in a tenant''s context');
 select refuses($$select custody.archive_due()$$, 'PC015', 'what is due, for a tenant');
 select refuses($$select custody.audit_months()$$, 'PC015', 'the months, for a tenant');

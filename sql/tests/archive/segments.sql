@@ -6,7 +6,7 @@ select no_plan();
 select tenant('segments');
 -- Events of three days, of transactions that have ended.
 set local session authorization custody_runner;
-select custody.set_context('segments', 'runner');
+select enter('segments', 'runner') /* $1 */;
 select custody_data.require_actor(), custody.ensure_audit_partitions('2001-01-01 00:00:00+00', '2001-02-01 00:00:00+00');
 reset session authorization;
 insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, import_id, xid)
@@ -56,7 +56,7 @@ select results_eq($$select o.day, o.part from custody.open_segments() o where o.
 select is((select count(*) from custody.segment_entries('2001-02-01', 2)), 1::bigint, 'with that event alone');
 select is((select count(*) from custody.segment_entries('2001-02-01', 1)), 2::bigint, 'the first part is what it was');
 set local session authorization custody_audit;
-select custody.set_context('segments', 'auditor');
+select enter('segments', 'auditor') /* $1 */;
 select is((select count(*) from custody.archive_segments s where s.day = '2001-02-01'), 2::bigint, 'every tenant''s auditor sees the segments');
 select refuses($$select custody.open_segments()$$, '42501', 'and opens none');
 select * from finish();

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('event_batch');
 set local session authorization custody_app;
-select custody.set_context('event_batch', 'clerk', 'batch');
+select enter('event_batch', 'clerk', 'batch') /* $1 */;
 
 select is(custody.record_audit_events('[]'), 0::bigint, 'none are none');
 select is(custody.record_audit_events(jsonb_build_array(

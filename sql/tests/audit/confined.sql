@@ -4,12 +4,12 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('confined_events');
 set local session authorization custody_app;
-select custody.set_context('confined_events', 'clerk');
+select enter('confined_events', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{}');
 select custody.put_profile('bob', '{}');
 select custody.put_profile('clerk', '{}');
 
-select custody.set_context('confined_events', 'clerk', null, 'ada');
+select enter('confined_events', 'clerk', null, 'ada') /* $1 */;
 select lives_ok($$select custody.record_audit_event('phi.access', p_subject_user_id => 'ada')$$, 'about the subject');
 select lives_ok($$select custody.record_audit_event('phi.access', 'account', 'ada')$$, 'about the subject as a resource');
 select lives_ok($$select custody.record_audit_event('account.login')$$, 'about nobody');

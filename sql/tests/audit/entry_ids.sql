@@ -6,7 +6,7 @@ select tenant('entry_ids_audit');
 select tenant('entry_ids_audit_2');
 \set id '11111111-1111-4111-8111-111111111111'
 set local session authorization custody_app;
-select custody.set_context('entry_ids_audit', 'clerk');
+select enter('entry_ids_audit', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{}');
 select set_config('testing.at', (clock_timestamp() - interval '1 hour')::text, true);
 
@@ -14,7 +14,7 @@ create function pg_temp.record(p_actor text default 'clerk', p_action text defau
   p_metadata jsonb default '{"count": 1}', p_subject text default 'ada', p_at timestamptz default current_setting('testing.at')::timestamptz, p_personal jsonb default '{"ip": 1}') returns uuid
 language plpgsql as $$
 begin
-  perform custody.set_context('entry_ids_audit', p_actor);
+  perform enter('entry_ids_audit', p_actor) /* $1 */;
   return custody.record_audit_event(p_action, p_type, p_resource, p_result, p_metadata, p_subject, p_at, '11111111-1111-4111-8111-111111111111', p_personal);
 end
 $$;
@@ -39,7 +39,7 @@ select refuses($$select pg_temp.record(p_personal => null)$$, 'PC010', 'no perso
 select refuses($$select custody.record_audit_event('account.login', p_log_entry_id => '11111111-1111-4111-8111-111111111111')$$, 'PC010', 'another event altogether');
 
 -- An event without a time is the same however much later it is sent again.
-select custody.set_context('entry_ids_audit', 'clerk');
+select enter('entry_ids_audit', 'clerk') /* $1 */;
 select is(custody.record_audit_event('account.login', p_log_entry_id => '22222222-2222-4222-8222-222222222222'),
   custody.record_audit_event('account.login', p_log_entry_id => '22222222-2222-4222-8222-222222222222'), 'without a time the content says what is the same');
 select is((select count(*) from events('entry_ids_audit', 'account.login')), 1::bigint, 'it is one event');
@@ -47,7 +47,7 @@ select is(rows_of('entry_ids_audit', 'audit_entry_ids'), 2::bigint, 'the ids tha
 select custody.record_audit_event('account.login');
 select is(rows_of('entry_ids_audit', 'audit_entry_ids'), 2::bigint, 'those of the server need not be');
 
-select custody.set_context('entry_ids_audit_2', 'clerk');
+select enter('entry_ids_audit_2', 'clerk') /* $1 */;
 select lives_ok($$select custody.record_audit_event('account.login', p_log_entry_id => '11111111-1111-4111-8111-111111111111')$$, 'another tenant has ids of its own');
 select * from finish();
 rollback;

@@ -6,11 +6,11 @@ select tenant('one_event');
 select tenant('one_event_2');
 \set id '11111111-1111-4111-8111-111111111111'
 set local session authorization custody_app;
-select custody.set_context('one_event', 'clerk', 'p');
+select enter('one_event', 'clerk', 'p') /* $1 */;
 select custody.record_audit_event('phi.access', 'document', 'd1', p_metadata => '{"count": 1}', p_subject_user_id => 'ada', p_log_entry_id => :'id', p_personal => '{"ip": "192.0.2.1"}');
 
 set local session authorization custody_dpo;
-select custody.set_context('one_event', 'dpo');
+select enter('one_event', 'dpo') /* $1 */;
 select is(custody.audit_event(:'id') - array['occurred_at', 'recorded_at'], jsonb_build_object('log_entry_id', :'id', 'actor', 'clerk', 'actor_id', identity('one_event', 'clerk'),
   'subject', 'ada', 'subject_id', identity('one_event', 'ada'), 'action', 'phi.access', 'resource_type', 'document', 'resource_id', 'd1', 'result', 'success', 'purpose', 'p',
   'metadata', '{"count": 1}'::jsonb, 'personal', '{"ip": "192.0.2.1"}'::jsonb, 'import_id', null, 'complete_from', null), 'the event with its columns');
@@ -21,20 +21,20 @@ select is((last_event('one_event', 'audit.read')).metadata, '{"rows": 0}', 'whic
 select is(custody.audit_event(null), null, 'null for null');
 
 set local session authorization custody_audit;
-select custody.set_context('one_event', 'auditor');
+select enter('one_event', 'auditor') /* $1 */;
 select ok(not custody.audit_event(:'id') ? 'personal', 'auditors see it without the personal part');
-select custody.set_context('one_event_2', 'auditor');
+select enter('one_event_2', 'auditor') /* $1 */;
 select is(custody.audit_event(:'id'), null, 'another tenant''s event is unknown');
 select custody.set_context('system', 'auditor');
 select is(custody.audit_event(:'id'), null, 'in tenant system too');
 select is_empty($$select 1 from custody.audit_events(now() - interval '1 day', now() + interval '1 day') e where e.log_entry_id = '11111111-1111-4111-8111-111111111111'$$, 'nor is it in the list there');
 
 set local session authorization custody_app;
-select custody.set_context('one_event', 'clerk');
+select enter('one_event', 'clerk') /* $1 */;
 select refuses($$select custody.audit_event('11111111-1111-4111-8111-111111111111')$$, 'PC015', 'an application reads none');
-select custody.set_context('one_event', 'clerk', null, 'ada');
+select enter('one_event', 'clerk', null, 'ada') /* $1 */;
 select is(custody.audit_event(:'id') ->> 'subject', 'ada', 'but of its subject');
-select custody.set_context('one_event', 'clerk', null, 'bob');
+select enter('one_event', 'clerk', null, 'bob') /* $1 */;
 select is(custody.audit_event(:'id'), null, 'somebody else''s is unknown');
 select * from finish();
 rollback;

@@ -4,10 +4,10 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('reading_trail');
 set local session authorization custody_app;
-select custody.set_context('reading_trail', 'clerk', 'p');
+select enter('reading_trail', 'clerk', 'p') /* $1 */;
 select custody.record_audit_event(a, 'document', 'd' || n, p_subject_user_id => s, p_occurred_at => clock_timestamp() - make_interval(mins => 60 - n), p_personal => '{"ip": "192.0.2.1"}')
 from (values (1, 'account.login', null), (2, 'phi.access', 'ada'), (3, 'phi.access', 'bob'), (4, 'phi.update', 'ada'), (5, 'account.logout', null)) e (n, a, s);
-select custody.set_context('reading_trail', 'ada');
+select enter('reading_trail', 'ada') /* $1 */;
 select custody.record_audit_event('phi.disclose', 'document', 'd6', p_occurred_at => clock_timestamp() - interval '54 minutes');
 select set_config('testing.from', (now() - interval '2 hours')::text, true), set_config('testing.to', (clock_timestamp() - interval '10 minutes')::text, true);
 
@@ -17,7 +17,7 @@ language sql as $$
 $$;
 
 set local session authorization custody_dpo;
-select custody.set_context('reading_trail', 'dpo', 'audit');
+select enter('reading_trail', 'dpo', 'audit') /* $1 */;
 select results_eq($$select p.resource_id collate "default" from pg_temp.page() p$$, array['d6', 'd5', 'd4', 'd3', 'd2', 'd1'], 'all, the newest first');
 select row_eq($$select p.actor collate "default", p.subject collate "default", p.action collate "default", p.purpose, p.personal, p.complete_from from pg_temp.page() p where p.resource_id = 'd2'$$,
   row ('clerk'::text, 'ada'::text, 'phi.access'::text, 'p'::text, '{"ip": "192.0.2.1"}'::jsonb, null::timestamptz), 'with actor and subject by their user_ids');
@@ -38,7 +38,7 @@ select results_eq('select ids from pages order by n', $$values (array['d6', 'd5'
 
 -- Reading is an event, and shows who looked for what.
 select is((last_event('reading_trail', 'audit.read')).db_role, 'custody_dpo', 'the reading is an event of the reader');
-select custody.set_context('reading_trail', 'dpo', 'complaint 7');
+select enter('reading_trail', 'dpo', 'complaint 7') /* $1 */;
 select is((select count(*) from pg_temp.page('ada', 'phi.access')), 1::bigint, 'a reading');
 select row_eq($$select e.metadata, e.subject_id, e.purpose from last_event('reading_trail', 'audit.read') e$$,
   row (jsonb_build_object('rows', 1, 'by_person', true, 'action', 'phi.access', 'from', custody_data.entry_time(current_setting('testing.from')::timestamptz),
@@ -46,7 +46,7 @@ select row_eq($$select e.metadata, e.subject_id, e.purpose from last_event('read
   'with the bounds, how many rows it gave, about whom and for what purpose');
 
 set local session authorization custody_audit;
-select custody.set_context('reading_trail', 'auditor');
+select enter('reading_trail', 'auditor') /* $1 */;
 select is((select count(*) from pg_temp.page()), 6::bigint, 'auditors read the trail');
 select is((select count(*) from pg_temp.page() p where p.personal is not null), 0::bigint, 'without the personal part');
 select ok(rows_of('reading_trail', 'audit_logs') > 10, 'each reading adds an event');
@@ -54,16 +54,16 @@ select results_eq($$select p.resource_id collate "default" from custody.audit_ev
   (select e.occurred_at from events('reading_trail') e where e.resource_id = 'd5')) p$$, array['d4', 'd3'], 'p_from is in, p_to is not');
 
 set local session authorization custody_app;
-select custody.set_context('reading_trail', 'clerk');
+select enter('reading_trail', 'clerk') /* $1 */;
 select refuses($$select pg_temp.page()$$, 'PC015', 'an application does not read the trail of all');
-select custody.set_context('reading_trail', 'clerk', null, 'ada');
+select enter('reading_trail', 'clerk', null, 'ada') /* $1 */;
 select results_eq($$select p.resource_id collate "default" from pg_temp.page() p$$, array['d6', 'd4', 'd2'], 'of its subject it does');
 select is_empty($$select pg_temp.page(p_action => 'account.login')$$, 'and sees nobody else''s');
 select refuses($$select pg_temp.page('bob')$$, 'PC015', 'nor by name');
 select is((select count(*) from pg_temp.page() p where p.personal is not null), 0::bigint, 'without the personal part');
 
 set local session authorization custody_dpo;
-select custody.set_context('reading_trail', 'dpo');
+select enter('reading_trail', 'dpo') /* $1 */;
 select refuses($$select pg_temp.page('never seen')$$, 'PC011', 'of somebody who was never seen');
 select refuses($$select custody.audit_events(now() - interval '1 hour', now(), '')$$, 'PC003', 'of nobody');
 select refuses($$select custody.audit_events(null, now())$$, 'PC009', 'without a beginning');
@@ -79,11 +79,11 @@ select refuses($$select pg_temp.page(p_cursor => '')$$, 'PC023', 'an empty curso
 select refuses($$select pg_temp.page(p_cursor => '1.x')$$, 'PC023', 'a cursor that is none');
 select refuses($$select pg_temp.page(p_cursor => '1.11111111-1111-4111-8111-111111111111; select')$$, 'PC023', 'a cursor with more behind it');
 set local session authorization custody_reports;
-select custody.set_context('reading_trail', 'analyst', null, 'ada');
+select enter('reading_trail', 'analyst', null, 'ada') /* $1 */;
 select refuses($$select pg_temp.page()$$, '42501', 'reports do not read the trail');
 set local session authorization custody_runner;
 set local role custody_worker;
-select custody.set_context('reading_trail', 'runner', null, 'ada');
+select enter('reading_trail', 'runner', null, 'ada') /* $1 */;
 select refuses($$select pg_temp.page()$$, '42501', 'nor does the worker');
 select * from finish();
 rollback;

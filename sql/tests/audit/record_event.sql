@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('record_event');
 set local session authorization custody_app;
-select custody.set_context('record_event', 'clerk', 'treatment');
+select enter('record_event', 'clerk', 'treatment') /* $1 */;
 
 select lives_ok($$select custody.record_audit_event('phi.access', 'health_record', 'rec-7', 'denied', '{"count": 2, "fields": ["a"]}', 'ada',
   clock_timestamp() - interval '1 hour', null, '{"source_ip": "192.0.2.7"}')$$, 'an event');
@@ -43,16 +43,16 @@ select is((last_event('record_event', 'account.create')).resource_id, 'eve', 'no
 select is(identity('record_event', 'eve'), null, 'so there is no identity of that name');
 
 set local session authorization custody_dpo;
-select custody.set_context('record_event', 'dpo');
+select enter('record_event', 'dpo') /* $1 */;
 select lives_ok($$select custody.record_audit_event('account.login')$$, 'privacy officers record events');
 set local session authorization custody_runner;
-select custody.set_context('record_event', 'runner');
+select enter('record_event', 'runner') /* $1 */;
 select lives_ok($$select custody.record_audit_event('account.login')$$, 'so does the worker');
 set local session authorization custody_reports;
-select custody.set_context('record_event', 'analyst');
+select enter('record_event', 'analyst') /* $1 */;
 select refuses($$select custody.record_audit_event('account.login')$$, '42501', 'reports do not');
 set local session authorization custody_audit;
-select custody.set_context('record_event', 'auditor');
+select enter('record_event', 'auditor') /* $1 */;
 select refuses($$select custody.record_audit_event('account.login')$$, '42501', 'nor do auditors');
 select * from finish();
 rollback;

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('refused_events');
 set local session authorization custody_app;
-select custody.set_context('refused_events', 'clerk');
+select enter('refused_events', 'clerk') /* $1 */;
 
 select refuses($$select custody.record_audit_event(null)$$, 'PC004', 'no action');
 select refuses($$select custody.record_audit_event('')$$, 'PC004', 'an empty action');

@@ -9,7 +9,7 @@ create function pg_temp.append(p_column text default null, p_value text default 
     ', ' || p_column, 'server_columns', 'account.login', ', ' || quote_literal(p_value));
 $$;
 set local session authorization custody_app;
-select custody.set_context('server_columns', 'clerk');
+select enter('server_columns', 'clerk') /* $1 */;
 select custody.put_preferences('ada', '{}');
 
 select lives_ok(format('insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action) values (%L, gen_random_uuid(), now(), %L, %L)',
@@ -27,11 +27,11 @@ select refuses(format('insert into custody_data.audit_logs (tenant_id, log_entry
 select refuses(format('insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action) values (%L, gen_random_uuid(), now() + interval ''25 hours'', %L, %L)',
   'server_columns', custody.current_actor_id(), 'account.login'), '42501', 'of more than a day ahead');
 set local session authorization custody_dpo;
-select custody.set_context('server_columns', 'clerk');
+select enter('server_columns', 'clerk') /* $1 */;
 select refuses(pg_temp.append('import_id', '11111111-1111-4111-8111-111111111111'), '42501', 'a privacy officer gives no import either');
 
 set local session authorization custody_runner;
-select custody.set_context('server_columns', 'clerk');
+select enter('server_columns', 'clerk') /* $1 */;
 select lives_ok(pg_temp.append('import_id', '11111111-1111-4111-8111-111111111111'), 'the worker gives an import');
 select refuses(pg_temp.append('xid', '5'), '42501', 'but no transaction');
 select refuses(pg_temp.append('recorded_at', '2026-01-01'), '42501', 'no time of recording');
@@ -43,7 +43,7 @@ select refuses(format('insert into custody_data.audit_logs (tenant_id, log_entry
 
 -- The same holds for consents: their transaction and time of recording are the server's.
 set local session authorization custody_app;
-select custody.set_context('server_columns', 'clerk');
+select enter('server_columns', 'clerk') /* $1 */;
 select refuses(format('insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, occurred_at, %s) values (%L, %L, %L, true, %L, %L, now(), %s)',
   c, 'server_columns', identity('server_columns', 'ada'), 'mail', '1', 'consent', v), '42501', format('a consent with its own %s', c))
 from (values ('xid', '''5'''), ('recorded_at', 'now()')) x (c, v);

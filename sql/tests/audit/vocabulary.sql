@@ -5,7 +5,7 @@ select no_plan();
 select tenant('vocabulary');
 select tenant('vocabulary_2');
 set local session authorization custody_app;
-select custody.set_context('vocabulary', 'clerk');
+select enter('vocabulary', 'clerk') /* $1 */;
 
 select is(custody.register_action('ticket.open', '{priority}', 'A ticket was opened.'), 'ticket.open', 'register_action returns the action');
 select lives_ok($$select custody.record_audit_event('ticket.open', p_metadata => '{"priority": 1}')$$, 'it is known from then on');
@@ -32,7 +32,7 @@ select refuses($$select custody.register_action('a', '{a,null}', 'x')$$, 'PC023'
 select refuses(format('select custody.register_resource_type(%L, %L)', a, 'x'), 'PC023', format('resource type %s', coalesce(left(a, 20), 'null')))
 from unnest(array[null, '', 'a b', '.a', 'ä', repeat('x', 129)]) a;
 
-select custody.set_context('vocabulary_2', 'clerk');
+select enter('vocabulary_2', 'clerk') /* $1 */;
 select refuses($$select custody.record_audit_event('ticket.open')$$, 'PC004', 'another tenant does not know the action');
 select refuses($$select custody.record_audit_event('account.login', 'ticket')$$, 'PC005', 'nor the resource type');
 select lives_ok($$select custody.record_audit_event('account.login', p_metadata => '{"method": "totp"}')$$, 'and has the shared words as they were shipped');
@@ -42,11 +42,11 @@ select refuses($$insert into custody_data.audit_resource_types (tenant_id, resou
 update custody_data.audit_actions set metadata_keys = '{email}' where tenant_id in ('system', 'vocabulary');
 select is((select a.metadata_keys from custody_data.audit_actions a where a.tenant_id = 'system' and a.action = 'account.login'), '{method,source,error_code}', 'an update does not reach it');
 set local session authorization custody_dpo;
-select custody.set_context('vocabulary', 'dpo');
+select enter('vocabulary', 'dpo') /* $1 */;
 select refuses($$select custody.register_action('x', '{}', 'x')$$, '42501', 'privacy officers add no words');
 reset session authorization;
 set local session authorization custody_app;
-select custody.set_context('vocabulary', 'clerk', null, 'ada');
+select enter('vocabulary', 'clerk', null, 'ada') /* $1 */;
 select refuses($$select custody.register_action('mine.own', '{}', 'x')$$, 'PC015', 'an action by a session that is confined to one person');
 select refuses($$select custody.register_resource_type('mine', 'x')$$, 'PC015', 'a resource type too');
 select * from finish();

@@ -12,7 +12,7 @@ create function pg_temp.last(p_table text) returns jsonb language sql as $$
   from events('writes') e where e.resource_type = p_table and e.action like 'record.%' order by e.recorded_at desc, e.log_entry_id desc limit 1;
 $$;
 set local session authorization custody_app;
-select custody.set_context('writes', 'clerk', 'support');
+select enter('writes', 'clerk', 'support') /* $1 */;
 
 select custody.put_profile('ada', '{"full_name": "Ada Secret", "city": "London"}');
 select is(pg_temp.last('user_profiles'), jsonb_build_object('action', 'record.insert', 'row', identity('writes', 'ada'), 'purpose', 'support', 'login', 'custody_app', 'actor', 'clerk', 'subject', 'ada'),
@@ -47,7 +47,7 @@ select custody.delete_conversation('ada', 'c1');
 select is(pg_temp.last('conversations') - array['purpose', 'login', 'actor'], '{"action": "record.delete", "row": "c1", "subject": "ada"}', 'a deleted conversation');
 
 -- By one's own right it is the same.
-select custody.set_context('writes', 'clerk');
+select enter('writes', 'clerk') /* $1 */;
 select custody.put_preferences('ada', '{}');
 update custody_data.user_preferences set preferences = '{"a": "Secret"}';
 select is(pg_temp.last('user_preferences') -> 'metadata', '{"columns": ["preferences"]}', 'an update past the API');
@@ -56,7 +56,7 @@ select is(pg_temp.last('user_preferences') ->> 'action', 'record.delete', 'a del
 
 -- By the worker, through its imports' way of writing.
 set local session authorization custody_runner;
-select custody.set_context('writes', 'runner');
+select enter('writes', 'runner') /* $1 */;
 insert into custody_data.user_profiles (tenant_id, identity_id, full_name) values ('writes', identity('writes', 'ada'), 'Secret');
 select is(pg_temp.last('user_profiles'), jsonb_build_object('action', 'record.insert', 'row', identity('writes', 'ada'), 'login', 'custody_runner', 'actor', 'runner', 'subject', 'ada'), 'an insert by the worker');
 update custody_data.user_profiles set city = 'Secret' where identity_id = identity('writes', 'ada');
@@ -65,7 +65,7 @@ select is(pg_temp.last('user_profiles') -> 'metadata', '{"columns": ["city"]}', 
 -- By the owner, and by a superuser, who must say for whom, too.
 reset session authorization;
 set local role custody_owner;
-select custody.set_context('writes', 'owner');
+select enter('writes', 'owner') /* $1 */;
 update custody_data.user_profiles set city = 'Oslo Secret' where identity_id = identity('writes', 'ada');
 select is(pg_temp.last('user_profiles') ->> 'actor', 'owner', 'an update by the owner');
 reset role;

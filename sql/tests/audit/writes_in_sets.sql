@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('write_sets');
 set local session authorization custody_app;
-select custody.set_context('write_sets', 'clerk');
+select enter('write_sets', 'clerk') /* $1 */;
 select custody.put_preferences('ada', '{"a": 1}');
 select custody.put_preferences('bob', '{"a": 1}');
 

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('consent_lists');
 set local session authorization custody_app;
-select custody.set_context('consent_lists', 'clerk');
+select enter('consent_lists', 'clerk') /* $1 */;
 select custody.record_consent('ada', 'mail', true, '1', p_occurred_at => '2026-01-01 00:00:00+00');
 select custody.record_consent('ada', 'mail', false, '1', p_occurred_at => '2026-02-01 00:00:00+00');
 select custody.record_consent('ada', 'mail', true, '2', p_occurred_at => '2026-03-01 00:00:00+00');
@@ -42,7 +42,7 @@ select refuses($$select custody.current_consents('')$$, 'PC003', 'the consents o
 select refuses($$select custody.has_consent('', 'mail')$$, 'PC003', 'the consent of nobody');
 select is(custody.has_consent('ada', null), false, 'no purpose is no consent');
 
-select custody.set_context('consent_lists', 'clerk', null, 'bob');
+select enter('consent_lists', 'clerk', null, 'bob') /* $1 */;
 select is(custody.has_consent('ada', 'mail'), false, 'in a context of somebody else there is no consent');
 select is_empty($$select custody.current_consents('ada')$$, 'nor a list');
 select is_empty($$select custody.consent_history('ada')$$, 'nor a history');

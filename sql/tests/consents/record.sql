@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('record_consent');
 set local session authorization custody_app;
-select custody.set_context('record_consent', 'clerk');
+select enter('record_consent', 'clerk') /* $1 */;
 
 select is(custody.has_consent('ada', 'newsletter'), false, 'has_consent is false for somebody who was never seen');
 select is_empty($$select custody.current_consents('ada')$$, 'who has no consents');
@@ -34,7 +34,7 @@ from unnest(array['consent', 'contract', 'legal_obligation', 'vital_interests', 
 select is((select c.legal_basis from custody.current_consents('bob') c where c.purpose = 'old'), 'consent', 'consent is the basis that is meant where none is named');
 
 set local session authorization custody_reports;
-select custody.set_context('record_consent', 'analyst');
+select enter('record_consent', 'analyst') /* $1 */;
 select is(custody.has_consent('ada', 'newsletter'), true, 'reports ask for consent');
 select refuses($$select custody.record_consent('ada', 'newsletter', true, '1')$$, '42501', 'and record none');
 select * from finish();

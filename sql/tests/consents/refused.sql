@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('consent_refused');
 set local session authorization custody_app;
-select custody.set_context('consent_refused', 'clerk');
+select enter('consent_refused', 'clerk') /* $1 */;
 
 select refuses($$select custody.record_consent('', 'mail', true, '1')$$, 'PC003', 'an empty user_id');
 select refuses($$select custody.record_consent('ada', null, true, '1')$$, 'PC023', 'no purpose');

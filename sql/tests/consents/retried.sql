@@ -5,7 +5,7 @@ select no_plan();
 select tenant('retried_consent');
 select tenant('retried_consent_2');
 set local session authorization custody_app;
-select custody.set_context('retried_consent', 'clerk');
+select enter('retried_consent', 'clerk') /* $1 */;
 \set id '11111111-1111-4111-8111-111111111111'
 
 select is(custody.record_consent('ada', 'mail', true, '1', 'contract', '{"a": 1}', '2026-05-01 00:00:00+00', :'id'), :'id', 'the id is the client''s');
@@ -24,7 +24,7 @@ from unnest(array[
 select refuses($$select custody.record_consent('bob', 'mail', true, '1', p_consent_id => '11111111-1111-4111-8111-111111111111')$$, 'PC010', 'the id for somebody else');
 select is(identity('retried_consent', 'bob'), null, 'who does not become known by it');
 
-select custody.set_context('retried_consent_2', 'clerk');
+select enter('retried_consent_2', 'clerk') /* $1 */;
 select lives_ok($$select custody.record_consent('bob', 'mail', true, '1', p_consent_id => '11111111-1111-4111-8111-111111111111')$$, 'another tenant has ids of its own');
 select * from finish();
 rollback;

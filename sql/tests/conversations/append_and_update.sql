@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('append_message');
 set local session authorization custody_app;
-select custody.set_context('append_message', 'clerk');
+select enter('append_message', 'clerk') /* $1 */;
 select custody.save_conversation('ada', 'c1', '[{"role": "user", "text": "1", "at": "2026-03-01T10:00:00Z"}]');
 
 select is(custody.append_message('ada', 'c1', '{"role": "assistant", "text": "2", "at": "2026-03-01T10:01:00Z"}'), 2, 'append_message returns how many there are');

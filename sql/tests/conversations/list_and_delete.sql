@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('list_conversations');
 set local session authorization custody_app;
-select custody.set_context('list_conversations', 'clerk');
+select enter('list_conversations', 'clerk') /* $1 */;
 -- c1 to c3 ended at the same instant, c4 later
 select custody.save_conversation('ada', 'c' || n, jsonb_build_array(jsonb_build_object('role', 'user', 'text', n::text, 'at', a)), 'T' || n)
 from (values (1, '2026-03-01T10:00:00Z'), (2, '2026-03-01T10:00:00Z'), (3, '2026-03-01T10:00:00Z'), (4, '2026-03-02T10:00:00Z')) v (n, a);
@@ -30,14 +30,14 @@ select is(custody.get_conversation('bob', 'b1') is not null, true, 'and stays');
 select refuses($$select custody.delete_conversation('', 'c1')$$, 'PC003', 'the conversation of nobody');
 
 set local session authorization custody_dpo;
-select custody.set_context('list_conversations', 'dpo');
+select enter('list_conversations', 'dpo') /* $1 */;
 select custody.place_hold('{"table": "conversations", "row": "c2"}', 'case 1', 'litigation');
 set local session authorization custody_app;
-select custody.set_context('list_conversations', 'clerk');
+select enter('list_conversations', 'clerk') /* $1 */;
 select refuses($$select custody.delete_conversation('ada', 'c2')$$, 'PC032', 'a conversation under hold');
 select is(custody.delete_conversation('ada', 'c3'), true, 'another one of the person goes');
 
-select custody.set_context('list_conversations', 'clerk', null, 'bob');
+select enter('list_conversations', 'clerk', null, 'bob') /* $1 */;
 select is_empty($$select custody.list_conversations('ada')$$, 'in a context of somebody else there are none');
 select is(custody.get_conversation('ada', 'c4'), null, 'nor one by its id');
 select is(custody.delete_conversation('ada', 'c4'), false, 'nor is one deleted');

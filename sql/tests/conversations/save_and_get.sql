@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('save_conversation');
 set local session authorization custody_app;
-select custody.set_context('save_conversation', 'clerk');
+select enter('save_conversation', 'clerk') /* $1 */;
 
 select is(custody.get_conversation('ada', 'c1'), null, 'get_conversation returns null for the unknown');
 select is(custody.save_conversation('ada', 'c1',

@@ -4,10 +4,10 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('entry_settings');
 set local session authorization custody_app;
-select custody.set_context('entry_settings', 'clerk', 'päivä');
+select enter('entry_settings', 'clerk', 'päivä') /* $1 */;
 select custody.record_audit_event('phi.access', 'document', 'd', 'partial', '{"count": 1.10, "fields": {"z": 1, "a": [0.1, 1e-7, 12345678901234567890.5]}}', 'ada', null, null, '{"t": "\u00e4"}');
 set local session authorization custody_runner;
-select custody.set_context('entry_settings', 'runner');
+select enter('entry_settings', 'runner') /* $1 */;
 
 create function pg_temp.digest() returns text language sql as $$
   select encode(sha256(convert_to(string_agg(e.entry, E'\n' order by e.xid, e.log_entry_id), 'UTF8')), 'hex') from custody.audit_entries e where e.tenant_id = 'entry_settings' and e.entry ~ 'phi.access';

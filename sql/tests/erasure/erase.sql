@@ -5,18 +5,18 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('erase');
 set local session authorization custody_app;
-select custody.set_context('erase', 'clerk');
+select enter('erase', 'clerk') /* $1 */;
 select custody.put_profile(u, jsonb_build_object('full_name', 'Full Name of ' || u, 'email', u || '@example.org')), custody.put_preferences(u, '{"a": 1}') from unnest(array['ada', 'bob']) u;
 select custody.save_conversation(u, 'c' || n, '[{"role": "user", "text": "x"}]') from unnest(array['ada', 'bob']) u, generate_series(1, 3) n;
 select custody.record_consent('ada', 'mail', true, '1', p_consent_id => '11111111-1111-4111-8111-111111111111');
 select custody.record_audit_event('phi.access', 'account', 'ada', p_personal => '{"ip": "192.0.2.1"}');
-select custody.set_context('erase', 'ada');
+select enter('erase', 'ada') /* $1 */;
 select custody.record_audit_event('account.login');
 select set_config('testing.ada', identity('erase', 'ada')::text, true), set_config('testing.request', request('erase', 'ada')::text, true);
 create temp table trail as select e.*::text as event from events('erase') e;
 
 set local session authorization custody_runner;
-select custody.set_context('erase', 'runner', 'Art. 17');
+select enter('erase', 'runner', 'Art. 17') /* $1 */;
 select is(custody.get_certificate(current_setting('testing.request')::uuid), null, 'before it there is no certificate');
 select set_config('testing.certificate', custody.erase_subject(current_setting('testing.request')::uuid)::text, true);
 create function pg_temp.certificate() returns jsonb language sql as $$ select current_setting('testing.certificate')::jsonb $$;
@@ -56,14 +56,14 @@ select is((custody.request_status(current_setting('testing.request')::uuid) ->> 
 
 -- A person can come back, and is never joined to who they were.
 set local session authorization custody_app;
-select custody.set_context('erase', 'clerk');
+select enter('erase', 'clerk') /* $1 */;
 select is(custody.get_profile('ada'), null, 'the person is unknown');
 select is(custody.has_consent('ada', 'mail'), false, 'and has consented to nothing');
 select is(custody.put_profile('ada', '{}'), 1, 'the same user_id can come back');
 select isnt(identity('erase', 'ada'), current_setting('testing.ada')::uuid, 'as a new identity');
 select is_empty($$select custody.consent_history('ada')$$, 'without the old history');
 set local session authorization custody_dpo;
-select custody.set_context('erase', 'dpo');
+select enter('erase', 'dpo') /* $1 */;
 select is(custody.request_erasure('ada', null, current_setting('testing.request')::uuid), current_setting('testing.request')::uuid, 'the old request retried is still the old one');
 select isnt(custody.request_erasure('ada'), current_setting('testing.request')::uuid, 'and a new one is new');
 select * from finish();

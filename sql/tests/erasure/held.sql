@@ -4,12 +4,12 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('erase_held');
 set local session authorization custody_app;
-select custody.set_context('erase_held', 'clerk');
+select enter('erase_held', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{}'), custody.save_conversation('ada', 'c1', '[{"role": "user", "text": "x"}]');
 select custody.record_audit_event('account.login', p_log_entry_id => '22222222-2222-4222-8222-222222222222');
 select set_config('testing.request', request('erase_held', 'ada')::text, true);
 set local session authorization custody_dpo;
-select custody.set_context('erase_held', 'dpo');
+select enter('erase_held', 'dpo') /* $1 */;
 
 create function pg_temp.under(p_scope jsonb) returns text language plpgsql as $$
 declare

@@ -4,11 +4,11 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('erased_writes');
 set local session authorization custody_app;
-select custody.set_context('erased_writes', 'clerk');
+select enter('erased_writes', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{}');
 select set_config('testing.ada', identity('erased_writes', 'ada')::text, true), set_config('testing.request', request('erased_writes', 'ada')::text, true);
 set local session authorization custody_runner;
-select custody.set_context('erased_writes', 'runner');
+select enter('erased_writes', 'runner') /* $1 */;
 select custody.erase_subject(current_setting('testing.request')::uuid);
 
 create function pg_temp.insert_into(p_table text, p_identity text) returns text language sql as $$
@@ -19,11 +19,11 @@ create function pg_temp.insert_into(p_table text, p_identity text) returns text 
     else format('insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, occurred_at) values (%L, %L, %L, true, %L, %L, now())', 'erased_writes', p_identity, 'mail', '1', 'consent') end;
 $$;
 set local session authorization custody_app;
-select custody.set_context('erased_writes', 'clerk');
+select enter('erased_writes', 'clerk') /* $1 */;
 select refuses(pg_temp.insert_into(t, current_setting('testing.ada')), 'PC021', format('%s about the erased', t)) from unnest(array['user_profiles', 'user_preferences', 'conversations', 'consent_records']) t;
 select refuses(pg_temp.insert_into(t, '99999999-9999-4999-8999-999999999999'), 'PC021', format('%s about nobody', t)) from unnest(array['user_profiles', 'user_preferences', 'conversations', 'consent_records']) t;
 set local session authorization custody_runner;
-select custody.set_context('erased_writes', 'runner');
+select enter('erased_writes', 'runner') /* $1 */;
 select refuses(pg_temp.insert_into('user_profiles', current_setting('testing.ada')), 'PC021', 'by the worker');
 reset session authorization;
 set local role custody_owner;

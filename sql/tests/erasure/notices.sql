@@ -6,11 +6,11 @@ select no_plan();
 select tenant('notices');
 select tenant('notices_2');
 set local session authorization custody_app;
-select custody.set_context('notices', 'clerk');
+select enter('notices', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{}');
 select set_config('testing.request', request('notices', 'ada')::text, true);
 set local session authorization custody_dpo;
-select custody.set_context('notices', 'dpo');
+select enter('notices', 'dpo') /* $1 */;
 select custody.register_holder('crm', 'https://crm.example/erase'), custody.register_holder('cache'), custody.register_holder('old', p_retired => true);
 select set_config('testing.certificate', custody.erase_subject(current_setting('testing.request')::uuid)::text, true);
 
@@ -27,7 +27,7 @@ select refuses($$select custody.pending_notices(10001)$$, 'PC023', 'more than 10
 select refuses($$select custody.mark_notice_sent(gen_random_uuid(), 'x')$$, '42501', 'privacy officers send none');
 
 set local session authorization custody_runner;
-select custody.set_context('notices', 'runner');
+select enter('notices', 'runner') /* $1 */;
 select set_config('testing.crm', (select n.notice_id from custody.pending_notices() n where n.holder = 'crm')::text, true);
 select lives_ok($$select custody.mark_notice_sent(current_setting('testing.crm')::uuid, 'HTTP 503', false)$$, 'an attempt that failed');
 select lives_ok($$select custody.mark_notice_sent(current_setting('testing.crm')::uuid, repeat('HTTP 202 ', 100))$$, 'one that succeeded');
@@ -49,14 +49,14 @@ select is((select n.attempts from custody_data.erasure_notices n where n.holder 
 select refuses($$select custody.acknowledge_erasure(current_setting('testing.request')::uuid, 'old')$$, 'PC025', 'a holder that had no notice');
 select refuses($$select custody.acknowledge_erasure(current_setting('testing.request')::uuid, null)$$, 'PC025', 'no holder');
 select refuses($$select custody.acknowledge_erasure('99999999-9999-4999-8999-999999999999', 'crm')$$, 'PC025', 'an unknown request');
-select custody.set_context('notices_2', 'runner');
+select enter('notices_2', 'runner') /* $1 */;
 select refuses($$select custody.acknowledge_erasure(current_setting('testing.request')::uuid, 'crm')$$, 'PC025', 'another tenant''s request');
-select custody.set_context('notices', 'runner', null, 'bob');
+select enter('notices', 'runner', null, 'bob') /* $1 */;
 select refuses($$select custody.acknowledge_erasure(current_setting('testing.request')::uuid, 'crm')$$, 'PC015', 'in a context of one person');
 
 reset session authorization;
 set local role custody_owner;
-select custody.set_context('notices', 'owner');
+select enter('notices', 'owner') /* $1 */;
 select refuses($$update custody_data.erasure_notices set evidence = '{}'$$, 'PC020', 'an acknowledged notice is final');
 select refuses($$delete from custody_data.erasure_notices$$, 'PC020', 'notices are never deleted');
 select * from finish();

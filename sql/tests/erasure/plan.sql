@@ -4,15 +4,15 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('plan_erasure');
 set local session authorization custody_app;
-select custody.set_context('plan_erasure', 'clerk');
+select enter('plan_erasure', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"full_name": "Ada L", "email": "ada@example.org"}'), custody.put_preferences('ada', '{}'), custody.put_preferences('bob', '{}');
 select custody.save_conversation('ada', 'c' || n, '[{"role": "user", "text": "x"}]') from generate_series(1, 3) n;
 select custody.record_consent('ada', 'mail', true, '1'), custody.record_consent('ada', 'mail', false, '1');
-select custody.set_context('plan_erasure', 'ada');
+select enter('plan_erasure', 'ada') /* $1 */;
 select custody.record_audit_event('account.login');
 
 set local session authorization custody_dpo;
-select custody.set_context('plan_erasure', 'dpo');
+select enter('plan_erasure', 'dpo') /* $1 */;
 select custody.register_holder('crm'), custody.register_holder('old', p_retired => true);
 select set_config('testing.request', custody.request_erasure('ada')::text, true);
 select set_config('testing.plan', custody.plan_erasure('ada')::text, true);
@@ -39,7 +39,7 @@ select is((custody.plan_erasure('ada') ->> 'possible')::boolean, false, 'makes i
 select is((custody.plan_erasure('bob') ->> 'possible')::boolean, true, 'for that person');
 select refuses($$select custody.plan_erasure('never seen')$$, 'PC011', 'somebody who was never seen');
 select refuses($$select custody.plan_erasure('')$$, 'PC003', 'nobody');
-select custody.set_context('plan_erasure', 'dpo', null, 'ada');
+select enter('plan_erasure', 'dpo', null, 'ada') /* $1 */;
 select refuses($$select custody.plan_erasure('ada')$$, 'PC015', 'in a context of one person');
 set local session authorization custody_app;
 select refuses($$select custody.plan_erasure('ada')$$, '42501', 'applications plan none');

@@ -5,11 +5,11 @@ select no_plan();
 select tenant('erase_refused');
 select tenant('erase_refused_2');
 set local session authorization custody_app;
-select custody.set_context('erase_refused', 'clerk');
+select enter('erase_refused', 'clerk') /* $1 */;
 select custody.put_profile(u, '{}') from unnest(array['ada', 'bob']) u;
 select set_config('testing.export', request('erase_refused', 'ada', 'export')::text, true), set_config('testing.erasure', request('erase_refused', 'ada')::text, true);
 set local session authorization custody_dpo;
-select custody.set_context('erase_refused', 'dpo');
+select enter('erase_refused', 'dpo') /* $1 */;
 
 select refuses($$select custody.erase_subject('99999999-9999-4999-8999-999999999999')$$, 'PC016', 'an unknown request');
 select refuses($$select custody.erase_subject(null)$$, 'PC016', 'no request');
@@ -26,21 +26,21 @@ select is(custody.get_certificate('99999999-9999-4999-8999-999999999999'), null,
 select is(custody.get_certificate(current_setting('testing.export')::uuid), null, 'an export has none');
 
 select set_config('testing.open', request('erase_refused', 'bob')::text, true);
-select custody.set_context('erase_refused', 'dpo', null, 'bob');
+select enter('erase_refused', 'dpo', null, 'bob') /* $1 */;
 select refuses($$select custody.erase_subject(current_setting('testing.open')::uuid)$$, 'PC015', 'in a context of one person, in which holders and the trail are hidden');
 select refuses($$select custody.search_residue(current_setting('testing.open')::uuid)$$, 'PC015', 'searching too');
 select refuses($$select custody.verify_erasure(current_setting('testing.open')::uuid)$$, 'PC015', 'verifying too');
 select refuses($$select custody.replay_erasures('[]')$$, 'PC015', 'replaying too');
-select custody.set_context('erase_refused_2', 'dpo');
+select enter('erase_refused_2', 'dpo') /* $1 */;
 select refuses($$select custody.erase_subject(current_setting('testing.open')::uuid)$$, 'PC016', 'another tenant''s request is unknown');
 select refuses($$select custody.search_residue(current_setting('testing.open')::uuid)$$, 'PC016', 'for searching too');
 select refuses($$select custody.verify_erasure(current_setting('testing.open')::uuid)$$, 'PC016', 'for verifying too');
 
 set local session authorization custody_app;
-select custody.set_context('erase_refused', 'clerk', null, 'bob');
+select enter('erase_refused', 'clerk', null, 'bob') /* $1 */;
 select refuses($$select custody.erase_subject(current_setting('testing.open')::uuid)$$, '42501', 'applications erase nobody');
 set local session authorization custody_audit;
-select custody.set_context('erase_refused', 'auditor');
+select enter('erase_refused', 'auditor') /* $1 */;
 select refuses($$select custody.erase_subject(current_setting('testing.open')::uuid)$$, '42501', 'nor do auditors');
 select lives_ok($$select custody.verify_erasure(current_setting('testing.open')::uuid)$$, 'who verify');
 select is(rows_of('erase_refused', 'user_profiles'), 2::bigint, 'nothing was done');

@@ -5,7 +5,7 @@ select no_plan();
 select tenant('replay');
 select tenant('replay_2');
 set local session authorization custody_app;
-select custody.set_context('replay', 'clerk');
+select enter('replay', 'clerk') /* $1 */;
 select custody.put_profile(u, '{"full_name": "Full Name"}'), custody.put_preferences(u, '{}'), custody.save_conversation(u, 'c1', '[{"role": "user", "text": "x"}]') from unnest(array['ada', 'bob', 'cy']) u;
 select set_config('testing.' || u, identity('replay', u)::text, true) from unnest(array['ada', 'bob', 'cy']) u;
 -- A certificate as the locked store holds it, from a time that the backup does not know.
@@ -21,11 +21,11 @@ reset session authorization;
 insert into custody_data.requests (tenant_id, request_id, kind, identity_id, requested_by, received_at, due_at)
 values ('replay', '22222222-2222-4222-8222-222222222222', 'erasure', current_setting('testing.bob')::uuid, current_setting('testing.bob')::uuid, now() - interval '2 days', now() + interval '28 days');
 set local session authorization custody_dpo;
-select custody.set_context('replay', 'dpo');
+select enter('replay', 'dpo') /* $1 */;
 select custody.place_hold('{"user_id": "bob"}', 'case 1', 'litigation'), custody.place_hold('{"user_id": "cy"}', 'case 1', 'litigation');
 
 set local session authorization custody_runner;
-select custody.set_context('replay', 'runner');
+select enter('replay', 'runner') /* $1 */;
 select is(custody.replay_erasures('[]'), '{"replayed": 0, "standing": 0, "unknown": 0, "held": []}', 'none');
 select is(custody.replay_erasures(current_setting('testing.certificates')::jsonb), '{"replayed": 1, "standing": 0, "unknown": 1, "held": ["22222222-2222-4222-8222-222222222222"]}',
   'one is repeated, one waits for a hold that the backup brought back, one person is newer than the backup');
@@ -62,12 +62,12 @@ select refuses($$select custody.replay_erasures('{}')$$, 'PC023', 'one that is n
 select refuses($$select custody.replay_erasures('[{}]')$$, 'PC023', 'a certificate of no tenant');
 select refuses($$select custody.replay_erasures('[1]')$$, 'PC023', 'what is no certificate');
 select refuses($$select custody.replay_erasures('[{"version": 2, "tenant_id": "replay"}]')$$, 'PC023', 'a certificate of another version');
-select custody.set_context('replay_2', 'runner');
+select enter('replay_2', 'runner') /* $1 */;
 select refuses($$select custody.replay_erasures(current_setting('testing.certificates')::jsonb)$$, 'PC023', 'another tenant''s certificates');
 
 -- A hold on the whole tenant is not the replay's to release.
 set local session authorization custody_dpo;
-select custody.set_context('replay', 'dpo');
+select enter('replay', 'dpo') /* $1 */;
 select custody.place_hold('{"tenant": true}', 'case 2', 'litigation');
 create function pg_temp.later() returns jsonb language sql as $$ select jsonb_build_array(pg_temp.certificate(current_setting('testing.cy'), '44444444-4444-4444-8444-444444444444')) $$;
 select is(custody.replay_erasures(pg_temp.later()) -> 'held', '["44444444-4444-4444-8444-444444444444"]', 'under a hold on the tenant it waits');
@@ -76,7 +76,7 @@ select is((select count(*) from custody.holds h where h.active), 2::bigint, 'nor
 select refuses(format('select custody.replay_erasures(%L)', jsonb_build_array(pg_temp.certificate(current_setting('testing.cy'), '44444444-4444-4444-8444-444444444444') || c)), 'PC023', format('a certificate with %s', c))
 from unnest(array['{"request_id": "x"}', '{"identity_id": null}', '{"erased_at": "never"}', '{"erased_at": "2999-01-01T00:00:00Z"}', '{"requested_at": "2999-01-01T00:00:00Z"}', '{"requested_at": null}']::jsonb[]) c;
 set local session authorization custody_app;
-select custody.set_context('replay', 'clerk');
+select enter('replay', 'clerk') /* $1 */;
 select refuses($$select custody.replay_erasures('[]')$$, '42501', 'applications replay none');
 select * from finish();
 rollback;

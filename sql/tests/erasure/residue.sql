@@ -5,7 +5,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('residue');
 set local session authorization custody_app;
-select custody.set_context('residue', 'clerk');
+select enter('residue', 'clerk') /* $1 */;
 create function pg_temp.person(p_user_id text) returns void language sql as $$
   select custody.put_profile(p_user_id, jsonb_build_object('full_name', 'Full ' || p_user_id, 'email', p_user_id || '@mail.example', 'phone', '+1 (555) ' || md5(p_user_id)));
   select set_config('testing.' || p_user_id, request('residue', p_user_id)::text, true);
@@ -19,24 +19,24 @@ select pg_temp.person('person' || n) from generate_series(1, 16) n;
 -- One person for each place.
 select custody.record_audit_event('phi.access', 'document', 'file of PERSON1, page 2');
 select custody.record_audit_event('account.login', p_metadata => '{"source": "person2@mail.example"}');
-select custody.set_context('residue', 'clerk', 'call person3 back');
+select enter('residue', 'clerk', 'call person3 back') /* $1 */;
 select custody.record_audit_event('account.logout');
 select refuses($$select custody.request_erasure('person4', 'I, Person4, leave') from custody.set_context('residue', 'person4', null, 'person4')$$, 'PC023', 'a reason that names who asks');
 select custody.request_erasure('person16', 'as person4 did') from custody.set_context('residue', 'person16', null, 'person16');
 set local session authorization custody_dpo;
-select custody.set_context('residue', 'dpo');
+select enter('residue', 'dpo') /* $1 */;
 select custody.extend_request(request('residue', 'person13'), 'waits for person5');
 select custody.cancel_request(request('residue', 'person13'), 'asked by person6@mail.example');
 select custody.release_hold(custody.place_hold('{"user_id": "person13"}', 'person7 v. Acme', 'case of person8'), 'person9 settled');
 set local session authorization custody_runner;
-select custody.set_context('residue', 'runner');
+select enter('residue', 'runner') /* $1 */;
 select custody.finish_run(custody.start_run('import'), 'succeeded', '{"of": ["Full person10"]}');
 select custody.finish_run(custody.start_run('import'), 'failed', p_error => 'could not mail person11');
 reset session authorization;
 insert into river.river_job (args, kind, max_attempts) values
   ('{"tenant": "residue", "who": "person12"}', 'test', 1), ('{"tenant": "residue_2", "who": "person12"}', 'test', 1);
 set local session authorization custody_dpo;
-select custody.set_context('residue', 'dpo');
+select enter('residue', 'dpo') /* $1 */;
 select custody.register_holder('crm');
 select custody.set_retention_policy('conversations', interval '30 days', 'wish of person15');
 
@@ -76,11 +76,11 @@ select matches(pg_temp.found('person16'), 'erasure_notices.evidence 1', 'what a 
 
 -- Without a search before, the erasure searches itself.
 set local session authorization custody_app;
-select custody.set_context('residue', 'clerk');
+select enter('residue', 'clerk') /* $1 */;
 select pg_temp.person('late');
 select custody.record_audit_event('account.login', p_metadata => '{"source": "late@mail.example"}');
 set local session authorization custody_runner;
-select custody.set_context('residue', 'runner');
+select enter('residue', 'runner') /* $1 */;
 select refuses($$select custody.erase_subject(current_setting('testing.late')::uuid)$$, 'PC019', 'what nobody searched for is found');
 select * from finish();
 rollback;

@@ -5,11 +5,11 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('residue_since');
 set local session authorization custody_app;
-select custody.set_context('residue_since', 'clerk');
+select enter('residue_since', 'clerk') /* $1 */;
 select custody.put_profile(u, '{}') from unnest(array['person1', 'person2', 'person3']) u;
 select set_config('testing.' || u, request('residue_since', u)::text, true) from unnest(array['person1', 'person2', 'person3']) u;
 set local session authorization custody_dpo;
-select custody.set_context('residue_since', 'dpo');
+select enter('residue_since', 'dpo') /* $1 */;
 select is(custody.search_residue(current_setting('testing.' || u)::uuid), '[]', 'clean') from unnest(array['person1', 'person2', 'person3']) u;
 select is((select r.residue_searched_xid from custody_data.requests r where r.request_id = current_setting('testing.person1')::uuid), pg_snapshot_xmin(pg_current_snapshot()), 'it noted how far it looked');
 select is((select r.residue_rows from custody_data.requests r where r.request_id = current_setting('testing.person1')::uuid), 0::bigint, 'and how much it found');
@@ -22,10 +22,10 @@ set local session authorization custody_dpo;
 select is(custody.erase_subject(current_setting('testing.person1')::uuid) ->> 'status', 'complete', 'what the search has seen is not looked at again');
 
 set local session authorization custody_app;
-select custody.set_context('residue_since', 'clerk');
+select enter('residue_since', 'clerk') /* $1 */;
 select custody.record_audit_event('phi.access', 'document', 'x/person3');
 set local session authorization custody_dpo;
-select custody.set_context('residue_since', 'dpo');
+select enter('residue_since', 'dpo') /* $1 */;
 select refuses($$select custody.erase_subject(current_setting('testing.person3')::uuid)$$, 'PC019', 'what came since is found');
 
 reset session authorization;

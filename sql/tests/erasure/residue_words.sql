@@ -6,7 +6,7 @@ select no_plan();
 select tenant('residue_words');
 select tenant('residue_words_2');
 set local session authorization custody_app;
-select custody.set_context('residue_words', 'clerk');
+select enter('residue_words', 'clerk') /* $1 */;
 select custody.register_action('words', array['count', 'columns', 'note', 'of'], 'a case of its own');
 create function pg_temp.found(p_user_id text) returns text language sql as $$
   select coalesce(string_agg(format('%s.%s %s', f ->> 'table', f ->> 'column', f ->> 'rows'), ', ' order by f::text), 'none')
@@ -23,12 +23,12 @@ select custody.record_audit_event('words', 'document', 'page 42 of 7', p_metadat
 reset session authorization;
 insert into river.river_job (args, kind, max_attempts) values ('{"tenant": "residue_words", "count": 1001}', 'test', 1), ('{"tenant": "residue_words_2", "of": "1001"}', 'test', 1);
 set local session authorization custody_dpo;
-select custody.set_context('residue_words', 'dpo');
+select enter('residue_words', 'dpo') /* $1 */;
 select is(pg_temp.found(u), 'none', format('%s stands nowhere', u)) from unnest(array['1001', '4711', 'nested', 'residue_words', '42', '7', 'o"neil\x', 'müller', 'Ådám', 'by_name']) u;
 
 -- What is one.
 set local session authorization custody_app;
-select custody.set_context('residue_words', 'clerk');
+select enter('residue_words', 'clerk') /* $1 */;
 select custody.record_audit_event('words', 'document', 'file/1001');
 select custody.record_audit_event('words', p_metadata => '{"count": {"of": ["to 4711, by mail"]}}');
 select custody.record_audit_event('words', p_metadata => '{"of": ["42"]}');
@@ -40,7 +40,7 @@ select custody.record_audit_event('words', p_metadata => '{"note": "for jürgen 
 select custody.record_audit_event('words', p_metadata => '{"note": "+49 (170) 4711"}');
 select custody.record_audit_event('words', p_metadata => '{"note": "<JG@mail.example>"}');
 set local session authorization custody_dpo;
-select custody.set_context('residue_words', 'dpo');
+select enter('residue_words', 'dpo') /* $1 */;
 select is(pg_temp.found('1001'), 'audit_logs.resource_id 1', 'a number that stands alone');
 select is(pg_temp.found('4711'), 'audit_logs.metadata 2', 'deep in JSON');
 select is(pg_temp.found('42'), 'audit_logs.metadata 1', 'a short one as a whole string');

@@ -5,11 +5,11 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('verify_erasure');
 set local session authorization custody_app;
-select custody.set_context('verify_erasure', 'clerk');
+select enter('verify_erasure', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{}');
 select set_config('testing.ada', identity('verify_erasure', 'ada')::text, true), set_config('testing.request', request('verify_erasure', 'ada')::text, true);
 set local session authorization custody_runner;
-select custody.set_context('verify_erasure', 'runner');
+select enter('verify_erasure', 'runner') /* $1 */;
 create function pg_temp.found() returns text language sql as $$
   select coalesce(string_agg(format('%s.%s %s', f ->> 'table', f ->> 'column', f ->> 'rows'), ', ' order by f::text), 'clean')
   from jsonb_array_elements(custody.verify_erasure(current_setting('testing.request')::uuid) -> 'findings') f;

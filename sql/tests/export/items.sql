@@ -4,13 +4,13 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('export_items');
 set local session authorization custody_app;
-select custody.set_context('export_items', 'clerk');
+select enter('export_items', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"full_name": "Ada"}'), custody.put_preferences('ada', '{"a": [1, 2]}');
 select custody.record_consent('ada', p, true, '1') from unnest(array['mail', 'post']) p;
 select custody.save_conversation('ada', 'c' || n, '[{"role": "user", "text": "x"}]') from generate_series(1, 3) n;
 select set_config('testing.export', request('export_items', 'ada', 'export')::text, true), set_config('testing.erasure', request('export_items', 'ada', 'erasure')::text, true);
 set local session authorization custody_runner;
-select custody.set_context('export_items', 'runner');
+select enter('export_items', 'runner') /* $1 */;
 
 create temp table document as select custody.export_subject('ada') as d;
 create temp table items as select i.*, row_number() over () as n from custody.export_items(current_setting('testing.export')::uuid) i;
@@ -29,7 +29,7 @@ select refuses($$select custody.export_items('99999999-9999-4999-8999-9999999999
 select custody.erase_subject(current_setting('testing.erasure')::uuid);
 select refuses($$select custody.export_items(current_setting('testing.export')::uuid)$$, 'PC021', 'the erased are not exported');
 set local session authorization custody_app;
-select custody.set_context('export_items', 'clerk', null, 'ada');
+select enter('export_items', 'clerk', null, 'ada') /* $1 */;
 select refuses($$select custody.export_items(current_setting('testing.export')::uuid)$$, '42501', 'applications stream no export');
 select * from finish();
 rollback;

@@ -5,14 +5,14 @@ select no_plan();
 select tenant('place_hold');
 select tenant('place_hold_2');
 set local session authorization custody_app;
-select custody.set_context('place_hold', 'clerk');
+select enter('place_hold', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{}');
 select custody.save_conversation(u, c, '[{"role": "user", "text": "x"}]') from (values ('ada', 'a1'), ('ada', 'shared'), ('bob', 'shared')) v (u, c);
 select custody.record_consent('ada', 'mail', true, '1', p_consent_id => '11111111-1111-4111-8111-11111111111a');
 select custody.record_audit_event('account.login', p_log_entry_id => '22222222-2222-4222-8222-22222222222a');
 
 set local session authorization custody_dpo;
-select custody.set_context('place_hold', 'dpo');
+select enter('place_hold', 'dpo') /* $1 */;
 create function pg_temp.placed(p_scope jsonb) returns text language plpgsql as $$
 declare
   v_hold uuid := custody.place_hold(p_scope, p_scope::text, 'litigation');
@@ -56,18 +56,18 @@ select refuses($$select custody.place_hold('{"user_id": "bob"}', 'case 7', 'agai
 select lives_ok($$select custody.place_hold('{"user_id": "bob"}', 'case 8', 'other case')$$, 'the same scope in another case');
 select lives_ok($$select custody.place_hold('{"user_id": "ada"}', 'case 7', 'other person')$$, 'another scope in the same case');
 
-select custody.set_context('place_hold', 'dpo', null, 'ada');
+select enter('place_hold', 'dpo', null, 'ada') /* $1 */;
 select refuses($$select custody.place_hold('{"user_id": "ada"}', 'r', 'r')$$, 'PC015', 'in a context of one person');
 select is((select count(*) from custody.holds), 0::bigint, 'where holds are not seen either');
-select custody.set_context('place_hold_2', 'dpo');
+select enter('place_hold_2', 'dpo') /* $1 */;
 select is((select count(*) from custody.holds), 0::bigint, 'another tenant sees none of them');
 select refuses($$select custody.place_hold('{"table": "conversations", "row": "a1"}', 'r', 'r')$$, 'PC023', 'and holds none of its rows');
 select refuses($$select custody.place_hold('{"table": "audit_logs", "row": "22222222-2222-4222-8222-22222222222a"}', 'r', 'r')$$, 'PC023', 'nor events');
 set local session authorization custody_app;
-select custody.set_context('place_hold', 'clerk', null, 'ada');
+select enter('place_hold', 'clerk', null, 'ada') /* $1 */;
 select refuses($$select custody.place_hold('{"user_id": "ada"}', 'r', 'r')$$, '42501', 'applications place none');
 set local session authorization custody_audit;
-select custody.set_context('place_hold', 'auditor');
+select enter('place_hold', 'auditor') /* $1 */;
 select is((select count(*) from custody.holds), 11::bigint, 'auditors see them');
 select refuses($$select custody.place_hold('{"tenant": true}', 'r', 'r')$$, '42501', 'and place none');
 select * from finish();

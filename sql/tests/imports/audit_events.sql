@@ -4,11 +4,11 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('import_events');
 set local session authorization custody_app;
-select custody.set_context('import_events', 'clerk');
+select enter('import_events', 'clerk') /* $1 */;
 select custody.put_profile('bob', '{}');
 select custody.record_audit_event('account.login', p_log_entry_id => '44444444-4444-4444-8444-444444444444');
 set local session authorization custody_runner;
-select custody.set_context('import_events', 'runner', 'migration');
+select enter('import_events', 'runner', 'migration') /* $1 */;
 select refuses($$select custody.import_audit_events(gen_random_uuid(), sha256('x'))$$, 'PC023', 'without preparing');
 
 create function pg_temp.stage() returns void language plpgsql as $$

@@ -4,10 +4,10 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('import_consents');
 set local session authorization custody_app;
-select custody.set_context('import_consents', 'clerk');
+select enter('import_consents', 'clerk') /* $1 */;
 select custody.record_consent('ada', 'mail', true, '1', p_occurred_at => '2020-01-01 00:00:00+00', p_consent_id => '11111111-1111-4111-8111-111111111111');
 set local session authorization custody_runner;
-select custody.set_context('import_consents', 'runner');
+select enter('import_consents', 'runner') /* $1 */;
 select refuses($$select custody.import_consents()$$, 'PC023', 'without preparing, consents');
 select refuses($$select custody.import_conversations()$$, 'PC023', 'without preparing, conversations');
 

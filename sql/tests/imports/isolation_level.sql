@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('import_isolation');
 set local session authorization custody_runner;
-select custody.set_context('import_isolation', 'runner');
+select enter('import_isolation', 'runner') /* $1 */;
 select custody.prepare_import(t) from unnest(array['user_profiles', 'user_preferences', 'consent_records', 'conversations', 'audit_logs']) t;
 select refuses($$select custody.import_profiles()$$, 'PC026', 'profiles');
 select refuses($$select custody.import_known('user_profiles', sha256('x'))$$, 'PC026', 'a known file');

@@ -5,12 +5,12 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('import_profiles'), tenant('import_profiles_2');
 set local session authorization custody_app;
-select custody.set_context('import_profiles_2', 'clerk');
+select enter('import_profiles_2', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"city": "other tenant"}');
-select custody.set_context('import_profiles', 'clerk');
+select enter('import_profiles', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"full_name": "Ada", "attributes": {"a": 1}}'), custody.put_profile('bob', '{"full_name": "Bob"}'), custody.put_preferences('ada', '{"a": 1}');
 set local session authorization custody_runner;
-select custody.set_context('import_profiles', 'runner', 'migration');
+select enter('import_profiles', 'runner', 'migration') /* $1 */;
 
 select refuses($$select custody.import_profiles()$$, 'PC023', 'without preparing, profiles');
 select refuses($$select custody.import_preferences()$$, 'PC023', 'without preparing, preferences');
@@ -46,13 +46,13 @@ select refuses($$select custody.import_preferences()$$, 'PC003', 'a blank user_i
 
 select refuses($$select custody.prepare_import('requests')$$, 'PC023', 'a table that is not imported');
 select refuses($$select custody.prepare_import(null)$$, 'PC023', 'no table');
-select custody.set_context('import_profiles', 'runner', null, 'ada');
+select enter('import_profiles', 'runner', null, 'ada') /* $1 */;
 select refuses($$select custody.prepare_import('user_profiles')$$, 'PC015', 'in a context of one person');
-select custody.set_context('import_profiles_2', 'runner');
+select enter('import_profiles_2', 'runner') /* $1 */;
 select is(custody.get_profile('ada') ->> 'city', 'other tenant', 'another tenant''s profile is as it was');
 
 -- The run of it is on record.
-select custody.set_context('import_profiles', 'runner');
+select enter('import_profiles', 'runner') /* $1 */;
 select lives_ok($$select custody.finish_import('11111111-1111-4111-8111-111111111111', 'user_profiles', sha256('x'), 4, 1, 1, 0)$$, 'finish_import');
 select row_eq($$select i.table_name, i.rows_read, i.rows_added, i.rows_changed, i.rows_rejected, i.imported_at from custody_data.imports i$$, row ('user_profiles'::text, 4::bigint, 1::bigint, 1::bigint, 0::bigint, now()), 'keeps what was counted');
 select row_eq($$select e.result collate "default", e.resource_id collate "default", e.metadata - 'file_sha256' from last_event('import_profiles', 'record.import') e$$,
@@ -63,10 +63,10 @@ select custody.refuse_import('conversations', 'PC028');
 select row_eq($$select e.result collate "default", e.metadata from last_event('import_profiles', 'record.import') e$$, row ('failure'::text, '{"table": "conversations", "error_code": "PC028"}'::jsonb), 'one that failed is a failure');
 select refuses($$select custody.finish_import(null, 'user_profiles', sha256('x'), 1, 1, 0, 0)$$, 'PC023', 'an import without an id');
 select refuses($$select custody.finish_import(gen_random_uuid(), 'user_profiles', 'x', 1, 1, 0, 0)$$, 'PC023', 'without a digest');
-select custody.set_context('import_profiles', 'runner', null, 'ada');
+select enter('import_profiles', 'runner', null, 'ada') /* $1 */;
 select refuses($$select custody.finish_import(gen_random_uuid(), 'user_profiles', sha256('x'), 1, 1, 0, 0)$$, 'PC015', 'in a context of one person');
 set local session authorization custody_app;
-select custody.set_context('import_profiles', 'clerk');
+select enter('import_profiles', 'clerk') /* $1 */;
 select refuses($$select custody.prepare_import('user_profiles')$$, '42501', 'applications import nothing');
 select * from finish();
 rollback;

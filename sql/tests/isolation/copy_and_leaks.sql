@@ -3,21 +3,21 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('copy_a'), tenant('copy_b');
-select populate('copy_a'), populate('copy_b');
+select populate('copy_a'), populate('copy_b') /* $1 */;
 set local session authorization custody_app;
 copy custody_data.user_profiles to stdout \g /dev/null
 select is(:ROW_COUNT, 0, 'without a context COPY shows nothing');
-select custody.set_context('copy_a', 'clerk');
+select enter('copy_a', 'clerk') /* $1 */;
 copy custody_data.user_profiles to stdout \g /dev/null
 select is(:ROW_COUNT, 1, 'in a context it shows its tenant''s rows');
 copy (select * from custody_data.conversations c where c.tenant_id = 'copy_b' or true) to stdout \g /dev/null
 select is(:ROW_COUNT, 1, 'a query in it, too');
 copy (select * from custody.consents) to stdout \g /dev/null
 select is(:ROW_COUNT, 1, 'a view, too');
-select custody.set_context('copy_a', 'clerk', null, 'somebody');
+select enter('copy_a', 'clerk', null, 'somebody') /* $1 */;
 copy custody_data.user_profiles to stdout \g /dev/null
 select is(:ROW_COUNT, 0, 'confined to somebody else it shows nothing');
-select custody.set_context('copy_a', 'clerk');
+select enter('copy_a', 'clerk') /* $1 */;
 select refuses(format('copy custody_data.%I to %L', t, '/tmp/x'), '42501', format('%s to a file of the server', t)) from unnest(array['user_profiles', 'audit_logs', 'conversations']) t;
 select refuses($$copy custody_data.user_profiles to program 'cat'$$, '42501', 'to a program');
 select refuses($$copy custody_data.user_profiles (tenant_id, identity_id) from '/dev/null'$$, '42501', 'from a file');

@@ -5,7 +5,7 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('forged_a'), tenant('forged_b');
-select populate('forged_a'), populate('forged_b');
+select populate('forged_a'), populate('forged_b') /* $1 */;
 set local session authorization custody_app;
 set local custody.tenant = 'forged_b';
 select is((select string_agg(distinct p.tenant_id, ' ') from custody_data.user_profiles p), 'forged_b', 'a forged tenant shows that tenant');

@@ -3,7 +3,7 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('functions_a'), tenant('functions_b');
-select populate('functions_a'), populate('functions_b', 'bob');
+select populate('functions_a'), populate('functions_b', 'bob') /* $1 */;
 select set_config('testing.' || k, v, true) from (values
   ('request', (select r.request_id::text from custody_data.requests r where r.tenant_id = 'functions_b')),
   ('hold', (select h.hold_id::text from custody_data.legal_holds h where h.tenant_id = 'functions_b')),

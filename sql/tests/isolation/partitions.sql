@@ -4,7 +4,7 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('isolated_partitions');
-select populate('isolated_partitions');
+select populate('isolated_partitions') /* $1 */;
 create function pg_temp.rows_in(p_role text, p_partition text) returns text language plpgsql as $$
 declare
   v_rows text;
@@ -18,7 +18,7 @@ exception when insufficient_privilege then
 end
 $$;
 select ok(sum(pg_temp.rows_in('custody_backup', p.name)::int) > 0, 'backups see events in the partitions') from partitions p;
-select custody.set_context('isolated_partitions', 'clerk');
+select enter('isolated_partitions', 'clerk') /* $1 */;
 select is(pg_temp.rows_in(l.name, p.name), 'refused', format('%s does not read %s', l.name, p.name)) from partitions p, logins l where l.name <> 'custody_dump';
 select is(pg_temp.rows_in('custody_owner', p.name), '0', format('the owner sees nothing in %s', p.name)) from partitions p;
 select is(pg_temp.rows_in('custody_admin', p.name), '0', format('nor does who may act as the owner in %s', p.name)) from partitions p;
@@ -28,7 +28,7 @@ select is(pg_temp.rows_in('custody_worker', p.name), 'refused', format('the work
 
 -- A new one is as closed as the others, from its first moment on.
 set local session authorization custody_runner;
-select custody.set_context('isolated_partitions', 'runner');
+select enter('isolated_partitions', 'runner') /* $1 */;
 select custody.ensure_audit_partitions('1999-05-01 00:00:00+00', '1999-05-01 00:00:00+00');
 insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, import_id)
 select 'isolated_partitions', gen_random_uuid(), '1999-05-05 00:00:00+00', custody_data.require_actor(), 'account.login', gen_random_uuid();

@@ -3,8 +3,8 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('one_subject');
-select populate('one_subject', 'ada');
-select custody.set_context('one_subject', 'clerk');
+select populate('one_subject', 'ada') /* $1 */;
+select enter('one_subject', 'clerk') /* $1 */;
 select custody.put_profile('bob', '{"full_name": "Bob"}'), custody.put_preferences('bob', '{}'), custody.record_consent('bob', 'mail', true, '1'), custody.save_conversation('bob', 'b1', '[{"role": "user", "text": "x"}]');
 select custody.record_audit_event('phi.access', 'document', 'd', p_subject_user_id => 'bob');
 select request('one_subject', 'bob');
@@ -27,7 +27,7 @@ create temp table readable as
 select g.name as role, c.oid::regclass::text as relation, a.attname::text as col from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'identity_id' cross join (select name from groups union all values ('custody_owner')) g
 where c.relnamespace in ('custody_data'::regnamespace, 'custody'::regnamespace) and c.relkind in ('r', 'v') and has_table_privilege(g.name, c.oid, 'select') and c.relname not in ('legal_holds', 'holds', 'identities', 'export_item') and g.name <> 'custody_backup';
 grant select on readable to public;
-select custody.set_context('one_subject', 'clerk', null, 'ada');
+select enter('one_subject', 'clerk', null, 'ada') /* $1 */;
 select is(pg_temp.others(r.role, r.relation, r.col), 'some own, 0 of others', format('%s in %s', r.role, r.relation)) from readable r order by r.relation, r.role;
 select ok((select count(distinct relation) from readable) >= 9, 'that was every table and view of people');
 
@@ -51,11 +51,11 @@ select is((select count(*) from custody_data.audit_logs a where current_setting(
 reset role;
 
 -- A person without a row yet sees nothing at all, rather than everything.
-select custody.set_context('one_subject', 'clerk', null, 'never seen');
+select enter('one_subject', 'clerk', null, 'never seen') /* $1 */;
 select is(pg_temp.others(r.role, r.relation, r.col), 'no own, 0 of others', format('confined to somebody new, %s sees nothing in %s', r.role, r.relation)) from readable r order by r.relation, r.role;
 -- A confinement that was tampered with shows less, not more.
 set local session authorization custody_app;
-select custody.set_context('one_subject', 'clerk', null, 'ada');
+select enter('one_subject', 'clerk', null, 'ada') /* $1 */;
 select set_config('custody.subject_id', '', true);
 select is((select count(*) from custody_data.user_profiles), 0::bigint, 'without its identity a confinement shows nothing');
 select set_config('custody.subject_id', 'x', true);

@@ -3,7 +3,7 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('isolation_a'), tenant('isolation_b');
-select populate('isolation_a'), populate('isolation_b'), populate_shared();
+select populate('isolation_a'), populate('isolation_b'), populate_shared() /* $1 */;
 
 -- How many rows of which tenants a role sees, in the context that stands.
 create function pg_temp.seen(p_role text, p_relation text) returns text language plpgsql as $$
@@ -38,7 +38,7 @@ where r.role <> 'custody_backup' and not (r.name = 'tenants' and r.role in ('cus
   and r.name not in ('audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_segments', 'partition_drops');
 
 -- A real context: its own rows, and what all tenants share.
-select custody.set_context('isolation_a', 'clerk');
+select enter('isolation_a', 'clerk') /* $1 */;
 select is(pg_temp.seen(r.role, r.relation),
   case when r.name in ('incarnations', 'archive_segments', 'partition_drops') then format('system %s', rows_of('system', r.name))
     when r.name in ('audit_actions', 'audit_resource_types', 'retention_policies') then format('isolation_a %s, system %s', rows_of('isolation_a', r.name), rows_of('system', r.name))

@@ -3,7 +3,7 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('write_a'), tenant('write_b');
-select populate('write_a'), populate('write_b', 'bob');
+select populate('write_a'), populate('write_b', 'bob') /* $1 */;
 create function pg_temp.digest(p_tenant text) returns text language plpgsql security definer as $$
 declare
   v_all text := '';
@@ -20,7 +20,7 @@ $$;
 select set_config('testing.b', pg_temp.digest('write_b'), true), set_config('testing.bob', identity('write_b', 'bob')::text, true);
 
 set local session authorization custody_app;
-select custody.set_context('write_a', 'clerk');
+select enter('write_a', 'clerk') /* $1 */;
 select refuses(s, '42501', 'into another tenant: ' || left(s, 60)) from unnest(array[
   format('insert into custody_data.user_profiles (tenant_id, identity_id) values (%L, %L)', 'write_b', current_setting('testing.bob')),
   format('insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values (%L, %L, %L) on conflict (tenant_id, identity_id) do update set preferences = excluded.preferences', 'write_b', current_setting('testing.bob'), '{"evil": 1}'),
@@ -42,7 +42,7 @@ delete from custody_data.user_preferences where identity_id = current_setting('t
 select refuses($$update custody_data.user_profiles set tenant_id = 'write_b'$$, '42501', 'no row is moved');
 reset session authorization;
 set local role custody_owner;
-select custody.set_context('write_a', 'owner');
+select enter('write_a', 'owner') /* $1 */;
 update custody_data.user_profiles set full_name = 'evil' where tenant_id = 'write_b';
 update custody_data.requests set status = 'held' where tenant_id = 'write_b';
 update custody_data.holders set endpoint = 'https://evil.example' where tenant_id = 'write_b';

@@ -2,7 +2,7 @@
 begin;
 set local search_path = tap, testing;
 select no_plan();
-select tenant('erased_key');
+select tenant('erased_key', false);
 set local session authorization custody_runner;
 select custody.set_context('erased_key', 'op');
 select register_kek('erased_key') /* $1 */;

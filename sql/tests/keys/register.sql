@@ -2,7 +2,7 @@
 begin;
 set local search_path = tap, testing;
 select no_plan();
-select tenant('register_key');
+select tenant('register_key', false);
 set local session authorization custody_app;
 select custody.set_context('register_key', 'clerk');
 select custody.put_profile('ada', '{}');

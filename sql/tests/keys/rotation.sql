@@ -2,7 +2,7 @@
 begin;
 set local search_path = tap, testing;
 select no_plan();
-select tenant('rotation');
+select tenant('rotation', false);
 set local session authorization custody_runner;
 select custody.set_context('rotation', 'op');
 select register_kek('rotation') /* $1 */;

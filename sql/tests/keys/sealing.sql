@@ -18,8 +18,8 @@ select is(count(*) filter (where custody_data.decrypt_a256cbc_hs512(key, aad, su
 select is(custody_data.decrypt_a256cbc_hs512(set_byte(key, n, get_byte(key, n) # 1), aad, iv || cipher || tag), null, format('not with byte %s of the MAC key altered', n)) from rfc, unnest(array[0, 31]) n;
 select is(custody_data.decrypt_a256cbc_hs512(key, aad || '\x00', iv || cipher || tag), null, 'nor with other associated data') from rfc;
 
-select tenant('sealing');
-select tenant('sealing_2');
+select tenant('sealing', false);
+select tenant('sealing_2', false);
 set local session authorization custody_runner;
 select custody.set_context('sealing', 'op') /* $1 */;
 select is(register_kek('sealing'), 1, 'a first key') /* $1 */;

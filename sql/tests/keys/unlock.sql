@@ -2,8 +2,8 @@
 begin;
 set local search_path = tap, testing;
 select no_plan();
-select tenant('unlock_1');
-select tenant('unlock_2');
+select tenant('unlock_1', false);
+select tenant('unlock_2', false);
 set local session authorization custody_app;
 select custody.set_context('unlock_1', 'clerk');
 select custody.put_profile('ada', '{}');

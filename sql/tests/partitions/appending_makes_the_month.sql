@@ -19,7 +19,7 @@ alter table custody_data.audit_logs enable always trigger a_reject_mutation;
 select is_empty('select name from partitions', 'there is no month at all');
 
 set local session authorization custody_app;
-select custody.set_context('appending', 'clerk');
+select enter('appending', 'clerk') /* $1 */;
 select lives_ok($$select custody.put_preferences('ada', '{}')$$, 'a write to a table of record');
 select results_eq('select p.name collate "default" from partitions p', $$select 'audit_logs_' || to_char(now() at time zone 'UTC', 'YYYY_MM')$$, 'makes the month of now');
 select is((select count(*) from events('appending', 'record.insert')), 1::bigint, 'and has its event there');
@@ -29,7 +29,7 @@ select ok(to_regclass('custody_data.audit_logs_' || to_char((now() + interval '2
 
 -- The worker makes months of the past for its imports.
 set local session authorization custody_runner;
-select custody.set_context('appending', 'runner');
+select enter('appending', 'runner') /* $1 */;
 select refuses($$select custody_data.require_partition('2001-02-03 00:00:00+00')$$, 'PC009', 'a month of long ago is not made for an event');
 select is(custody.ensure_audit_partitions('2001-02-03 00:00:00+00', '2001-02-03 00:00:00+00'), 1, 'but for an import');
 select * from finish();

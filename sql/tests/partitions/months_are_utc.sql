@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('months_utc');
 set local session authorization custody_runner;
-select custody.set_context('months_utc', 'runner');
+select enter('months_utc', 'runner') /* $1 */;
 
 create function pg_temp.make(p_year int, p_timezone text, p_datestyle text, p_at text) returns text language plpgsql as $$
 begin

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('on_demand');
 set local session authorization custody_runner;
-select custody.set_context('on_demand', 'runner');
+select enter('on_demand', 'runner') /* $1 */;
 
 select is(custody.ensure_audit_partitions('2019-11-15 00:00:00+00', '2020-02-01 00:00:00+00'), 4, 'it returns how many it made, both ends included');
 select is(custody.ensure_audit_partitions('2019-11-15 00:00:00+00', '2020-02-01 00:00:00+00'), 0, 'none where all are there');
@@ -31,7 +31,7 @@ select isnt(obj_description('custody_data.audit_logs_2020_01'::regclass, 'pg_cla
 
 -- By those who append.
 set local session authorization custody_app;
-select custody.set_context('on_demand', 'clerk');
+select enter('on_demand', 'clerk') /* $1 */;
 select refuses($$select custody.ensure_audit_partitions('2020-04-01 00:00:00+00', '2020-04-01 00:00:00+00')$$, '42501', 'appenders make no months of their choice');
 select lives_ok($$select custody_data.require_partition(now() + interval '23 hours')$$, 'but those of their events');
 select refuses($$select custody_data.require_partition(now() + interval '3 months')$$, 'PC009', 'and no others');

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('preferences');
 set local session authorization custody_app;
-select custody.set_context('preferences', 'clerk');
+select enter('preferences', 'clerk') /* $1 */;
 
 select is(custody.get_preferences('ada'), null, 'get_preferences returns null for the unknown');
 select is(custody.put_preferences('ada', '{"theme": "dark", "mail": {"news": true}}'), 1, 'the first put makes version 1');
@@ -32,12 +32,12 @@ select refuses($$select custody.patch_preferences('bob', '"x"')$$, 'PC023', 'cha
 select is(custody.get_preferences('bob'), '{}', 'none of it changed anything');
 
 set local session authorization custody_dpo;
-select custody.set_context('preferences', 'dpo');
+select enter('preferences', 'dpo') /* $1 */;
 select custody.place_hold('{"user_id": "bob"}', 'case 1', 'litigation');
 select is(custody.get_preferences('bob'), '{}', 'privacy officers read preferences');
 select refuses($$select custody.put_preferences('bob', '{}')$$, '42501', 'and do not write them');
 set local session authorization custody_app;
-select custody.set_context('preferences', 'clerk');
+select enter('preferences', 'clerk') /* $1 */;
 select refuses($$select custody.delete_preferences('bob')$$, 'PC032', 'preferences under hold');
 select * from finish();
 rollback;

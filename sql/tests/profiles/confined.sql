@@ -4,13 +4,13 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('confined_profiles');
 set local session authorization custody_app;
-select custody.set_context('confined_profiles', 'clerk');
+select enter('confined_profiles', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"city": "London"}');
 select custody.put_profile('bob', '{"city": "Paris"}');
 select custody.put_preferences('bob', '{"a": 1}');
 select custody.put_profile('clerk', '{}');
 
-select custody.set_context('confined_profiles', 'clerk', null, 'ada');
+select enter('confined_profiles', 'clerk', null, 'ada') /* $1 */;
 select is(custody.get_profile('ada') ->> 'city', 'London', 'one''s own profile');
 select is(custody.get_profile('bob'), null, 'another''s is as unknown');
 select is(custody.get_profile('clerk'), null, 'the actor''s too');
@@ -28,7 +28,7 @@ select is((select count(*) from custody_data.user_profiles), 1::bigint, 'the tab
 select results_eq('select i.user_id collate "default" from custody_data.identities i order by 1', array['ada', 'clerk'], 'of identities, the person and the actor');
 select is((select count(*) from custody_data.user_preferences), 0::bigint, 'and no preferences of others');
 
-select custody.set_context('confined_profiles', 'clerk', null, 'never seen');
+select enter('confined_profiles', 'clerk', null, 'never seen') /* $1 */;
 select is((select count(*) from custody_data.user_profiles), 0::bigint, 'confined to somebody without a row, nothing is seen');
 select is(custody.put_profile('never seen', '{}'), 1, 'who may make the first');
 select is((select count(*) from custody_data.user_profiles), 1::bigint, 'and then sees it');

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('delete_profile');
 set local session authorization custody_app;
-select custody.set_context('delete_profile', 'clerk');
+select enter('delete_profile', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"full_name": "Ada"}');
 
 select is(custody.delete_profile('bob'), false, 'nobody of that name');
@@ -16,10 +16,10 @@ select is(custody.put_profile('ada', '{}'), 1, 'a new profile starts with versio
 select refuses($$select custody.delete_profile('')$$, 'PC003', 'an empty user_id');
 
 set local session authorization custody_dpo;
-select custody.set_context('delete_profile', 'dpo');
+select enter('delete_profile', 'dpo') /* $1 */;
 select custody.place_hold('{"table": "user_profiles", "row": "ada"}', 'case 1', 'litigation');
 set local session authorization custody_app;
-select custody.set_context('delete_profile', 'clerk');
+select enter('delete_profile', 'clerk') /* $1 */;
 select refuses($$select custody.delete_profile('ada')$$, 'PC032', 'a profile under hold');
 select ok(custody.get_profile('ada') is not null, 'it stays');
 select * from finish();

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('patch_profile');
 set local session authorization custody_app;
-select custody.set_context('patch_profile', 'clerk');
+select enter('patch_profile', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"full_name": "Ada", "city": "London", "attributes": {"a": {"b": 1, "c": 2}, "list": [1, 2]}}');
 
 select is(custody.patch_profile('ada', '{"city": "Paris"}'), 2, 'a change makes the next version');

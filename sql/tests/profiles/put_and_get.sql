@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('put_profile');
 set local session authorization custody_app;
-select custody.set_context('put_profile', 'clerk', 'support');
+select enter('put_profile', 'clerk', 'support') /* $1 */;
 
 select is(custody.get_profile('ada'), null, 'get_profile returns null for somebody who was never seen');
 select is(custody.put_profile('ada', '{"full_name": "Ada Lovelace", "email": "Ada@Example.org", "phone": "+44 1", "organisation": "Engines Ltd",
@@ -46,7 +46,7 @@ select refuses($$select custody.get_profile('')$$, 'PC003', 'get_profile of an e
 select is((custody.get_profile('ada') ->> 'version')::int, 3, 'none of it changed anything');
 
 set local session authorization custody_reports;
-select custody.set_context('put_profile', 'analyst');
+select enter('put_profile', 'analyst') /* $1 */;
 select is((custody.get_profile('ada') ->> 'version')::int, 3, 'reports read profiles');
 select refuses($$select custody.put_profile('ada', '{}')$$, '42501', 'and do not write them');
 select * from finish();

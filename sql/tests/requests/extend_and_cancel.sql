@@ -5,13 +5,13 @@ select no_plan();
 select tenant('extend_request');
 select tenant('extend_request_2');
 set local session authorization custody_app;
-select custody.set_context('extend_request', 'clerk');
+select enter('extend_request', 'clerk') /* $1 */;
 select custody.put_profile(u, '{}') from unnest(array['ada', 'bob']) u;
-select custody.set_context('extend_request', 'ada', null, 'ada');
+select enter('extend_request', 'ada', null, 'ada') /* $1 */;
 select custody.request_erasure('ada', null, '11111111-1111-4111-8111-111111111111'), custody.request_export('ada', null, '22222222-2222-4222-8222-222222222222');
 
 set local session authorization custody_dpo;
-select custody.set_context('extend_request', 'dpo');
+select enter('extend_request', 'dpo') /* $1 */;
 select is(custody.extend_request('11111111-1111-4111-8111-111111111111', 'many systems'), now() + interval '1 month' + interval '2 months', 'extend_request returns when it is due');
 select row_eq($$select r.due_at, r.extended_at, r.extension_reason, r.status from custody.requests r where r.request_id = '11111111-1111-4111-8111-111111111111'$$,
   row (now() + interval '1 month' + interval '2 months', now(), 'many systems'::text, 'received'::text), 'when and why are on record');
@@ -47,23 +47,23 @@ select lives_ok($$select custody.complete_export(current_setting('testing.late')
 select is((select count(*) from events('extend_request', 'request.complete')), 1::bigint, 'changes nothing');
 select refuses($$select custody.cancel_request(current_setting('testing.late')::uuid)$$, 'PC018', 'what is done is not cancelled');
 
-select custody.set_context('extend_request_2', 'dpo');
+select enter('extend_request_2', 'dpo') /* $1 */;
 select refuses($$select custody.extend_request('11111111-1111-4111-8111-111111111111', 'x')$$, 'PC016', 'another tenant''s request is unknown');
 select refuses($$select custody.cancel_request('11111111-1111-4111-8111-111111111111')$$, 'PC016', 'for cancelling too');
 set local session authorization custody_app;
-select custody.set_context('extend_request', 'clerk');
+select enter('extend_request', 'clerk') /* $1 */;
 select refuses($$select custody.cancel_request('11111111-1111-4111-8111-111111111111')$$, 'PC015', 'an application cancels for its subject alone');
 select refuses($$select custody.extend_request('11111111-1111-4111-8111-111111111111', 'x')$$, 'PC015', 'and extends for it alone');
-select custody.set_context('extend_request', 'bob', null, 'bob');
+select enter('extend_request', 'bob', null, 'bob') /* $1 */;
 select refuses($$select custody.cancel_request('11111111-1111-4111-8111-111111111111')$$, 'PC016', 'another''s request is unknown');
 select refuses($$select custody.extend_request('11111111-1111-4111-8111-111111111111', 'x')$$, 'PC016', 'for extending too');
-select custody.set_context('extend_request', 'ada', null, 'ada');
+select enter('extend_request', 'ada', null, 'ada') /* $1 */;
 select refuses($$select custody.extend_request('11111111-1111-4111-8111-111111111111', 'x')$$, 'PC018', 'one''s own is known, and was extended before');
 select is(custody.cancel_request('11111111-1111-4111-8111-111111111111'), 'cancelled', 'one''s own is cancelled');
 
 reset session authorization;
 set local role custody_owner;
-select custody.set_context('extend_request', 'owner');
+select enter('extend_request', 'owner') /* $1 */;
 select refuses($$update custody_data.requests set due_at = now() where status = 'cancelled'$$, 'PC020', 'a closed request is final');
 reset role;
 insert into custody_data.requests (tenant_id, kind, identity_id, requested_by) values ('extend_request', 'erasure', identity('extend_request', 'bob'), identity('extend_request', 'bob'));

@@ -5,7 +5,7 @@ select no_plan();
 select tenant('list_requests');
 select tenant('list_requests_2');
 set local session authorization custody_app;
-select custody.set_context('list_requests', 'clerk');
+select enter('list_requests', 'clerk') /* $1 */;
 select custody.put_profile(u, '{}') from unnest(array['ada', 'bob', 'cy', 'di', 'eve']) u;
 reset session authorization;
 insert into custody_data.requests (tenant_id, request_id, kind, identity_id, status, requested_by, received_at, due_at, closed_at)
@@ -15,7 +15,7 @@ from (values (1, 'erasure', 'ada', 'done', 50), (2, 'export', 'ada', 'received',
   (6, 'export', 'eve', 'cancelled', 5)) r (n, k, u, s, a);
 
 set local session authorization custody_audit;
-select custody.set_context('list_requests', 'auditor');
+select enter('list_requests', 'auditor') /* $1 */;
 create function pg_temp.listed(p_status text default null, p_limit int default 100, p_after int default null) returns text language sql as $$
   select string_agg(right(l.request_id::text, 1), '' order by l.n) from (
     select r.request_id, row_number() over () as n from custody.list_requests(p_status, p_limit, ('11111111-1111-4111-8111-11111111111' || p_after)::uuid) r) l;
@@ -37,7 +37,7 @@ select refuses($$select custody.list_requests(p_limit => null)$$, 'PC023', 'a pa
 select refuses($$select custody.list_requests('open')$$, 'PC023', 'an unknown status');
 
 set local session authorization custody_runner;
-select custody.set_context('list_requests', 'runner');
+select enter('list_requests', 'runner') /* $1 */;
 create function pg_temp.due(p_kind text, p_limit int default 100, p_before timestamptz default now()) returns text language sql as $$
   select string_agg(right(l.request_id::text, 1), '' order by l.n) from (select r.request_id, row_number() over () as n from custody.due_requests(p_kind, p_limit, p_before) r) l;
 $$;
@@ -52,19 +52,19 @@ select refuses($$select custody.due_requests('erasure', 0)$$, 'PC023', 'none of 
 select refuses($$select custody.due_requests('erasure', 10001)$$, 'PC023', 'more than 10000 of them');
 
 set local session authorization custody_dpo;
-select custody.set_context('list_requests', 'dpo');
+select enter('list_requests', 'dpo') /* $1 */;
 select custody.place_hold('{"user_id": "bob"}', 'case 1', 'litigation');
 select is((select count(*) from custody.due_requests('erasure')), 2::bigint, 'under a hold it is not due');
-select custody.set_context('list_requests', 'dpo', null, 'ada');
+select enter('list_requests', 'dpo', null, 'ada') /* $1 */;
 select is(pg_temp.listed(), '12', 'in a context of one person, that person''s');
-select custody.set_context('list_requests_2', 'dpo');
+select enter('list_requests_2', 'dpo') /* $1 */;
 select is(pg_temp.listed(), null, 'another tenant has none of them');
 select is(custody.request_status('11111111-1111-4111-8111-111111111112'), null, 'nor knows one by its id');
 set local session authorization custody_app;
-select custody.set_context('list_requests', 'clerk');
+select enter('list_requests', 'clerk') /* $1 */;
 select refuses($$select custody.request_status('11111111-1111-4111-8111-111111111112')$$, 'PC015', 'an application asks for its subject alone');
 select refuses($$select custody.list_requests()$$, 'PC015', 'and lists its alone');
-select custody.set_context('list_requests', 'clerk', null, 'ada');
+select enter('list_requests', 'clerk', null, 'ada') /* $1 */;
 select is(custody.request_status('11111111-1111-4111-8111-111111111112') ->> 'status', 'received', 'its subject''s');
 select is(custody.request_status('11111111-1111-4111-8111-111111111113'), null, 'another''s is unknown');
 select is(pg_temp.listed(), '12', 'the list is that person''s');

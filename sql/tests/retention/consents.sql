@@ -5,7 +5,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('retain_consents');
 set local session authorization custody_app;
-select custody.set_context('retain_consents', 'clerk');
+select enter('retain_consents', 'clerk') /* $1 */;
 create function pg_temp.decide(p_user_id text, p_purpose text, p_years numeric, p_granted boolean) returns uuid language sql as $$
   select custody.record_consent(p_user_id, p_purpose, p_granted, '1', p_occurred_at => now() - p_years * interval '1 year');
 $$;
@@ -21,7 +21,7 @@ create function pg_temp.left() returns text[] language sql as $$
   from custody_data.consent_records c;
 $$;
 set local session authorization custody_runner;
-select custody.set_context('retain_consents', 'runner');
+select enter('retain_consents', 'runner') /* $1 */;
 select is((select d.due_rows from custody.retention_due d where d.class = 'consent'), 5::bigint, 'what is due');
 select is((select d.oldest_at from custody.retention_due d where d.class = 'consent'), now() - interval '10 years', 'and since when');
 select is(custody.enforce_retention('consent', 1), 1::bigint, 'a batch of one');
@@ -42,18 +42,18 @@ select refuses($$delete from custody_data.consent_records where purpose = 'in fo
 select refuses($$delete from custody_data.consent_records where purpose = 'ended lately'$$, 'PC020', 'nor one that ended lately');
 reset role;
 set local session authorization custody_dpo;
-select custody.set_context('retain_consents', 'dpo');
+select enter('retain_consents', 'dpo') /* $1 */;
 select custody.set_retention_policy('consent', interval '5 years', 'limitation');
 reset session authorization;
 set local role custody_owner;
-select custody.set_context('retain_consents', 'owner');
+select enter('retain_consents', 'owner') /* $1 */;
 select lives_ok($$delete from custody_data.consent_records where purpose = 'ended lately'$$, 'what the policy has released may go');
 reset role;
 
 -- Erasure ends what was in force.
 update custody_data.identities set user_id = null, erased_at = now() - interval '5 years 1 day' where identity_id = identity('retain_consents', 'ada');
 set local session authorization custody_runner;
-select custody.set_context('retain_consents', 'runner');
+select enter('retain_consents', 'runner') /* $1 */;
 select is(custody.enforce_retention('consent', 100), 3::bigint, 'the policy''s time after it, that goes too');
 select * from finish();
 rollback;

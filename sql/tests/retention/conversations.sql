@@ -8,16 +8,16 @@ set local session authorization custody_app;
 create function pg_temp.save(p_user_id text, p_id text, p_age interval) returns text language sql as $$
   select custody.save_conversation(p_user_id, p_id, jsonb_build_array(jsonb_build_object('role', 'user', 'text', 'x', 'at', custody_data.entry_time(now() - p_age))));
 $$;
-select custody.set_context('retain_conversations_2', 'clerk');
+select enter('retain_conversations_2', 'clerk') /* $1 */;
 select pg_temp.save('ada', 'other tenant', '200 days');
-select custody.set_context('retain_conversations', 'clerk');
+select enter('retain_conversations', 'clerk') /* $1 */;
 select pg_temp.save('ada', 'old' || n, make_interval(days => 90 + n)) from generate_series(1, 5) n;
 select pg_temp.save('bob', 'old6', '96 days');
 select pg_temp.save('bob', 'at the limit', '90 days');
 select pg_temp.save('bob', 'new', '89 days');
 
 set local session authorization custody_runner;
-select custody.set_context('retain_conversations', 'runner');
+select enter('retain_conversations', 'runner') /* $1 */;
 select row_eq($$select d.class, d.relation, d.keep, d.due_rows, d.held_rows, d.oldest_at from custody.retention_due d where d.class = 'conversations'$$,
   row ('conversations'::text, 'conversations'::text, interval '90 days', 6::bigint, 0::bigint, now() - interval '96 days'), 'retention_due shows what would go');
 select is((select d.due_rows from custody.retention_due_at(now() + interval '1 second') d where d.class = 'conversations'), 7::bigint, 'retention_due_at what will');
@@ -40,10 +40,10 @@ select is(custody.enforce_retention('conversations', 4, now() - interval '1 year
 
 -- A tenant's own policy goes before the shared one.
 set local session authorization custody_dpo;
-select custody.set_context('retain_conversations', 'dpo');
+select enter('retain_conversations', 'dpo') /* $1 */;
 select custody.set_retention_policy('conversations', interval '10 days', 'contract');
 set local session authorization custody_runner;
-select custody.set_context('retain_conversations', 'runner');
+select enter('retain_conversations', 'runner') /* $1 */;
 select is((select d.due_rows from custody.retention_due d where d.class = 'conversations'), 2::bigint, 'by its own policy more is due');
 select is(custody.enforce_retention('conversations', 100), 2::bigint, 'and goes');
 select is((last_event('retain_conversations', 'retention.run')).metadata ->> 'basis', 'contract', 'on its own basis');

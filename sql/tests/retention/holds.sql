@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('retention_holds');
 set local session authorization custody_app;
-select custody.set_context('retention_holds', 'clerk');
+select enter('retention_holds', 'clerk') /* $1 */;
 select custody.save_conversation(u, c, '[{"role": "user", "text": "x", "at": "2026-01-01T00:00:00Z"}]') from (values ('ada', 'a1'), ('ada', 'a2'), ('bob', 'b1'), ('bob', 'a1')) v (u, c);
 select custody.record_consent('ada', 'mail', true, '1', p_occurred_at => now() - interval '9 years', p_consent_id => '11111111-1111-4111-8111-111111111111');
 select custody.record_consent('ada', 'mail', false, '1', p_occurred_at => now() - interval '8 years');
@@ -24,7 +24,7 @@ begin
 end
 $$;
 set local session authorization custody_dpo;
-select custody.set_context('retention_holds', 'dpo');
+select enter('retention_holds', 'dpo') /* $1 */;
 select is(pg_temp.due_and_held(), 'consent 4/0, conversations 4/0', 'without a hold all is due');
 select is(pg_temp.under('{"tenant": true}'), 'consent 0/4, conversations 0/4', 'a hold on the tenant keeps all');
 select is(pg_temp.under('{"user_id": "ada"}'), 'consent 0/4, conversations 2/2', 'a hold on a person keeps the person''s');

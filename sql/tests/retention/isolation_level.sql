@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('retention_isolation');
 set local session authorization custody_runner;
-select custody.set_context('retention_isolation', 'runner');
+select enter('retention_isolation', 'runner') /* $1 */;
 select refuses($$select custody.enforce_retention('conversations', 10)$$, 'PC026', 'at repeatable read');
 select lives_ok($$select * from custody.retention_due$$, 'looking is possible');
 select * from finish();

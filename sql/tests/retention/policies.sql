@@ -5,7 +5,7 @@ select no_plan();
 select tenant('policies');
 select tenant('policies_2');
 set local session authorization custody_dpo;
-select custody.set_context('policies', 'dpo');
+select enter('policies', 'dpo') /* $1 */;
 
 select results_eq($$select p.class collate "default", p.keep, p.own from custody.retention_policies p order by 1$$,
   $$values ('audit'::text, interval '7 years', false), ('audit_hot', interval '90 days', false), ('consent', interval '7 years', false), ('conversations', interval '90 days', false),
@@ -16,7 +16,7 @@ select row_eq($$select p.tenant_id collate "default", p.keep, p.basis, p.own, p.
   row ('policies'::text, interval '30 days', 'contract with the customer'::text, true, identity('policies', 'dpo')), 'the tenant''s own goes before');
 select is((last_event('policies', 'retention.policy')).metadata, '{"class": "conversations", "keep": "30 days", "keep_before": "90 days", "basis": "contract with the customer"}', 'the change is an event');
 select is(custody.set_retention_policy('conversations', interval '60 days', 'other contract'), interval '30 days', 'it can be set again');
-select custody.set_context('policies_2', 'dpo');
+select enter('policies_2', 'dpo') /* $1 */;
 select is((select p.keep from custody.retention_policies p where p.class = 'conversations'), interval '90 days', 'another tenant keeps the shared one');
 select is((select count(*) from custody_data.retention_policies p where p.tenant_id <> 'system'), 0::bigint, 'and does not see the other''s');
 
@@ -30,23 +30,23 @@ select refuses($$select custody.set_retention_policy('consent', null, 'x')$$, 'P
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', null)$$, 'PC023', 'no basis');
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', '  ')$$, 'PC023', 'a blank basis');
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', repeat('x', 1001))$$, 'PC023', 'a basis of 1001 characters');
-select custody.set_context('policies', 'dpo', null, 'dpo');
+select enter('policies', 'dpo', null, 'dpo') /* $1 */;
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', 'x')$$, 'PC015', 'in a context of one person');
 select is(rows_of('policies_2', 'retention_policies'), 0::bigint, 'none of it changed anything');
 set local session authorization custody_app;
-select custody.set_context('policies', 'clerk');
+select enter('policies', 'clerk') /* $1 */;
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', 'x')$$, '42501', 'applications set no policy');
 select is((select count(*) from custody.retention_policies), 5::bigint, 'but see them');
 set local session authorization custody_runner;
 set local role custody_worker;
-select custody.set_context('policies', 'runner');
+select enter('policies', 'runner') /* $1 */;
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', 'x')$$, '42501', 'nor does the worker');
 -- The shared ones are set in tenant system, by who administers the database.
 reset session authorization;
 set local role custody_admin;
 select custody.set_context('system', 'admin');
 select is(custody.set_retention_policy('audit_hot', interval '120 days', 'operations'), interval '90 days', 'the hot period, in tenant system');
-select custody.set_context('policies_2', 'admin');
+select enter('policies_2', 'admin') /* $1 */;
 select is((select p.keep from custody.retention_policies p where p.class = 'audit_hot'), interval '120 days', 'holds for all');
 select * from finish();
 rollback;

@@ -4,7 +4,7 @@ set local search_path = tap, testing;
 select no_plan();
 select tenant('runs'), tenant('runs_2');
 set local session authorization custody_runner;
-select custody.set_context('runs', 'runner');
+select enter('runs', 'runner') /* $1 */;
 \set run '11111111-1111-4111-8111-111111111111'
 select is(custody.start_run('retention', 77, :'run'), :'run', 'start_run returns the id');
 select is(custody.start_run('retention', 77, :'run'), :'run', 'the same id is the same run');
@@ -25,14 +25,14 @@ select refuses(format('select custody.start_run(%L)', j), 'PC023', format('job %
 select refuses(format('select custody.finish_run(%L, %L)', '11111111-1111-4111-8111-111111111111', s), 'PC023', format('status %s', coalesce(s, 'null'))) from unnest(array[null, '', 'running', 'done']) s;
 select refuses($$select custody.start_run('')$$, 'PC023', 'a run without a name');
 select refuses($$select custody.finish_run(null, 'running')$$, 'PC023', 'a run does not end in running');
-select custody.set_context('runs', 'runner', null, 'ada');
+select enter('runs', 'runner', null, 'ada') /* $1 */;
 select refuses($$select custody.start_run('x')$$, 'PC015', 'in a context of one person');
 select refuses($$select custody.finish_run('11111111-1111-4111-8111-111111111111', 'failed')$$, 'PC015', 'ending one too');
-select custody.set_context('runs_2', 'runner');
+select enter('runs_2', 'runner') /* $1 */;
 select is((select count(*) from custody.job_runs), 0::bigint, 'another tenant sees none of them');
 select is(custody.start_run('retention', 1, :'run'), :'run', 'and has ids of its own');
 set local session authorization custody_audit;
-select custody.set_context('runs', 'auditor');
+select enter('runs', 'auditor') /* $1 */;
 select is((select count(*) from custody.job_runs), 2::bigint, 'auditors see runs');
 select refuses($$select custody.start_run('x')$$, '42501', 'and start none');
 select * from finish();

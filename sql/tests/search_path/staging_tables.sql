@@ -8,7 +8,7 @@ select tenant('staging_attack');
 create table testing.trapped (what text, who text);
 grant insert, select on testing.trapped to public;
 set local session authorization custody_runner;
-select custody.set_context('staging_attack', 'runner');
+select enter('staging_attack', 'runner') /* $1 */;
 select custody.prepare_import('user_profiles');
 create function pg_temp.trap() returns trigger language plpgsql as $$
 begin

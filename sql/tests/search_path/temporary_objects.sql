@@ -63,10 +63,10 @@ select pg_temp.try(c) from unnest(array[
 reset session authorization;
 set local search_path = tap, testing;
 set local session authorization custody_dpo;
-select custody.set_context('temp_attack', 'dpo');
+select enter('temp_attack', 'dpo') /* $1 */;
 select custody.place_hold('{"table": "conversations", "row": "c1"}', 'case 1', 'litigation');
 set local session authorization custody_app;
-select custody.set_context('temp_attack', 'clerk');
+select enter('temp_attack', 'clerk') /* $1 */;
 select refuses($$delete from custody_data.conversations$$, 'PC032', 'a table named old_rows does not hide what is held');
 select refuses($$insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values ('temp_attack', '99999999-9999-4999-8999-999999999999', '{}')$$, 'PC021', 'nor one named new_rows whom it is about');
 -- As the owner nothing of it ran, by any statement of this case.
