@@ -190,6 +190,7 @@ begin
 end
 $$;
 revoke all on function custody_data.seal_conversation(uuid, text, custody_data.conversations, text, jsonb) from public;
+grant execute on function custody_data.seal_conversation(uuid, text, custody_data.conversations, text, jsonb) to custody_worker;
 comment on function custody_data.seal_conversation(uuid, text, custody_data.conversations, text, jsonb) is
 'Title and messages sealed; what says the same as p_row, where that is not null, keeps its bytes. Errors: PC001, PC021, PC033.';
 
