@@ -51,6 +51,8 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'incarnation.open', '{system_identifier}', 'The database was found in another cluster.'),
   ('system', 'key.register', '{kek_version}', 'A key-encryption key was made known.'),
   ('system', 'key.rewrap', '{kek_version,keys}', 'Data keys were wrapped under a new key-encryption key.'),
+  ('system', 'key.rotate', '{identities,values,index_key_version,keys_destroyed}', 'Data keys or the index key were replaced, and values sealed or indexed anew.'),
+  ('system', 'key.expire', '{keys}', 'Data keys were destroyed because everything that they sealed has expired.'),
   ('system', 'key.retire', '{kek_version,keys}', 'A key-encryption key was retired: nothing is wrapped by it any more.'),
   ('system', 'job.fail', '{job,error_code}', 'A job failed.')
 on conflict do nothing;
@@ -79,7 +81,10 @@ insert into custody_data.retention_policies (tenant_id, class, keep, basis) valu
   ('system', 'audit_hot', interval '90 days', 'Operational: time in Postgres before only the archive holds it'),
   ('system', 'consent', interval '7 years', 'GDPR Art. 7(1) and 17(3)(e): proof of consent for as long as claims may be raised after it ended'),
   ('system', 'conversations', interval '90 days', 'GDPR Art. 5(1)(e): not longer than the service needs after the last message'),
-  ('system', 'entry_ids', interval '90 days', 'Operational: how long a retried log_entry_id is recognised')
+  ('system', 'entry_ids', interval '90 days', 'Operational: how long a retried log_entry_id is recognised'),
+  ('system', 'key_age', interval '1 year', 'NIST SP 800-57 part 1, 5.3.6: how long a key seals before it is overdue for rotation'),
+  ('system', 'kek_generation', interval '7 days', 'GDPR Art. 17: how long a key-encryption key wraps; a physical backup that is older than this and the backups of keys opens nothing'),
+  ('system', 'key_backup', interval '7 days', 'GDPR Art. 17, 32(1)(c): how long a backup of wrapped keys is kept')
 on conflict do nothing;
 
 alter table custody_data.tenants force row level security;

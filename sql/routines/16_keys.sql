@@ -276,6 +276,56 @@ $$;
 revoke all on function custody_data.data_key(uuid, integer) from public;
 comment on function custody_data.data_key(uuid, integer) is 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
 
+create or replace function custody_data.make_data_key(p_identity_id uuid, p_key_version integer)
+returns boolean
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_kek_version constant integer := custody_data.require_kek();
+  v_has_previous boolean;
+  v_key bytea;
+  v_kek bytea;
+  v_wrapped bytea;
+begin
+  -- Shared until the transaction ends, so that the key-encryption key is not retired meanwhile.
+  perform 1 from custody_keys.key_encryption_keys k
+  where k.tenant_id = v_tenant and k.kek_version = v_kek_version and k.retired_at is null
+  for share;
+  if not found then
+    raise exception using
+      errcode = 'PC034',
+      message = format('retired key of tenant %s', v_tenant),
+      detail = format('Version %s was retired while this transaction had it.', v_kek_version),
+      hint = 'Run the transaction again with the newest key-encryption key.';
+  end if;
+  insert into custody_keys.data_keys (tenant_id, identity_id, key_version) values (v_tenant, p_identity_id, p_key_version)
+  on conflict do nothing;
+  if not found then
+    return false;
+  end if;
+  v_key := custody_data.random_bytes(64);
+  v_kek := decode(current_setting('custody.kek'), 'hex');
+  v_wrapped := custody_data.wrap_key(v_tenant, p_identity_id, p_key_version, v_key, v_kek, v_kek_version);
+  insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
+  values (v_tenant, p_identity_id, p_key_version, v_kek_version, v_wrapped);
+  -- While the version before is valid too, who has only that one must be able to read.
+  select k.previous is not null into v_has_previous from custody_keys.key_encryption_keys k where k.tenant_id = v_tenant and k.kek_version = v_kek_version;
+  if v_has_previous then
+    v_kek := custody_data.previous_kek(v_tenant, v_kek, v_kek_version);
+    v_wrapped := custody_data.wrap_key(v_tenant, p_identity_id, p_key_version, v_key, v_kek, v_kek_version - 1);
+    insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
+    values (v_tenant, p_identity_id, p_key_version, v_kek_version - 1, v_wrapped);
+  end if;
+  return true;
+end
+$$;
+revoke all on function custody_data.make_data_key(uuid, integer) from public;
+comment on function custody_data.make_data_key(uuid, integer) is
+'Makes a version of an identity''s data key and wraps it; false where another transaction has made it meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
+
 -- definer: makes keys
 create or replace function custody_data.claim_data_key(p_identity_id uuid)
 returns integer
@@ -286,21 +336,15 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
-  v_kek_version constant integer := custody_data.require_kek();
   v_version integer;
   v_last integer;
-  v_has_previous boolean;
-  v_key bytea;
-  v_kek bytea;
-  v_wrapped bytea;
 begin
+  perform custody_data.require_kek();
   loop
     select max(k.key_version) filter (where k.destroyed_at is null), max(k.key_version) into v_version, v_last
     from custody_keys.data_keys k
     where k.tenant_id = v_tenant and k.identity_id = p_identity_id;
-    if v_version is not null then
-      return v_version;
-    end if;
+    exit when v_version is not null;
     if p_identity_id <> '00000000-0000-0000-0000-000000000000' then
       perform 1 from custody_data.identities i
       where i.tenant_id = v_tenant and i.identity_id = p_identity_id and i.erased_at is null
@@ -313,37 +357,10 @@ begin
           hint = 'Write through the functions of schema custody: they find the identity that the user_id has now.';
       end if;
     end if;
-    -- Shared until the transaction ends, so that the key-encryption key is not retired meanwhile.
-    perform 1 from custody_keys.key_encryption_keys k
-    where k.tenant_id = v_tenant and k.kek_version = v_kek_version and k.retired_at is null
-    for share;
-    if not found then
-      raise exception using
-        errcode = 'PC034',
-        message = format('retired key of tenant %s', v_tenant),
-        detail = format('Version %s was retired while this transaction had it.', v_kek_version),
-        hint = 'Run the transaction again with the newest key-encryption key.';
-    end if;
     v_version := coalesce(v_last, 0) + 1;
-    insert into custody_keys.data_keys (tenant_id, identity_id, key_version) values (v_tenant, p_identity_id, v_version)
-    on conflict do nothing;
-    -- Another transaction may have made the same one in the meantime.
-    continue when not found;
-    v_key := custody_data.random_bytes(64);
-    v_kek := decode(current_setting('custody.kek'), 'hex');
-    v_wrapped := custody_data.wrap_key(v_tenant, p_identity_id, v_version, v_key, v_kek, v_kek_version);
-    insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
-    values (v_tenant, p_identity_id, v_version, v_kek_version, v_wrapped);
-    -- While the version before is valid too, who has only that one must be able to read.
-    select k.previous is not null into v_has_previous from custody_keys.key_encryption_keys k where k.tenant_id = v_tenant and k.kek_version = v_kek_version;
-    if v_has_previous then
-      v_kek := custody_data.previous_kek(v_tenant, v_kek, v_kek_version);
-      v_wrapped := custody_data.wrap_key(v_tenant, p_identity_id, v_version, v_key, v_kek, v_kek_version - 1);
-      insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
-      values (v_tenant, p_identity_id, v_version, v_kek_version - 1, v_wrapped);
-    end if;
-    return v_version;
+    exit when custody_data.make_data_key(p_identity_id, v_version);
   end loop;
+  return v_version;
 end
 $$;
 revoke all on function custody_data.claim_data_key(uuid) from public;

@@ -47,7 +47,7 @@ revoke all on function custody.set_retention_policy(text, interval, text) from p
 grant execute on function custody.set_retention_policy(text, interval, text) to custody_privacy, custody_admin;
 comment on function custody.set_retention_policy(text, interval, text) is
 'Sets how long the tenant in context keeps a class and returns how long it was kept before. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids; key_age, kek_generation and key_backup for keys. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
 
 create or replace function custody_data.keep_of(p_class text)
@@ -67,7 +67,7 @@ begin
     raise exception using
       errcode = 'PC012',
       message = format('unknown retention policy %s', coalesce(quote_literal(left(p_class, 64)), 'null')),
-      hint = 'See custody.retention_policies: audit, audit_hot, consent, conversations, entry_ids.';
+      hint = 'custody.retention_policies names them all.';
   end if;
   return v_keep;
 end

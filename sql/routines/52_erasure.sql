@@ -483,7 +483,10 @@ begin
   insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, certificate)
   values (v_tenant, p_request_id, v_request.identity_id, jsonb_build_object(
     'version', 1, 'tenant_id', v_tenant, 'request_id', p_request_id, 'identity_id', v_request.identity_id,
-    'requested_at', v_request.received_at, 'erased_at', v_erased_at, 'deleted', v_deleted, 'kept', v_kept, 'keys_destroyed', v_keys, 'residue', v_residue,
+    'requested_at', v_request.received_at, 'erased_at', v_erased_at, 'deleted', v_deleted, 'kept', v_kept, 'keys_destroyed', v_keys,
+    -- by then the key-encryption key of the time is destroyed, and the last backup of wrapped keys with it
+    'backups_unreadable_from', case when v_keys <> '{}' then now() + custody_data.keep_of('kek_generation') + custody_data.keep_of('key_backup') end,
+    'residue', v_residue,
     'residue_searched_for', v_searched_for, 'residue_basis', case when v_residue <> '[]' then p_residue_basis end, 'audit_event', v_event_id));
   update custody_data.requests r set status = 'done', closed_at = now()
   where r.tenant_id = v_tenant and r.request_id = p_request_id;
@@ -525,7 +528,7 @@ $$;
 revoke all on function custody.get_certificate(uuid) from public;
 grant execute on function custody.get_certificate(uuid) to custody_privacy, custody_worker, custody_auditor;
 comment on function custody.get_certificate(uuid) is
-'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue, residue_searched_for and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: looks at all of the tenant's
