@@ -8,12 +8,49 @@ package db
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"github.com/google/uuid"
 )
 
+const expireDataKeys = `-- name: ExpireDataKeys :one
+select custody.expire_data_keys()::bigint as keys
+`
+
+func (q *Queries) ExpireDataKeys(ctx context.Context, db DBTX) (int64, error) {
+	row := db.QueryRow(ctx, expireDataKeys)
+	var keys int64
+	err := row.Scan(&keys)
+	return keys, err
+}
+
+const keyPolicies = `-- name: KeyPolicies :one
+select extract(epoch from custody_data.keep_of('key_age'))::float8 as key_age, extract(epoch from custody_data.keep_of('kek_generation'))::float8 as kek_generation,
+  extract(epoch from custody_data.keep_of('key_backup'))::float8 as key_backup, now()::timestamptz as now
+`
+
+type KeyPoliciesRow struct {
+	KeyAge        float64
+	KekGeneration float64
+	KeyBackup     float64
+	Now           time.Time
+}
+
+// How long keys are in use, in seconds, and the time that the database has.
+func (q *Queries) KeyPolicies(ctx context.Context, db DBTX) (KeyPoliciesRow, error) {
+	row := db.QueryRow(ctx, keyPolicies)
+	var i KeyPoliciesRow
+	err := row.Scan(
+		&i.KeyAge,
+		&i.KekGeneration,
+		&i.KeyBackup,
+		&i.Now,
+	)
+	return i, err
+}
+
 const listKEKs = `-- name: ListKEKs :many
-select k.kek_version, k.reference, k.created_at, k.retired_at, k.data_keys, k.overdue from custody.list_keks() k
+select k.kek_version, k.reference, k.created_at, k.retired_at, k.destroyed_at, k.data_keys, k.overdue from custody.list_keks() k
 `
 
 func (q *Queries) ListKEKs(ctx context.Context, db DBTX) ([]CustodyKekStatus, error) {
@@ -30,6 +67,7 @@ func (q *Queries) ListKEKs(ctx context.Context, db DBTX) ([]CustodyKekStatus, er
 			&i.Reference,
 			&i.CreatedAt,
 			&i.RetiredAt,
+			&i.DestroyedAt,
 			&i.DataKeys,
 			&i.Overdue,
 		); err != nil {
@@ -41,6 +79,77 @@ func (q *Queries) ListKEKs(ctx context.Context, db DBTX) ([]CustodyKekStatus, er
 		return nil, err
 	}
 	return items, nil
+}
+
+const listKeyAges = `-- name: ListKeyAges :many
+select a.kind, a.keys, a.oldest, a.overdue from custody.list_key_ages() a
+`
+
+func (q *Queries) ListKeyAges(ctx context.Context, db DBTX) ([]CustodyKeyAgeStatus, error) {
+	rows, err := db.Query(ctx, listKeyAges)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CustodyKeyAgeStatus{}
+	for rows.Next() {
+		var i CustodyKeyAgeStatus
+		if err := rows.Scan(
+			&i.Kind,
+			&i.Keys,
+			&i.Oldest,
+			&i.Overdue,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listSealedValues = `-- name: ListSealedValues :many
+select v.table_name, v.column_name, v.append_only, v.key_version, v.state, v.sealed_values from custody.list_sealed_values() v
+`
+
+func (q *Queries) ListSealedValues(ctx context.Context, db DBTX) ([]CustodySealedValueStatus, error) {
+	rows, err := db.Query(ctx, listSealedValues)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CustodySealedValueStatus{}
+	for rows.Next() {
+		var i CustodySealedValueStatus
+		if err := rows.Scan(
+			&i.TableName,
+			&i.ColumnName,
+			&i.AppendOnly,
+			&i.KeyVersion,
+			&i.State,
+			&i.SealedValues,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const markKEKDestroyed = `-- name: MarkKEKDestroyed :one
+select custody.mark_kek_destroyed($1)::boolean as marked
+`
+
+func (q *Queries) MarkKEKDestroyed(ctx context.Context, db DBTX, kekVersion int32) (bool, error) {
+	row := db.QueryRow(ctx, markKEKDestroyed, kekVersion)
+	var marked bool
+	err := row.Scan(&marked)
+	return marked, err
 }
 
 const registerKEK = `-- name: RegisterKEK :one
@@ -58,6 +167,22 @@ func (q *Queries) RegisterKEK(ctx context.Context, db DBTX, arg RegisterKEKParam
 	var kek_version int32
 	err := row.Scan(&kek_version)
 	return kek_version, err
+}
+
+const reindexProfiles = `-- name: ReindexProfiles :one
+select custody.reindex_profiles($1, $2)::jsonb as result
+`
+
+type ReindexProfilesParams struct {
+	Profiles int32
+	After    *uuid.UUID
+}
+
+func (q *Queries) ReindexProfiles(ctx context.Context, db DBTX, arg ReindexProfilesParams) (json.RawMessage, error) {
+	row := db.QueryRow(ctx, reindexProfiles, arg.Profiles, arg.After)
+	var result json.RawMessage
+	err := row.Scan(&result)
+	return result, err
 }
 
 const retireKEK = `-- name: RetireKEK :one
@@ -85,6 +210,34 @@ func (q *Queries) RewrapKeys(ctx context.Context, db DBTX, arg RewrapKeysParams)
 	var result json.RawMessage
 	err := row.Scan(&result)
 	return result, err
+}
+
+const rotateDataKeys = `-- name: RotateDataKeys :one
+select custody.rotate_data_keys($1, $2, $3)::jsonb as result
+`
+
+type RotateDataKeysParams struct {
+	CreatedBefore time.Time
+	People        int32
+	After         *uuid.UUID
+}
+
+func (q *Queries) RotateDataKeys(ctx context.Context, db DBTX, arg RotateDataKeysParams) (json.RawMessage, error) {
+	row := db.QueryRow(ctx, rotateDataKeys, arg.CreatedBefore, arg.People, arg.After)
+	var result json.RawMessage
+	err := row.Scan(&result)
+	return result, err
+}
+
+const rotateIndexKey = `-- name: RotateIndexKey :one
+select custody.rotate_index_key()::integer as version
+`
+
+func (q *Queries) RotateIndexKey(ctx context.Context, db DBTX) (int32, error) {
+	row := db.QueryRow(ctx, rotateIndexKey)
+	var version int32
+	err := row.Scan(&version)
+	return version, err
 }
 
 const unlock = `-- name: Unlock :one

@@ -12,12 +12,31 @@ import (
 
 // Shape of list_keks. reference: by which the provider finds the key. data_keys: how many it wraps. overdue: in use for longer than p_max_age.
 type CustodyKekStatus struct {
-	KekVersion int32
-	Reference  string
-	CreatedAt  *time.Time
-	RetiredAt  *time.Time
-	DataKeys   int64
-	Overdue    bool
+	KekVersion  int32
+	Reference   string
+	CreatedAt   *time.Time
+	RetiredAt   *time.Time
+	DestroyedAt *time.Time
+	DataKeys    int64
+	Overdue     bool
+}
+
+// Shape of list_key_ages. kind: key_encryption, data, index. keys: how many seal now; oldest: when the oldest of them was made; overdue: how many are older than the policy key_age.
+type CustodyKeyAgeStatus struct {
+	Kind    string
+	Keys    int64
+	Oldest  *time.Time
+	Overdue int64
+}
+
+// Shape of list_sealed_values. state: current (under the newest data key of its person, an index under the newest index key), older, or erased (its key is destroyed). Values of append-only tables stay older for life.
+type CustodySealedValueStatus struct {
+	TableName    string
+	ColumnName   string
+	AppendOnly   bool
+	KeyVersion   int32
+	State        string
+	SealedValues int64
 }
 
 // Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.

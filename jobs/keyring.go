@@ -40,6 +40,8 @@ type KEK struct {
 	Provider  string     `json:"provider"`
 	CreatedAt time.Time  `json:"created_at"`
 	RetiredAt *time.Time `json:"retired_at,omitempty"`
+	// DestroyedAt is when the provider had forgotten it.
+	DestroyedAt *time.Time `json:"destroyed_at,omitempty"`
 	// DataKeys is how many it wraps; Overdue says that it is older than the policy.
 	DataKeys int64 `json:"data_keys"`
 	Overdue  bool  `json:"overdue"`
@@ -90,7 +92,7 @@ func (k Keyring) List(ctx context.Context, tenant string) ([]KEK, error) {
 			return nil, fmt.Errorf("KEK %d of tenant %s: %w", r.KekVersion, tenant, err)
 		}
 		list = append(list, KEK{
-			Version: int(r.KekVersion), Provider: provider, CreatedAt: r.CreatedAt.UTC(), RetiredAt: r.RetiredAt,
+			Version: int(r.KekVersion), Provider: provider, CreatedAt: r.CreatedAt.UTC(), RetiredAt: r.RetiredAt, DestroyedAt: r.DestroyedAt,
 			DataKeys: r.DataKeys, Overdue: r.Overdue, stored: stored,
 		})
 	}
@@ -299,7 +301,14 @@ func (k Keyring) Destroy(ctx context.Context, tenant string, version int) (final
 		case kek.RetiredAt == nil:
 			return false, fmt.Errorf("%w: version %d of tenant %s: pgcustody keys rotate replaces and retires it", ErrKeyInUse, version, tenant)
 		default:
-			return k.Provider.Destroy(ctx, kek.ref(tenant))
+			final, err := k.Provider.Destroy(ctx, kek.ref(tenant))
+			if err != nil {
+				return false, err
+			}
+			return final, InContext(ctx, k.Pool, k.scope(tenant, "key management", keys.Key{}), func(tx pgx.Tx) error {
+				_, err := db.New().MarkKEKDestroyed(ctx, tx, int32(version))
+				return err
+			})
 		}
 	}
 	return false, fmt.Errorf("%w: version %d of tenant %s", ErrNoKey, version, tenant)

@@ -53,6 +53,7 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'key.rewrap', '{kek_version,keys}', 'Data keys were wrapped under a new key-encryption key.'),
   ('system', 'key.rotate', '{identities,values,index_key_version,keys_destroyed}', 'Data keys or the index key were replaced, and values sealed or indexed anew.'),
   ('system', 'key.expire', '{keys}', 'Data keys were destroyed because everything that they sealed has expired.'),
+  ('system', 'key.destroy', '{kek_version}', 'A key-encryption key was forgotten by its provider.'),
   ('system', 'key.retire', '{kek_version,keys}', 'A key-encryption key was retired: nothing is wrapped by it any more.'),
   ('system', 'job.fail', '{job,error_code}', 'A job failed.')
 on conflict do nothing;

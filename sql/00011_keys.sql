@@ -17,13 +17,16 @@ create table custody_keys.key_encryption_keys (
   previous bytea,
   created_at timestamptz not null default pg_catalog.now(),
   retired_at timestamptz,
+  destroyed_at timestamptz,
   constraint key_encryption_keys_pkey primary key (tenant_id, kek_version),
   constraint key_encryption_keys_version_is_positive_check check (kek_version > 0),
+  constraint key_encryption_keys_destroyed_is_retired_check check (destroyed_at is null or retired_at is not null),
   constraint key_encryption_keys_reference_length_is_at_most_4096_check check (pg_catalog.char_length(reference) between 1 and 4096)
 );
 comment on table custody_keys.key_encryption_keys is 'Which key-encryption keys a tenant has had. The keys themselves are with their provider.';
 comment on column custody_keys.key_encryption_keys.reference is 'What the provider needs to give the key: a name, or the key as the key service''s ciphertext. Opens nothing by itself.';
 comment on column custody_keys.key_encryption_keys.check_value is 'HMAC by which a wrong key is told before it is used. Says nothing about the key.';
+comment on column custody_keys.key_encryption_keys.destroyed_at is 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
 comment on column custody_keys.key_encryption_keys.previous is 'The version before this one, sealed under this one, while both are valid: who has the new key opens what the old one wrapped.';
 
 create table custody_keys.data_keys (
@@ -68,7 +71,7 @@ grant select on custody_keys.key_encryption_keys, custody_keys.data_keys, custod
 create trigger a_reject_delete before delete or truncate on custody_keys.key_encryption_keys
   for each statement execute function custody_data.tg_reject_mutation();
 create trigger a_reject_key_change before update on custody_keys.key_encryption_keys
-  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'kek_version', 'reference', 'check_value', 'created_at', '+retired_at');
+  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'kek_version', 'check_value', 'created_at', '+destroyed_at');
 create trigger a_reject_delete before delete or truncate on custody_keys.data_keys
   for each statement execute function custody_data.tg_reject_mutation();
 create trigger a_reject_key_change before update on custody_keys.data_keys

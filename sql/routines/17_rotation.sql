@@ -158,8 +158,45 @@ comment on function custody.retire_kek() is
 'Ends a rotation: the key-encryption key before the one that the transaction is unlocked with opens nothing any more and may be destroyed with its provider. Returns how many wrapped keys it deleted; 0 and no change where no rotation is under way.
 Errors: PC001, PC015 confined to one person, PC033 locked, PC037 data keys are left. Callers: custody_worker.';
 
+-- definer: writes what is known of keys
+create or replace function custody.mark_kek_destroyed(p_kek_version integer)
+returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+begin
+  if not exists (
+    select from custody_keys.key_encryption_keys k
+    where k.tenant_id = v_tenant and k.kek_version = p_kek_version and k.retired_at is not null
+  ) then
+    raise exception using
+      errcode = 'PC023',
+      message = format('invalid version %s of the key of tenant %s', coalesce(p_kek_version::text, 'null'), v_tenant),
+      detail = 'It is unknown, or it has not been retired.',
+      hint = 'Retire it with custody.retire_kek before the provider forgets it.';
+  end if;
+  update custody_keys.key_encryption_keys k
+  set destroyed_at = now(), reference = regexp_replace(k.reference, '#[^#]*$', '#')
+  where k.tenant_id = v_tenant and k.kek_version = p_kek_version and k.destroyed_at is null;
+  if found then
+    perform custody_data.append_event('key.destroy', 'key', null, 'success', jsonb_build_object('kek_version', p_kek_version), null);
+    return true;
+  end if;
+  return false;
+end
+$$;
+revoke all on function custody.mark_kek_destroyed(integer) from public;
+grant execute on function custody.mark_kek_destroyed(integer) to custody_worker;
+comment on function custody.mark_kek_destroyed(integer) is
+'Notes that the provider has forgotten a retired key-encryption key, and takes out of its reference what is behind the last #, by which a provider finds a key. Returns whether that was new.
+Errors: PC001, PC015 confined to one person, PC023 unknown or not retired. Callers: custody_worker.';
+
 create or replace view custody.kek_status with (security_invoker = true) as
-select 0::integer as kek_version, ''::text as reference, null::timestamptz as created_at, null::timestamptz as retired_at,
+select 0::integer as kek_version, ''::text as reference, null::timestamptz as created_at, null::timestamptz as retired_at, null::timestamptz as destroyed_at,
   0::bigint as data_keys, false as overdue
 where false;
 comment on view custody.kek_status is
@@ -177,7 +214,7 @@ declare
   v_tenant constant text := custody_data.require_whole_tenant();
 begin
   return query
-  select k.kek_version, k.reference, k.created_at, k.retired_at,
+  select k.kek_version, k.reference, k.created_at, k.retired_at, k.destroyed_at,
     (select count(*) from custody_keys.wrapped_keys w where w.tenant_id = k.tenant_id and w.kek_version = k.kek_version),
     k.retired_at is null and k.created_at < now() - p_max_age
   from custody_keys.key_encryption_keys k
@@ -188,5 +225,35 @@ $$;
 revoke all on function custody.list_keks(interval) from public;
 grant execute on function custody.list_keks(interval) to custody_worker, custody_privacy, custody_auditor;
 comment on function custody.list_keks(interval) is
-'The key-encryption keys of the tenant in context, by version: the provider''s reference, since when, until when, how many data keys it wraps, and whether it is in use and older than p_max_age.
+'The key-encryption keys of the tenant in context, by version: the provider''s reference, since when, until when, when the provider had forgotten it, how many data keys it wraps, and whether it is in use and older than p_max_age.
 Errors: PC001, PC015 confined to one person. Callers: custody_worker, custody_privacy, custody_auditor.';
+
+create or replace view custody.kek_reference with (security_invoker = true) as
+select 0::integer as kek_version, ''::text as reference
+where false;
+comment on view custody.kek_reference is 'Shape of current_kek: the newest version, and by which the provider finds the key.';
+
+-- definer: reads what is known of keys, not keys
+create or replace function custody.current_kek()
+returns setof custody.kek_reference
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+begin
+  return query
+  select k.kek_version, k.reference
+  from custody_keys.key_encryption_keys k
+  where k.tenant_id = v_tenant and k.retired_at is null
+  order by k.kek_version desc
+  limit 1;
+end
+$$;
+revoke all on function custody.current_kek() from public;
+grant execute on function custody.current_kek() to custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor;
+comment on function custody.current_kek() is
+'The newest key-encryption key of the tenant in context, for whoever is to unlock with it: its version and the provider''s reference, which opens nothing by itself. No row where the tenant has none.
+Errors: PC001. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
