@@ -8,13 +8,21 @@
 //
 //	byte  0        0x01, the version of this format
 //	bytes 1 to 4   version of the key, unsigned, big-endian
-//	bytes 5 to 20  IV, 16 random bytes
+//	bytes 5 to 20  IV
 //	       …       ciphertext: AES-256 in CBC mode, padded by PKCS #7
 //	last 32 bytes  tag: the first half of an HMAC-SHA-512
 //
 // A key is 64 bytes: the first half is the MAC's, the second the cipher's. The
 // MAC is taken over the associated data, the IV, the ciphertext, and the length
-// of the associated data in bits as an unsigned 64-bit big-endian number.
+// of the associated data in bits as an unsigned 64-bit big-endian number. The IV
+// is the first 16 bytes of an HMAC-SHA-512, under the MAC's key, over a byte 0, the
+// associated data, a byte 0, and the plaintext: no other input of that MAC begins
+// with a byte 0.
+//
+// So the same text at the same place under the same key gives the same bytes,
+// which is how a value that did not change is told without opening it. Nobody
+// needs good random numbers for it, and all that it shows is that a cell has again
+// the value that it had before.
 //
 // The associated data are those of a flattened JWE, in ASCII: BASE64URL of the
 // header {"alg":"dir","enc":"A256CBC-HS512"}, a dot, BASE64URL of the place,
@@ -40,7 +48,6 @@ import (
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
-	"crypto/rand"
 	"crypto/sha512"
 	"crypto/subtle"
 	"encoding/base64"
@@ -123,22 +130,19 @@ func (p Place) associated() ([]byte, error) {
 // Seal encrypts plaintext under a key of [KeySize] bytes and binds it to its
 // place. The version is the key's and is written into the value in the clear.
 func Seal(key []byte, version uint32, place Place, plaintext []byte) ([]byte, error) {
-	var iv [aes.BlockSize]byte
-	_, _ = rand.Read(iv[:]) // it never fails
-	return sealWith(key, version, iv, place, plaintext)
-}
-
-// sealWith is Seal with a given IV, for known answers.
-func sealWith(key []byte, version uint32, iv [aes.BlockSize]byte, place Place, plaintext []byte) ([]byte, error) {
 	aad, err := place.associated()
 	if err != nil {
 		return nil, err
 	}
+	if len(key) != KeySize {
+		return nil, fmt.Errorf("%w, this one is %d", ErrKeySize, len(key))
+	}
+	iv := initial(key, aad, plaintext)
 	sealed := make([]byte, textStart, minSize+len(plaintext))
 	sealed[0] = formatVersion
 	binary.BigEndian.PutUint32(sealed[1:], version)
-	copy(sealed[ivStart:], iv[:])
-	return encrypt(sealed, key, iv[:], aad, plaintext)
+	copy(sealed[ivStart:], iv)
+	return encrypt(sealed, key, iv, aad, plaintext)
 }
 
 // Open returns the plaintext of a value that was sealed under this key for this
@@ -195,6 +199,16 @@ func split(sealed []byte) (iv, ciphertext, tag []byte, err error) {
 	}
 	tagStart := len(sealed) - tagSize
 	return sealed[ivStart:textStart], sealed[textStart:tagStart], sealed[tagStart:], nil
+}
+
+// initial derives the IV.
+func initial(key, aad, plaintext []byte) []byte {
+	h := hmac.New(sha512.New, key[:macKeySize])
+	h.Write([]byte{0})
+	h.Write(aad)
+	h.Write([]byte{0})
+	h.Write(plaintext)
+	return h.Sum(nil)[:aes.BlockSize]
 }
 
 // encrypt appends ciphertext and tag to dst: RFC 7518, section 5.2.2.1.

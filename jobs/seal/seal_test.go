@@ -86,7 +86,7 @@ func TestKnownAnswers(t *testing.T) {
 			t.Parallel()
 			place := Place{v.Place.Tenant, v.Place.Identity, v.Place.Table, v.Place.Column, v.Place.Row}
 
-			sealed, err := sealWith(v.Key, v.Version, [aes.BlockSize]byte(v.IV), place, v.Plaintext)
+			sealed, err := Seal(v.Key, v.Version, place, v.Plaintext)
 			require.NoError(t, err)
 			require.Equal(t, hex.EncodeToString(v.Sealed), hex.EncodeToString(sealed))
 
@@ -149,15 +149,24 @@ func TestAnotherLibrarySeals(t *testing.T) {
 	require.Equal(t, "alice@example.org", string(opened))
 }
 
-func TestSealedTwiceDiffers(t *testing.T) {
+// The IV depends on all that is sealed, and on nothing else.
+func TestTheSameBytesForTheSameValueAlone(t *testing.T) {
 	t.Parallel()
 	key := newKey()
-	one, err := Seal(key, 1, here, []byte("text"))
-	require.NoError(t, err)
-	two, err := Seal(key, 1, here, []byte("text"))
-	require.NoError(t, err)
-	require.NotEqual(t, one[ivStart:textStart], two[ivStart:textStart], "the IV is drawn anew")
-	require.NotEqual(t, one[textStart:], two[textStart:])
+	seal := func(key []byte, place Place, text string) []byte {
+		sealed, err := Seal(key, 1, place, []byte(text))
+		require.NoError(t, err)
+		return sealed
+	}
+	one := seal(key, here, "text")
+	require.Equal(t, one, seal(key, here, "text"))
+	there := here
+	there.Row += "x"
+	for name, other := range map[string][]byte{
+		"key": seal(newKey(), here, "text"), "place": seal(key, there, "text"), "text": seal(key, here, "text "),
+	} {
+		require.NotEqual(t, one[ivStart:textStart], other[ivStart:textStart], name)
+	}
 }
 
 func TestEveryChangedBitIsRefused(t *testing.T) {

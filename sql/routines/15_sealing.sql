@@ -5,14 +5,16 @@
 -- A256CBC-HS512 of RFC 7518 section 5.2.5, made of pgcrypto's AES-CBC and HMAC. A sealed value, version 1, is
 --   1 byte    1, the version of this format
 --   4 bytes   version of the key, unsigned, big-endian
---   16 bytes  initialisation vector, random
+--   16 bytes  initialisation vector: the first bytes of HMAC-SHA-512 over a byte 0, the associated data, a byte 0 and the value
 --   n bytes   AES-256-CBC of the value in UTF-8 with PKCS #7 padding, a multiple of 16
 --   32 bytes  tag: the first half of HMAC-SHA-512 over associated data, vector, ciphertext, and the length of the
 --             associated data in bits (8 bytes, big-endian)
--- under a key of 64 bytes, of which the first 32 are for the tag and the last 32 for AES. The associated data are those
+-- under a key of 64 bytes, of which the first 32 are for both HMACs and the last 32 for AES. The associated data are those
 -- of a flattened JWE (RFC 7516 section 7.2.2): BASE64URL of {"alg":"dir","enc":"A256CBC-HS512"}, a dot, BASE64URL of the
 -- place TENANT/IDENTITY/TABLE/COLUMN/ROW. So any JOSE library opens a value, given the key, and a value that was moved
--- to another place does not open.
+-- to another place does not open. The same value at the same place under the same key has the same bytes, so that what did
+-- not change is told without opening it; nothing needs random numbers, and all that it shows is that a cell has again a
+-- value that it had before.
 --
 -- Keys are touched by expressions of PL/pgSQL alone (assignments, conditions), never by a statement: a statement has a
 -- plan and parameters, which extensions log.
@@ -120,9 +122,10 @@ comment on function custody_data.sealed_key_version(bytea) is 'Version of the ke
 create or replace function custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea)
 returns bytea
 language sql
-volatile
+immutable
 parallel safe
-return '\x01'::bytea || pg_catalog.int4send(p_key_version) || custody_data.encrypt_a256cbc_hs512(p_key, custody_data.random_bytes(16), p_place, p_plain);
+return '\x01'::bytea || pg_catalog.int4send(p_key_version) || custody_data.encrypt_a256cbc_hs512(p_key,
+  substr(custody_data.hmac_sha512('\x00'::bytea || p_place || '\x00'::bytea || p_plain, substr(p_key, 1, 32)), 1, 16), p_place, p_plain);
 revoke all on function custody_data.seal_bytes(bytea, integer, bytea, bytea) from public;
 comment on function custody_data.seal_bytes(bytea, integer, bytea, bytea) is 'Seals bytes under a key for a place.';
 

@@ -5,8 +5,8 @@
 -- put and patch return the new version; p_if_version makes a change depend on the version that was read, so
 -- that no update is lost. All values are sealed, so whoever reads or writes them has to unlock first. Those that write
 -- run with the owner's rights, for whom row-level security holds as for the caller: nobody else can write the tables,
--- and so nobody can store what is not sealed. A value that stays as it was keeps its bytes: what a record event names
--- as changed has changed.
+-- and so nobody can store what is not sealed. A value that stays as it was has the same bytes: what a record event
+-- names as changed has changed.
 
 create or replace function custody_data.merge_patch(p_target jsonb, p_patch jsonb)
 returns jsonb
@@ -129,38 +129,10 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_fields constant text[] := custody_data.profile_fields();
   v_row custody_data.user_profiles := p_row;
-  v_old text[];
-  v_changed text[] := p_values;
-  v_sealed bytea[] := array[p_row.full_name, p_row.email, p_row.phone, p_row.organisation, p_row.title, p_row.address, p_row.city,
-    p_row.region, p_row.postal_code, p_row.country, p_row.attributes]::bytea[];
-  v_fresh bytea[];
   v_indexes bytea[];
+  v_sealed constant bytea[] := custody_data.seal_values(p_identity_id, 'user_profiles', p_identity_id::text, custody_data.profile_fields(), p_values);
 begin
-  if p_row.identity_id is not null then
-    v_old := custody_data.open_profile(p_row);
-  end if;
-  for i in 1 .. cardinality(v_fields) loop
-    if p_values[i] is not distinct from v_old[i] then
-      v_changed[i] := null;
-    else
-      v_sealed[i] := null;
-      if v_fields[i] in ('email', 'phone') then
-        perform custody_data.claim_data_key('00000000-0000-0000-0000-000000000000');
-        v_indexes := custody_data.blind_indexes(v_fields[i], p_values[i]);
-        if v_fields[i] = 'email' then
-          v_row.email_index := v_indexes[1];
-        else
-          v_row.phone_index := v_indexes[1];
-        end if;
-      end if;
-    end if;
-  end loop;
-  v_fresh := custody_data.seal_values(p_identity_id, 'user_profiles', p_identity_id::text, v_fields, v_changed);
-  for i in 1 .. cardinality(v_fields) loop
-    v_sealed[i] := coalesce(v_fresh[i], v_sealed[i]);
-  end loop;
   v_row.identity_id := p_identity_id;
   v_row.full_name := v_sealed[1];
   v_row.email := v_sealed[2];
@@ -173,13 +145,20 @@ begin
   v_row.postal_code := v_sealed[9];
   v_row.country := v_sealed[10];
   v_row.attributes := v_sealed[11];
+  if v_sealed[2] is distinct from p_row.email::bytea or v_sealed[3] is distinct from p_row.phone::bytea then
+    perform custody_data.claim_data_key('00000000-0000-0000-0000-000000000000');
+    v_indexes := custody_data.blind_indexes('email', p_values[2]);
+    v_row.email_index := v_indexes[1];
+    v_indexes := custody_data.blind_indexes('phone', p_values[3]);
+    v_row.phone_index := v_indexes[1];
+  end if;
   return v_row;
 end
 $$;
 revoke all on function custody_data.seal_profile(uuid, custody_data.user_profiles, text[]) from public;
 grant execute on function custody_data.seal_profile(uuid, custody_data.user_profiles, text[]) to custody_worker;
 comment on function custody_data.seal_profile(uuid, custody_data.user_profiles, text[]) is
-'A row of user_profiles with values in the order of profile_fields, sealed and indexed; what says the same as p_row, where that is not null, keeps its bytes. Errors: PC001, PC021, PC033, PC035.';
+'A row of user_profiles with values in the order of profile_fields, sealed and indexed; p_row is the row that is there, or null. Errors: PC001, PC021, PC033.';
 
 create or replace function custody_data.write_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_profile jsonb)
 returns integer
@@ -451,24 +430,20 @@ revoke all on function custody_data.open_preferences(custody_data.user_preferenc
 grant execute on function custody_data.open_preferences(custody_data.user_preferences) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.open_preferences(custody_data.user_preferences) is 'The settings of a row. Errors: PC001, PC015, PC033, PC035.';
 
-create or replace function custody_data.seal_preferences(p_identity_id uuid, p_row custody_data.user_preferences, p_preferences jsonb)
+create or replace function custody_data.seal_preferences(p_identity_id uuid, p_preferences jsonb)
 returns bytea
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_sealed bytea[];
+  v_sealed constant bytea[] := custody_data.seal_values(p_identity_id, 'user_preferences', p_identity_id::text, array['preferences'], array[p_preferences::text]);
 begin
-  if p_row.preferences is not null and custody_data.open_preferences(p_row) = p_preferences then
-    return p_row.preferences;
-  end if;
-  v_sealed := custody_data.seal_values(p_identity_id, 'user_preferences', p_identity_id::text, array['preferences'], array[p_preferences::text]);
   return v_sealed[1];
 end
 $$;
-revoke all on function custody_data.seal_preferences(uuid, custody_data.user_preferences, jsonb) from public;
-comment on function custody_data.seal_preferences(uuid, custody_data.user_preferences, jsonb) is 'Settings sealed, or the value of p_row where it says the same. Errors: PC001, PC021, PC033.';
+revoke all on function custody_data.seal_preferences(uuid, jsonb) from public;
+comment on function custody_data.seal_preferences(uuid, jsonb) is 'Settings sealed. Errors: PC001, PC021, PC033.';
 
 -- definer: as put_profile
 create or replace function custody.put_preferences(p_user_id text, p_preferences jsonb)
@@ -481,27 +456,16 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_identity_id uuid;
-  v_row custody_data.user_preferences;
+  v_sealed bytea;
   v_version integer;
 begin
-  perform custody_data.check_preferences(p_preferences);
-  perform custody_data.require_kek();
+  perform custody_data.check_preferences(p_preferences), custody_data.require_kek();
   v_identity_id := custody_data.claim_person(p_user_id);
-  loop
-    select p.* into v_row from custody_data.user_preferences p where p.tenant_id = v_tenant and p.identity_id = v_identity_id for update;
-    v_row.preferences := custody_data.seal_preferences(v_identity_id, v_row, p_preferences);
-    if v_row.identity_id is not null then
-      update custody_data.user_preferences p set preferences = v_row.preferences
-      where p.tenant_id = v_tenant and p.identity_id = v_identity_id
-      returning p.version into v_version;
-    else
-      insert into custody_data.user_preferences as p (tenant_id, identity_id, preferences)
-      values (v_tenant, v_identity_id, v_row.preferences)
-      on conflict do nothing
-      returning p.version into v_version;
-    end if;
-    exit when v_version is not null;
-  end loop;
+  v_sealed := custody_data.seal_preferences(v_identity_id, p_preferences);
+  insert into custody_data.user_preferences as p (tenant_id, identity_id, preferences)
+  values (v_tenant, v_identity_id, v_sealed)
+  on conflict (tenant_id, identity_id) do update set preferences = excluded.preferences
+  returning p.version into v_version;
   return v_version;
 end
 $$;
@@ -533,7 +497,7 @@ begin
   end if;
   perform custody_data.check_version(v_row.version, p_if_version, 'preferences');
   perform custody_data.require_kek();
-  v_row.preferences := custody_data.seal_preferences(v_identity_id, v_row,
+  v_row.preferences := custody_data.seal_preferences(v_identity_id,
     custody_data.merge_patch(custody_data.open_preferences(v_row), p_changes));
   update custody_data.user_preferences p set preferences = v_row.preferences
   where p.tenant_id = v_row.tenant_id and p.identity_id = v_identity_id

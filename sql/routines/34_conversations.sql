@@ -155,45 +155,6 @@ $$;
 revoke all on function custody_data.lock_conversation(text, text, integer) from public;
 comment on function custody_data.lock_conversation(text, text, integer) is 'The row of a conversation, locked. Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033.';
 
-create or replace function custody_data.seal_conversation(p_identity_id uuid, p_conversation_id text, p_row custody_data.conversations, p_title text, p_messages jsonb)
-returns bytea[]
-language plpgsql
-volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_columns constant text[] := array['title', 'messages'];
-  v_new text[] := array[p_title, p_messages::text];
-  v_old text[];
-  v_sealed bytea[];
-begin
-  if p_row.identity_id is not null then
-    v_old := custody_data.open_conversation(p_row);
-    if v_old is not distinct from v_new then
-      return array[p_row.title, p_row.messages]::bytea[];
-    end if;
-    -- What stays as it was keeps its bytes.
-    for i in 1 .. 2 loop
-      if v_old[i] is not distinct from v_new[i] then
-        v_new[i] := null;
-      end if;
-    end loop;
-  end if;
-  v_sealed := custody_data.seal_values(p_identity_id, 'conversations', p_conversation_id, v_columns, v_new);
-  if p_row.identity_id is not null then
-    if v_sealed[1] is null and p_title is not null then
-      v_sealed[1] := p_row.title;
-    end if;
-    v_sealed[2] := coalesce(v_sealed[2], p_row.messages);
-  end if;
-  return v_sealed;
-end
-$$;
-revoke all on function custody_data.seal_conversation(uuid, text, custody_data.conversations, text, jsonb) from public;
-grant execute on function custody_data.seal_conversation(uuid, text, custody_data.conversations, text, jsonb) to custody_worker;
-comment on function custody_data.seal_conversation(uuid, text, custody_data.conversations, text, jsonb) is
-'Title and messages sealed; what says the same as p_row, where that is not null, keeps its bytes. Errors: PC001, PC021, PC033.';
-
 -- definer: as put_profile
 create or replace function custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text default null, p_if_version integer default null)
 returns text
@@ -209,34 +170,26 @@ declare
   v_identity_id uuid;
   v_started_at timestamptz;
   v_last_message_at timestamptz;
-  v_row custody_data.conversations;
   v_sealed bytea[];
-  v_written boolean;
+  v_version integer;
 begin
   perform custody_data.check_conversation_id(v_id), custody_data.check_title(p_title), custody_data.require_kek();
   select min((e.value ->> 'at')::timestamptz), max((e.value ->> 'at')::timestamptz) into v_started_at, v_last_message_at
   from jsonb_array_elements(v_messages) e;
   v_identity_id := custody_data.claim_person(p_user_id);
-  loop
-    select c.* into v_row from custody_data.conversations c
+  if p_if_version is not null then
+    select c.version into v_version from custody_data.conversations c
     where c.tenant_id = v_tenant and c.identity_id = v_identity_id and c.conversation_id = v_id
     for update;
-    perform custody_data.check_version(v_row.version, p_if_version, 'conversation');
-    v_sealed := custody_data.seal_conversation(v_identity_id, v_id, v_row, p_title, v_messages);
-    if v_row.identity_id is not null then
-      update custody_data.conversations c set
-        title = v_sealed[1], messages = v_sealed[2], message_count = jsonb_array_length(v_messages),
-        started_at = v_started_at, last_message_at = v_last_message_at
-      where c.tenant_id = v_tenant and c.identity_id = v_identity_id and c.conversation_id = v_id;
-    else
-      insert into custody_data.conversations
-        (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
-      values (v_tenant, v_identity_id, v_id, v_sealed[1], v_sealed[2], jsonb_array_length(v_messages), v_started_at, v_last_message_at)
-      on conflict do nothing;
-    end if;
-    v_written := found;
-    exit when v_written;
-  end loop;
+    perform custody_data.check_version(v_version, p_if_version, 'conversation');
+  end if;
+  v_sealed := custody_data.seal_values(v_identity_id, 'conversations', v_id, array['title', 'messages'], array[p_title, v_messages::text]);
+  insert into custody_data.conversations
+    (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
+  values (v_tenant, v_identity_id, v_id, v_sealed[1], v_sealed[2], jsonb_array_length(v_messages), v_started_at, v_last_message_at)
+  on conflict (tenant_id, identity_id, conversation_id) do update set
+    title = excluded.title, messages = excluded.messages, message_count = excluded.message_count,
+    started_at = excluded.started_at, last_message_at = excluded.last_message_at;
   return v_id;
 end
 $$;
@@ -290,15 +243,10 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_row constant custody_data.conversations := custody_data.lock_conversation(p_user_id, p_conversation_id, p_if_version);
-  v_old text;
-  v_sealed bytea[] := array[v_row.title];
+  v_sealed constant bytea[] := custody_data.seal_values(v_row.identity_id, 'conversations', p_conversation_id, array['title'], array[p_title]);
   v_version integer;
 begin
   perform custody_data.check_title(p_title);
-  v_old := custody_data.open_text(v_row.identity_id, 'conversations', 'title', p_conversation_id, v_row.title);
-  if v_old is distinct from p_title then
-    v_sealed := custody_data.seal_values(v_row.identity_id, 'conversations', p_conversation_id, array['title'], array[p_title]);
-  end if;
   update custody_data.conversations c set title = v_sealed[1]
   where c.tenant_id = v_row.tenant_id and c.identity_id = v_row.identity_id and c.conversation_id = p_conversation_id
   returning c.version into v_version;

@@ -562,8 +562,7 @@ begin
     select v_tenant, i.identity_id, s.conversation_id, x.sealed[1], x.sealed[2], s.message_count, s.started_at, s.last_message_at
     from pg_temp.staged_conversations s
     join pg_temp.import_people i on i.user_id = s.user_id
-    left join custody_data.conversations o on o.tenant_id = v_tenant and o.identity_id = i.identity_id and o.conversation_id = s.conversation_id
-    cross join lateral (select custody_data.seal_conversation(i.identity_id, s.conversation_id, o, s.title, s.messages) as sealed offset 0) x
+    cross join lateral (select custody_data.seal_values(i.identity_id, 'conversations', s.conversation_id, array['title', 'messages'], array[s.title, s.messages::text]) as sealed offset 0) x
     on conflict (tenant_id, identity_id, conversation_id) do update set
       title = excluded.title, messages = excluded.messages, message_count = excluded.message_count,
       started_at = excluded.started_at, last_message_at = excluded.last_message_at

@@ -522,6 +522,29 @@ COMMENT ON FUNCTION custody.current_consents(p_user_id text, p_limit integer, p_
 p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
 Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
+-- Name: kek_reference; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.kek_reference WITH (security_invoker='true') AS
+ SELECT 0 AS kek_version,
+    ''::text AS reference
+  WHERE false;
+
+-- Name: VIEW kek_reference; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.kek_reference IS 'Shape of current_kek: the newest version, and by which the provider finds the key.';
+
+-- Name: current_kek(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.current_kek() RETURNS SETOF custody.kek_reference
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION current_kek(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.current_kek() IS 'The newest key-encryption key of the tenant in context, for whoever is to unlock with it: its version and the provider''s reference, which opens nothing by itself. No row where the tenant has none.
+Errors: PC001. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: current_purpose(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_purpose() RETURNS text
@@ -1080,6 +1103,7 @@ CREATE VIEW custody.kek_status WITH (security_invoker='true') AS
     ''::text AS reference,
     NULL::timestamp with time zone AS created_at,
     NULL::timestamp with time zone AS retired_at,
+    NULL::timestamp with time zone AS destroyed_at,
     (0)::bigint AS data_keys,
     false AS overdue
   WHERE false;
@@ -1097,7 +1121,7 @@ CREATE FUNCTION custody.list_keks(p_max_age interval DEFAULT '1 year'::interval)
 
 -- Name: FUNCTION list_keks(p_max_age interval); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.list_keks(p_max_age interval) IS 'The key-encryption keys of the tenant in context, by version: the provider''s reference, since when, until when, how many data keys it wraps, and whether it is in use and older than p_max_age.
+COMMENT ON FUNCTION custody.list_keks(p_max_age interval) IS 'The key-encryption keys of the tenant in context, by version: the provider''s reference, since when, until when, when the provider had forgotten it, how many data keys it wraps, and whether it is in use and older than p_max_age.
 Errors: PC001, PC015 confined to one person. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: key_age_status; Type: VIEW; Schema: custody
@@ -1206,6 +1230,18 @@ CREATE FUNCTION custody.mark_certificate_stored(p_request_id uuid, p_object_key 
 
 COMMENT ON FUNCTION custody.mark_certificate_stored(p_request_id uuid, p_object_key text) IS 'Notes that the certificate of an erasure is under lock in the object store. Again, it changes nothing.
 Errors: PC001, PC015 confined to one person, PC016, PC023. Callers: custody_worker.';
+
+-- Name: mark_kek_destroyed(integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_kek_destroyed(p_kek_version integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION mark_kek_destroyed(p_kek_version integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_kek_destroyed(p_kek_version integer) IS 'Notes that the provider has forgotten a retired key-encryption key, and takes out of its reference what is behind the last #, by which a provider finds a key. Returns whether that was new.
+Errors: PC001, PC015 confined to one person, PC023 unknown or not retired. Callers: custody_worker.';
 
 -- Name: mark_notice_sent(uuid, text, boolean); Type: FUNCTION; Schema: custody
 
@@ -3173,34 +3209,23 @@ COMMENT ON FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uui
 -- Name: seal_bytes(bytea, integer, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) RETURNS bytea
-    LANGUAGE sql PARALLEL SAFE
-    RETURN (('\x01'::bytea || int4send(p_key_version)) || custody_data.encrypt_a256cbc_hs512(p_key, custody_data.random_bytes(16), p_place, p_plain));
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (('\x01'::bytea || int4send(p_key_version)) || custody_data.encrypt_a256cbc_hs512(p_key, substr(custody_data.hmac_sha512(((('\x00'::bytea || p_place) || '\x00'::bytea) || p_plain), substr(p_key, 1, 32)), 1, 16), p_place, p_plain));
 
 -- Name: FUNCTION seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) IS 'Seals bytes under a key for a place.';
 
--- Name: seal_conversation(uuid, text, custody_data.conversations, text, jsonb); Type: FUNCTION; Schema: custody_data
+-- Name: seal_preferences(uuid, jsonb); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.seal_conversation(p_identity_id uuid, p_conversation_id text, p_row custody_data.conversations, p_title text, p_messages jsonb) RETURNS bytea[]
+CREATE FUNCTION custody_data.seal_preferences(p_identity_id uuid, p_preferences jsonb) RETURNS bytea
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION seal_conversation(p_identity_id uuid, p_conversation_id text, p_row custody_data.conversations, p_title text, p_messages jsonb); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION seal_preferences(p_identity_id uuid, p_preferences jsonb); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.seal_conversation(p_identity_id uuid, p_conversation_id text, p_row custody_data.conversations, p_title text, p_messages jsonb) IS 'Title and messages sealed; what says the same as p_row, where that is not null, keeps its bytes. Errors: PC001, PC021, PC033.';
-
--- Name: seal_preferences(uuid, custody_data.user_preferences, jsonb); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.seal_preferences(p_identity_id uuid, p_row custody_data.user_preferences, p_preferences jsonb) RETURNS bytea
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION seal_preferences(p_identity_id uuid, p_row custody_data.user_preferences, p_preferences jsonb); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.seal_preferences(p_identity_id uuid, p_row custody_data.user_preferences, p_preferences jsonb) IS 'Settings sealed, or the value of p_row where it says the same. Errors: PC001, PC021, PC033.';
+COMMENT ON FUNCTION custody_data.seal_preferences(p_identity_id uuid, p_preferences jsonb) IS 'Settings sealed. Errors: PC001, PC021, PC033.';
 
 -- Name: seal_profile(uuid, custody_data.user_profiles, text[]); Type: FUNCTION; Schema: custody_data
 
@@ -3211,7 +3236,7 @@ CREATE FUNCTION custody_data.seal_profile(p_identity_id uuid, p_row custody_data
 
 -- Name: FUNCTION seal_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_values text[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.seal_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_values text[]) IS 'A row of user_profiles with values in the order of profile_fields, sealed and indexed; what says the same as p_row, where that is not null, keeps its bytes. Errors: PC001, PC021, PC033, PC035.';
+COMMENT ON FUNCTION custody_data.seal_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_values text[]) IS 'A row of user_profiles with values in the order of profile_fields, sealed and indexed; p_row is the row that is there, or null. Errors: PC001, PC021, PC033.';
 
 -- Name: seal_values(uuid, text, text, text[], text[]); Type: FUNCTION; Schema: custody_data
 
@@ -4243,6 +4268,8 @@ CREATE TABLE custody_keys.key_encryption_keys (
     previous bytea,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     retired_at timestamp with time zone,
+    destroyed_at timestamp with time zone,
+    CONSTRAINT key_encryption_keys_destroyed_is_retired_check CHECK (((destroyed_at IS NULL) OR (retired_at IS NOT NULL))),
     CONSTRAINT key_encryption_keys_reference_length_is_at_most_4096_check CHECK (((char_length(reference) >= 1) AND (char_length(reference) <= 4096))),
     CONSTRAINT key_encryption_keys_version_is_positive_check CHECK ((kek_version > 0))
 );
@@ -4264,6 +4291,10 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.check_value IS 'HMAC by which
 -- Name: COLUMN key_encryption_keys.previous; Type: COMMENT; Schema: custody_keys
 
 COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version before this one, sealed under this one, while both are valid: who has the new key opens what the old one wrapped.';
+
+-- Name: COLUMN key_encryption_keys.destroyed_at; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
 
 -- Name: wrapped_keys; Type: TABLE; Schema: custody_keys
 
@@ -4917,7 +4948,7 @@ ALTER TABLE custody_keys.data_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: key_encryption_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.key_encryption_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kek_version', 'reference', 'check_value', 'created_at', '+retired_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.key_encryption_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kek_version', 'check_value', 'created_at', '+destroyed_at');
 
 ALTER TABLE custody_keys.key_encryption_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 
