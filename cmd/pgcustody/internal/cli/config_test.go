@@ -35,7 +35,7 @@ func resolved(t *testing.T, env map[string]string, args ...string) (*Config, err
 }
 
 func TestConfigSources(t *testing.T) {
-	env := map[string]string{"PGCUSTODY_TENANT": "from-env", "PGCUSTODY_ACTOR": "", "PGCUSTODY_PRIVATE_STACK": "id"}
+	env := map[string]string{"PGCUSTODY_TENANT": "from-env", "PGCUSTODY_ACTOR": ""}
 	c, err := resolved(t, env, "--store", "s3://from-flag")
 	require.NoError(t, err)
 	require.Equal(t, "from-env", c.Tenant)
@@ -44,7 +44,6 @@ func TestConfigSources(t *testing.T) {
 	require.Equal(t, "flag --store", c.Source("store"))
 	require.Equal(t, "pgcustody", c.Actor, "an empty variable is none")
 	require.Equal(t, "default", c.Source("actor"))
-	require.Equal(t, "id", c.PrivateStack)
 	require.Equal(t, "probe", c.Command)
 
 	c, err = resolved(t, env, "--tenant", "from-flag")
