@@ -217,7 +217,7 @@ func TestProviderIsDown(t *testing.T) {
 	client := b.client(b.deps, Schedule{})
 	events, unsubscribe := client.Subscribe(river.EventKindJobFailed)
 	defer unsubscribe()
-	b.start(client)
+	require.NoError(t, client.Start(context.WithoutCancel(t.Context())))
 	for _, args := range []river.JobArgs{EraseArgs{Tenant: tenant, RequestID: waiting}, ExportArgs{Tenant: tenant, RequestID: export}} {
 		inserted, err := client.Insert(t.Context(), args, &river.InsertOpts{MaxAttempts: 1, Queue: QueueSubjects})
 		require.NoError(t, err)
@@ -225,6 +225,7 @@ func TestProviderIsDown(t *testing.T) {
 		require.Equal(t, rivertype.JobStateDiscarded, event.Job.State, args.Kind())
 		require.Equal(t, "get key: key provider refused", event.Job.Errors[0].Error)
 	}
+	require.NoError(t, client.StopAndCancel(context.Background())) // so that it takes no job of what follows
 	require.Equal(t, asked+2, kms.Count("Decrypt"), "and nobody else has asked")
 	require.ErrorIs(t, b.deps.Unlock.Check(t.Context()), keys.ErrRefused)
 
