@@ -140,16 +140,19 @@ func (u *Unlocker) Check(ctx context.Context) error {
 	if u == nil {
 		return nil
 	}
-	var tenants []db.Tenant
-	if err := InContext(ctx, u.Ring.Pool, Scope{}, func(tx pgx.Tx) (err error) {
-		tenants, err = db.New().ListTenants(ctx, tx)
+	var tenants []string
+	if err := InContext(ctx, u.Ring.Pool, Scope{}, func(tx pgx.Tx) error {
+		rows, err := db.New().ListTenants(ctx, tx)
+		for _, row := range rows {
+			tenants = append(tenants, row.TenantID)
+		}
 		return err
 	}); err != nil {
 		return fmt.Errorf("list tenants: %w", err)
 	}
 	for _, tenant := range tenants {
-		if err := u.with(ctx, tenant.TenantID, true, func([]byte) error { return nil }); err != nil {
-			return fmt.Errorf("tenant %s: %w", tenant.TenantID, err)
+		if err := u.with(ctx, tenant, true, func([]byte) error { return nil }); err != nil {
+			return fmt.Errorf("tenant %s: %w", tenant, err)
 		}
 	}
 	return nil
