@@ -73,12 +73,12 @@ func (w *ExportWorker) Work(ctx context.Context, job *river.Job[ExportArgs]) err
 		}
 		scope := w.scope(tenant, "export request")
 		scope.Isolation = pgx.RepeatableRead // all parts are of one moment
-		err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) error {
-			written, err := w.export(ctx, tx, run, ExportKey(tenant, id), id)
+		var written, items int64
+		err := w.Unlock.InContext(ctx, w.Pool, scope, func(tx pgx.Tx) (err error) {
+			written, items, err = w.export(ctx, tx, run, ExportKey(tenant, id), id)
 			if err != nil {
 				return err
 			}
-			run.Bytes(written)
 			return db.New().CompleteExport(ctx, tx, db.CompleteExportParams{RequestID: id, Bytes: written})
 		})
 		switch {
@@ -105,33 +105,35 @@ func (w *ExportWorker) Work(ctx context.Context, job *river.Job[ExportArgs]) err
 		case err != nil:
 			return fail("export subject", err)
 		}
+		run.Bytes(written)
+		run.Count("items", items)
 		run.Count("exported", 1)
 		return nil
 	})
 }
 
-// export writes the document where it belongs and returns its size.
-func (w *ExportWorker) export(ctx context.Context, tx pgx.Tx, run *Run, key string, id uuid.UUID) (int64, error) {
+// export writes the document where it belongs and returns its size and its items.
+func (w *ExportWorker) export(ctx context.Context, tx pgx.Tx, run *Run, key string, id uuid.UUID) (size, items int64, err error) {
 	if w.Store != nil && w.ExportTo == nil {
 		there, err := w.Store.Head(ctx, key, "")
 		if err == nil {
 			// An attempt before this one died after its Put: put it on record again.
-			return there.Size, w.document(ctx, tx, run, id, io.Discard)
+			items, err = w.document(ctx, tx, run, id, io.Discard)
+			return there.Size, items, err
 		}
 		if !errors.Is(err, store.ErrNotFound) {
-			return 0, err
+			return 0, 0, err
 		}
 	}
 
 	reader, writer := io.Pipe()
 	written := make(chan error, 1)
 	go func() {
-		err := w.document(ctx, tx, run, id, writer)
+		var err error
+		items, err = w.document(ctx, tx, run, id, writer)
 		writer.CloseWithError(err) // nil is the end of the document
 		written <- err
 	}()
-	var size int64
-	var err error
 	if w.ExportTo != nil {
 		size, err = w.ExportTo(ctx, key, reader)
 	} else {
@@ -142,26 +144,26 @@ func (w *ExportWorker) export(ctx context.Context, tx pgx.Tx, run *Run, key stri
 	// Whoever reads no further ends the writer too: the transaction is its alone until then.
 	reader.CloseWithError(cmp.Or[error](err, io.ErrClosedPipe))
 	if documentErr := <-written; documentErr != nil && !errors.Is(documentErr, io.ErrClosedPipe) {
-		return 0, documentErr
+		return 0, 0, documentErr
 	}
-	return size, err
+	return size, items, err
 }
 
 // single are the parts that are one value, or null, rather than a list.
 var single = map[string]bool{"profile": true, "preferences": true}
 
 // document puts the items of an export together as the object that
-// custody.export_subject returns.
-func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uuid.UUID, out io.Writer) error {
+// custody.export_subject returns, and says how many there are.
+func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uuid.UUID, out io.Writer) (total int64, err error) {
 	buffered := bufio.NewWriterSize(out, 64<<10) // keeps its first error for Flush
 	// sqlc reads all rows before it returns one.
 	rows, err := tx.Query(ctx, "select e.part, e.kind, e.body from custody.export_items($1) e", id)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer rows.Close()
 
-	open, items, total := "", 0, int64(0)
+	open, items := "", 0
 	closePart := func() {
 		switch {
 		case open == "":
@@ -177,19 +179,19 @@ func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uui
 		var part, kind string
 		var body json.RawMessage
 		if err := rows.Scan(&part, &kind, &body); err != nil {
-			return err
+			return total, err
 		}
 		switch kind {
 		case "head":
 			if err := writeOpen(buffered, body); err != nil {
-				return err
+				return total, err
 			}
 		case "part":
 			closePart()
 			open, items = part, 0
 			fmt.Fprintf(buffered, ",%q:", part)
 			if err := writeOpen(buffered, body); err != nil {
-				return err
+				return total, err
 			}
 			fmt.Fprint(buffered, `,"data":`)
 			if !single[part] {
@@ -204,16 +206,15 @@ func (w *ExportWorker) document(ctx context.Context, tx pgx.Tx, run *Run, id uui
 			total++
 			run.Progress("items", total, 0)
 		default:
-			return fmt.Errorf("export has an item of unknown kind %q", kind)
+			return total, fmt.Errorf("export has an item of unknown kind %q", kind)
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return err
+		return total, err
 	}
 	closePart()
 	fmt.Fprint(buffered, "}")
-	run.Count("items", total)
-	return buffered.Flush()
+	return total, buffered.Flush()
 }
 
 // writeOpen writes an object without its last brace, so that more can follow.

@@ -77,7 +77,7 @@ func TestLargeExport(t *testing.T) {
 	b := newBench(t)
 	b.exec(`select custody.save_conversation('alice', 'big-' || i, jsonb_build_array(jsonb_build_object('role', 'user', 'at', now(), 'text',
 		repeat(md5(i::text), 32768)))) from generate_series(1, 8) i`)
-	err := InContext(t.Context(), b.deps.Pool, Scope{Tenant: tenant, Actor: "tester"}, dbExec(t, "select custody.export_subject('alice', 1 << 20)"))
+	err := b.unlock.InContext(t.Context(), b.deps.Pool, Scope{Tenant: tenant, Actor: "tester"}, dbExec(t, "select custody.export_subject('alice', 1 << 20)"))
 	require.ErrorIs(t, db.FromPg(err), db.ErrExportTooLarge)
 
 	id := b.request("export", "alice")
@@ -187,8 +187,8 @@ func TestErasureWaitsForAnExportUnderWay(t *testing.T) {
 func (w *ExportWorker) streamOnly(ctx context.Context, id uuid.UUID) error {
 	scope := w.scope(tenant, "export request")
 	scope.Isolation = pgx.RepeatableRead
-	err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) error {
-		if _, err := w.export(ctx, tx, &Run{counts: map[string]int64{}}, ExportKey(tenant, id), id); err != nil {
+	err := w.Unlock.InContext(ctx, w.Pool, scope, func(tx pgx.Tx) error {
+		if _, _, err := w.export(ctx, tx, &Run{counts: map[string]int64{}}, ExportKey(tenant, id), id); err != nil {
 			return err
 		}
 		return pgx.ErrTxCommitRollback

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"pgcustody/db"
+	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 )
 
@@ -61,12 +62,13 @@ func spoken(err error) error {
 }
 
 // Code is an error in one word or two that name nobody: a SQLSTATE, a kind of
-// store error, or a kind of its own.
+// store or key provider error, or a kind of its own.
 func Code(err error) string {
 	var failure *Failure
 	var pg *pgconn.PgError
 	var connect *pgconn.ConnectError
 	var object *store.Error
+	var key *keys.Error
 	var status *statusError
 	var timeout net.Error
 	switch {
@@ -78,6 +80,8 @@ func Code(err error) string {
 		return pg.Code
 	case errors.Is(err, context.Canceled):
 		return "interrupted"
+	case errors.As(err, &key): // which may hold a timeout: it is the provider's
+		return key.Kind.Error()
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return "timeout"
 	case errors.As(err, &connect):

@@ -14,6 +14,7 @@ import (
 	"github.com/riverqueue/river/rivertype"
 	"github.com/stretchr/testify/require"
 
+	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 )
 
@@ -30,6 +31,8 @@ func TestCode(t *testing.T) {
 		{fmt.Errorf("x: %w", context.Canceled), "interrupted"},
 		{fmt.Errorf("x: %w", context.DeadlineExceeded), "timeout"},
 		{&store.Error{Op: "put", Object: "s3://b/alice", Kind: store.ErrExists, Err: errors.New("alice")}, "object exists already"},
+		{&keys.Error{Op: "get", Object: "KEK 1", Kind: keys.ErrUnavailable, Err: context.DeadlineExceeded}, "key provider cannot be reached"},
+		{&keys.Error{Op: "get", Object: "KEK 1", Kind: keys.ErrUnavailable, Err: context.Canceled}, "interrupted"},
 		{&statusError{503}, "status 503"},
 		{&net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}, "connection refused"},
 		{&net.DNSError{Name: "alice.example", IsTimeout: true}, "timeout"},

@@ -57,6 +57,9 @@ const (
 type Deps struct {
 	// Pool connects as a login with the roles custody_worker and custody_privacy.
 	Pool *pgxpool.Pool
+	// Unlock gives the jobs that touch personal values their tenant's key. It may be
+	// nil: they stay locked.
+	Unlock *Unlocker
 	// Store takes archives, certificates and exports. It is nil where none is
 	// configured: jobs that cannot do without say so and come again later.
 	Store store.Store

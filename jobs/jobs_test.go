@@ -21,6 +21,7 @@ import (
 
 	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/db"
+	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 )
 
@@ -36,12 +37,30 @@ type bench struct {
 	*testing.T
 	database *stacktest.Database
 	app      *pgxpool.Pool // as an application
+	unlock   *Unlocker     // of the test itself; the jobs' is in deps
 	deps     Deps
 	reports  *reports
 }
 
-// newBench makes a bench; whatever the workers log goes to the test's log.
+// newBench makes a bench whose tenant has a key.
 func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := newLockedBench(t)
+	provider, _ := stacktest.KeyProvider(t)
+	b.database.GiveKey(t, provider, tenant)
+	b.unlock = b.unlocker(provider)
+	b.deps.Unlock = b.unlocker(provider)
+	return b
+}
+
+func (b *bench) unlocker(provider keys.Provider) *Unlocker {
+	return &Unlocker{Ring: Keyring{Pool: b.deps.Pool, Provider: provider, Actor: "tester"}}
+}
+
+// newLockedBench makes a bench whose tenant has no key; whatever the workers log goes
+// to the test's log.
+func newLockedBench(t *testing.T) *bench {
+	t.Helper()
 	t.Parallel()
 	d := stacktest.DB(t)
 	b := &bench{T: t, database: d, app: d.Pool(t, "custody_app"), reports: &reports{}}
@@ -107,10 +126,10 @@ func (r *reports) of(job string) (list []Report) {
 	return list
 }
 
-// context runs work in the context of a tenant.
+// context runs work in the context of a tenant, unlocked where it has a key.
 func (b *bench) context(pool *pgxpool.Pool, tenant string, work func(pgx.Tx) error) {
 	b.Helper()
-	require.NoError(b, InContext(b.Context(), pool, Scope{Tenant: tenant, Actor: "tester", Purpose: "test"}, work))
+	require.NoError(b, b.unlock.InContext(b.Context(), pool, Scope{Tenant: tenant, Actor: "tester", Purpose: "test"}, work))
 }
 
 // exec runs statements as the application in the tenant.

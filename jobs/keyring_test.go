@@ -56,7 +56,7 @@ func (b *bench) open(kek keys.Key, identity uuid.UUID, row string, sealed []byte
 }
 
 func TestKeyring(t *testing.T) {
-	b := newBench(t)
+	b := newLockedBench(t)
 	ctx := t.Context()
 	ring, dir := b.newKeyring()
 	_, err := ring.Current(ctx, tenant)
@@ -68,6 +68,7 @@ func TestKeyring(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, 1, version)
 	}
+	b.unlock = b.unlocker(ring.Provider)
 	first, err := ring.Current(ctx, tenant)
 	require.NoError(t, err)
 	people := map[uuid.UUID][]byte{}
@@ -138,7 +139,7 @@ func TestKeyring(t *testing.T) {
 
 // What the provider gives where the database knows of none of it: nothing is stored.
 func TestKeyringWithAnotherProvidersKeys(t *testing.T) {
-	b := newBench(t)
+	b := newLockedBench(t)
 	ring, _ := b.newKeyring()
 	_, err := ring.Create(t.Context(), tenant)
 	require.NoError(t, err)
@@ -154,13 +155,14 @@ func TestKeyringWithAnotherProvidersKeys(t *testing.T) {
 
 // What SQL seals Go opens, given the keys, and the other way round.
 func TestSealedInSQLOpenedInGo(t *testing.T) {
-	b := newBench(t)
+	b := newLockedBench(t)
 	ctx := t.Context()
 	ring, _ := b.newKeyring()
 	_, err := ring.Create(ctx, tenant)
 	require.NoError(t, err)
 	kek, err := ring.Current(ctx, tenant)
 	require.NoError(t, err)
+	b.unlock = b.unlocker(ring.Provider)
 	ada := b.identity("ada")
 	sealed := b.seal(kek, ada, "r/1\nß", "grüß Gott")
 

@@ -22,7 +22,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"pgcustody/cmd/devstack/stack"
+	"pgcustody/jobs"
 	"pgcustody/jobs/importer/sample"
+	"pgcustody/jobs/keys"
 )
 
 // demoDataDir is where real records lie where they are at hand; their README
@@ -148,17 +150,31 @@ func (d *demo) pgcustody(ctx context.Context, into any, args ...string) error {
 
 // look runs a query of one row as a login, in the context of a tenant.
 func (d *demo) look(ctx context.Context, login, tenant, query string, args []any, into ...any) error {
+	return d.lookWith(ctx, nil, login, tenant, query, args, into...)
+}
+
+// lookUnlocked is look as the runner, with the key of the demonstration's tenant.
+func (d *demo) lookUnlocked(ctx context.Context, query string, args []any, into ...any) error {
+	provider, err := keys.Parse(ctx, d.stack.Env()["PGCUSTODY_KEYS"], false)
+	if err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, d.stack.URL("custody_runner", stack.Database))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	unlock := &jobs.Unlocker{Ring: jobs.Keyring{Pool: conn, Provider: provider, Actor: "demo"}}
+	return d.lookWith(ctx, unlock, "custody_runner", d.tenant, query, args, into...)
+}
+
+func (d *demo) lookWith(ctx context.Context, unlock *jobs.Unlocker, login, tenant, query string, args []any, into ...any) error {
 	conn, err := pgx.Connect(ctx, d.stack.URL(login, stack.Database))
 	if err != nil {
 		return err
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
-	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if tenant != "" {
-			if _, err := tx.Exec(ctx, "select custody.set_context($1, 'demo', 'demonstration')", tenant); err != nil {
-				return err
-			}
-		}
+	return unlock.InContext(ctx, conn, jobs.Scope{Tenant: tenant, Actor: "demo", Purpose: "demonstration"}, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, query, args...).Scan(into...)
 	})
 }
@@ -196,6 +212,9 @@ func (d *demo) importFiles(ctx context.Context) (string, error) {
 		return "", err
 	}
 	if err := d.pgcustody(ctx, nil, "tenants", "register", d.tenant); err != nil {
+		return "", err
+	}
+	if err := d.pgcustody(ctx, nil, "keys", "create"); err != nil {
 		return "", err
 	}
 	args := []string{"import", "--register-vocabulary", "--personal", "source_ip,user_agent,request_parameters"}
@@ -405,7 +424,7 @@ func (d *demo) erase(ctx context.Context) (string, error) {
 	}
 	var known int64
 	var profileGone bool
-	if err := d.look(ctx, "custody_runner", d.tenant, `select count(*), custody.get_profile($1) is null from custody_data.identities where user_id = $1`,
+	if err := d.lookUnlocked(ctx, `select count(*), custody.get_profile($1) is null from custody_data.identities where user_id = $1`,
 		[]any{d.person}, &known, &profileGone); err != nil {
 		return "", err
 	}

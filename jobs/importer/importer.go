@@ -33,7 +33,9 @@ import (
 type Config struct {
 	// Database connects as a login with the role custody_worker.
 	Database jobs.Beginner
-	Log      *slog.Logger
+	// Unlock gives an import its tenant's key; nil leaves it locked.
+	Unlock *jobs.Unlocker
+	Log    *slog.Logger
 	// Tenant whose data the files hold; Actor is who imports them.
 	Tenant, Actor string
 	// Table of all files, where their names do not tell.
@@ -142,7 +144,11 @@ func Run(ctx context.Context, cfg Config, paths []string) ([]Report, error) {
 		var report Report
 		err := error(nil)
 		for range attempts {
-			if report, err = cfg.importFile(ctx, f); !errors.Is(db.FromPg(err), db.ErrConflict) {
+			err = cfg.Unlock.With(ctx, cfg.Tenant, func(kek []byte) (err error) {
+				report, err = cfg.importFile(ctx, f, kek)
+				return err
+			})
+			if !errors.Is(db.FromPg(err), db.ErrConflict) {
 				break
 			}
 		}
@@ -190,8 +196,8 @@ func (cfg *Config) scope() jobs.Scope {
 	return jobs.Scope{Tenant: cfg.Tenant, Actor: cfg.Actor, Purpose: "import", Isolation: pgx.ReadCommitted}
 }
 
-// importFile imports a file in one transaction.
-func (cfg *Config) importFile(ctx context.Context, f file) (report Report, err error) {
+// importFile imports a file in one transaction, which is unlocked with kek.
+func (cfg *Config) importFile(ctx context.Context, f file, kek []byte) (report Report, err error) {
 	started := time.Now()
 	source, err := os.Open(f.path)
 	if err != nil {
@@ -201,7 +207,9 @@ func (cfg *Config) importFile(ctx context.Context, f file) (report Report, err e
 
 	mark := cfg.Rejects.mark()
 	report = Report{File: f.path, Table: f.table.name, ImportID: uuid.New()}
-	err = jobs.InContext(ctx, cfg.Database, cfg.scope(), func(tx pgx.Tx) error {
+	scope := cfg.scope()
+	scope.KEK = kek
+	err = jobs.InContext(ctx, cfg.Database, scope, func(tx pgx.Tx) error {
 		return cfg.importInto(ctx, tx, f, source, started, &report)
 	})
 	if err != nil {

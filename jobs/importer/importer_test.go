@@ -37,12 +37,13 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// site is a database with the tenants acme and other, and a folder for files.
+// site is a database with the tenants acme and other, their keys, and a folder for files.
 type site struct {
 	*testing.T
 	database *stacktest.Database
 	runner   *pgxpool.Pool
 	super    *pgxpool.Pool
+	unlock   *jobs.Unlocker
 	dir      string
 }
 
@@ -56,19 +57,24 @@ func newSite(t *testing.T) *site {
 			return err
 		})
 	}
+	provider, _ := stacktest.KeyProvider(t)
+	for _, tenant := range []string{"acme", "other"} {
+		d.GiveKey(t, provider, tenant)
+	}
+	s.unlock = &jobs.Unlocker{Ring: jobs.Keyring{Pool: s.runner, Provider: provider, Actor: "tester"}}
 	return s
 }
 
 func (s *site) in(tenant string, work func(pgx.Tx) error) {
 	s.Helper()
-	require.NoError(s, jobs.InContext(s.Context(), s.runner, jobs.Scope{Tenant: tenant, Actor: "tester"}, work))
+	require.NoError(s, s.unlock.InContext(s.Context(), s.runner, jobs.Scope{Tenant: tenant, Actor: "tester"}, work))
 }
 
-// as runs a statement as a login in the context of acme.
+// as runs a statement as a login in the context of acme, with its key.
 func (s *site) as(login, query string, args ...any) {
 	s.Helper()
 	pool := s.database.Pool(s.T, login)
-	require.NoError(s, jobs.InContext(s.Context(), pool, jobs.Scope{Tenant: "acme", Actor: "somebody"}, func(tx pgx.Tx) error {
+	require.NoError(s, s.unlock.InContext(s.Context(), pool, jobs.Scope{Tenant: "acme", Actor: "somebody"}, func(tx pgx.Tx) error {
 		_, err := tx.Exec(s.Context(), query, args...)
 		return err
 	}))
@@ -81,7 +87,9 @@ func value[T any](s *site, query string, args ...any) (v T) {
 	return v
 }
 
-func (s *site) config() Config { return Config{Database: s.runner, Tenant: "acme", Actor: "tester"} }
+func (s *site) config() Config {
+	return Config{Database: s.runner, Unlock: s.unlock, Tenant: "acme", Actor: "tester"}
+}
 
 // file writes lines into a file of the table.
 func (s *site) file(table string, lines ...string) string {
@@ -992,7 +1000,7 @@ func TestRights(t *testing.T) {
 		"select custody_data.claim_identities(array['u1'])":                             db.ErrNotForCaller,
 		"select custody.finish_import(gen_random_uuid(), 'x', sha256('x'), 1, 1, 0, 0)": errors.New("PC015 or 42501"),
 	} {
-		err := jobs.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester", Subject: "u1"}, func(tx pgx.Tx) error {
+		err := s.unlock.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester", Subject: "u1"}, func(tx pgx.Tx) error {
 			_, err := tx.Exec(t.Context(), query)
 			return err
 		})
@@ -1001,12 +1009,12 @@ func TestRights(t *testing.T) {
 			require.ErrorIs(t, db.FromPg(err), want, query)
 		}
 	}
-	err := jobs.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester", Isolation: pgx.RepeatableRead}, func(tx pgx.Tx) error {
+	err := s.unlock.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester", Isolation: pgx.RepeatableRead}, func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), "select custody.prepare_import('user_profiles'), custody.import_profiles()")
 		return err
 	})
 	require.ErrorIs(t, db.FromPg(err), db.ErrIsolationLevel)
-	err = jobs.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester"}, func(tx pgx.Tx) error {
+	err = s.unlock.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester"}, func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), "select custody.import_profiles()")
 		return err
 	})
@@ -1031,7 +1039,7 @@ func TestStagedRowsAreChecked(t *testing.T) {
 	} {
 		before := s.state()
 		function := map[string]string{"user_profiles": "import_profiles()", "consent_records": "import_consents()", "audit_logs": "import_audit_events(gen_random_uuid(), sha256('x'))"}[statements[0]]
-		err := jobs.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester"}, func(tx pgx.Tx) error {
+		err := s.unlock.InContext(t.Context(), s.runner, jobs.Scope{Tenant: "acme", Actor: "tester"}, func(tx pgx.Tx) error {
 			for _, statement := range []string{"select custody.prepare_import('" + statements[0] + "')", statements[1]} {
 				if _, err := tx.Exec(t.Context(), statement); err != nil {
 					t.Fatalf("%s: %s", name, err)

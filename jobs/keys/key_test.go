@@ -17,31 +17,14 @@ import (
 
 	"github.com/jackc/pgx/v5/pgtype"
 	"github.com/stretchr/testify/require"
+
+	"pgcustody/jobs/keys/keystest"
 )
 
 func random(n int) []byte {
 	b := make([]byte, n)
 	_, _ = rand.Read(b)
 	return b
-}
-
-// spellings are the ways in which a key could stand in a text, in parts too.
-func spellings(key []byte) []string {
-	var all []string
-	for _, part := range [][]byte{key, key[:len(key)/2], key[len(key)/2:]} {
-		all = append(all, string(part), hex.EncodeToString(part), strings.ToUpper(hex.EncodeToString(part)),
-			strings.TrimRight(base64.StdEncoding.EncodeToString(part), "=")[:len(part)],
-			base64.RawURLEncoding.EncodeToString(part)[:len(part)],
-			strings.Trim(fmt.Sprintf("%d", part), "[]"), strings.Trim(fmt.Sprintf("%#v", part), "[]byte{}"), fmt.Sprintf("%q", part))
-	}
-	return all
-}
-
-func requireSilent(t testing.TB, text string, key []byte) {
-	t.Helper()
-	for _, spelling := range spellings(key) {
-		require.NotContains(t, text, spelling)
-	}
 }
 
 // requireKind looks at the error and returns what it says, which must give away
@@ -55,9 +38,9 @@ func requireKind(t testing.TB, err, kind error, secrets ...[]byte) string {
 		require.Equal(t, errors.Is(other, kind), errors.Is(err, other), other)
 	}
 	for _, secret := range secrets {
-		requireSilent(t, fmt.Sprintf("%v %+v %#v %q", err, err, err, err), secret)
+		keystest.RequireSilent(t, fmt.Sprintf("%v %+v %#v %q", err, err, err, err), secret)
 		for inner := error(e); inner != nil; {
-			requireSilent(t, inner.Error(), secret)
+			keystest.RequireSilent(t, inner.Error(), secret)
 			parts, ok := inner.(interface{ Unwrap() []error })
 			if !ok {
 				break
@@ -129,7 +112,7 @@ func TestWeakKeysAreRefused(t *testing.T) {
 		require.Len(t, b, Size, name)
 		_, err := NewKey(b, false)
 		require.ErrorIs(t, err, ErrWeak, name)
-		requireSilent(t, err.Error(), b)
+		keystest.RequireSilent(t, err.Error(), b)
 		key, err := NewKey(b, true)
 		require.NoError(t, err, name)
 		require.Equal(t, b, key.Bytes())
@@ -184,7 +167,7 @@ func TestKeyRedacts(t *testing.T) {
 	for _, handler := range []slog.Handler{slog.NewTextHandler(&out, nil), slog.NewJSONHandler(&out, nil)} {
 		slog.New(handler).Info("key", "key", key, "struct", exported{key}, "hidden", hidden{key}, "pointer", &key, "list", []Key{key})
 	}
-	requireSilent(t, out.String(), b)
+	keystest.RequireSilent(t, out.String(), b)
 	require.Contains(t, out.String(), redacted)
 }
 
@@ -217,7 +200,7 @@ func TestKeyAsParameter(t *testing.T) {
 	if err == nil {
 		require.Equal(t, redacted, string(sent))
 	}
-	requireSilent(t, string(sent), key.Bytes())
+	keystest.RequireSilent(t, string(sent), key.Bytes())
 
 	key.Wipe()
 	_, err = m.Encode(pgtype.ByteaOID, pgtype.BinaryFormatCode, key, nil)
@@ -249,7 +232,7 @@ func TestDecode(t *testing.T) {
 	} {
 		_, err := decode(text, true)
 		require.ErrorIs(t, err, ErrWeak, name)
-		requireSilent(t, err.Error(), b)
+		keystest.RequireSilent(t, err.Error(), b)
 		require.NotContains(t, err.Error(), "'g'", "the decoder's words quote the text")
 	}
 }

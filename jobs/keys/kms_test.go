@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -25,129 +24,17 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/stretchr/testify/require"
+
+	"pgcustody/jobs/keys/keystest"
 )
 
-// fakeKMS speaks KMS's JSON protocol, as far as we use it: what a real one will
-// not do when asked to.
+// fakeKMS is a server of the test's own.
 type fakeKMS struct {
+	*keystest.KMS
 	t testing.TB
-
-	mu      sync.Mutex
-	blobs   map[string]blob // by ciphertext
-	faults  []fault         // for the next requests
-	asked   map[string]int  // requests by operation
-	plain   []byte          // instead of random bytes, where set
-	secrets [][]byte        // every plaintext that was sent
 }
 
-type blob struct {
-	plaintext []byte
-	context   map[string]string
-	key       string
-}
-
-// fault is an answer in place of the right one. An empty code is a pause only.
-type fault struct {
-	status int
-	code   string
-	body   string
-	pause  time.Duration
-}
-
-func newFakeKMS(t testing.TB) *fakeKMS {
-	return &fakeKMS{t: t, blobs: map[string]blob{}, asked: map[string]int{}}
-}
-
-// say queues an answer n times.
-func (f *fakeKMS) say(n int, fault fault) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	for range n {
-		f.faults = append(f.faults, fault)
-	}
-}
-
-func (f *fakeKMS) count(operation string) int {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.asked[operation]
-}
-
-func (f *fakeKMS) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	var in struct {
-		KeyId             string
-		NumberOfBytes     int
-		CiphertextBlob    []byte
-		EncryptionContext map[string]string
-	}
-	answer := func(status int, body any) {
-		w.Header().Set("Content-Type", "application/x-amz-json-1.1")
-		w.WriteHeader(status)
-		_ = json.NewEncoder(w).Encode(body)
-	}
-	refuse := func(status int, code string) {
-		answer(status, map[string]string{"__type": code, "message": "said by the fake: " + code})
-	}
-	operation := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), "TrentService.")
-	if err := json.NewDecoder(r.Body).Decode(&in); err != nil || r.Header.Get("Authorization") == "" {
-		refuse(http.StatusBadRequest, "ValidationException")
-		return
-	}
-
-	f.mu.Lock()
-	f.asked[operation]++
-	var next fault
-	if len(f.faults) > 0 {
-		next, f.faults = f.faults[0], f.faults[1:]
-	}
-	f.mu.Unlock()
-	if next.pause > 0 {
-		select {
-		case <-time.After(next.pause):
-		case <-r.Context().Done():
-			return
-		}
-	}
-	if next.body != "" {
-		w.WriteHeader(next.status)
-		_, _ = w.Write([]byte(next.body))
-		return
-	}
-	if next.code != "" {
-		refuse(next.status, next.code)
-		return
-	}
-
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	switch operation {
-	case "GenerateDataKey":
-		if strings.Contains(in.KeyId, "missing") {
-			refuse(http.StatusBadRequest, "NotFoundException")
-			return
-		}
-		plaintext := random(in.NumberOfBytes)
-		if f.plain != nil {
-			plaintext = f.plain
-		}
-		ciphertext := random(180)
-		f.blobs[string(ciphertext)] = blob{plaintext, in.EncryptionContext, in.KeyId}
-		f.secrets = append(f.secrets, plaintext)
-		answer(http.StatusOK, map[string]any{"KeyId": in.KeyId, "Plaintext": plaintext, "CiphertextBlob": ciphertext})
-	case "Decrypt":
-		blob, ok := f.blobs[string(in.CiphertextBlob)]
-		switch {
-		case !ok || !maps.Equal(blob.context, in.EncryptionContext):
-			refuse(http.StatusBadRequest, "InvalidCiphertextException")
-		case blob.key != in.KeyId:
-			refuse(http.StatusBadRequest, "IncorrectKeyException")
-		default:
-			answer(http.StatusOK, map[string]any{"KeyId": blob.key, "Plaintext": blob.plaintext, "EncryptionAlgorithm": "SYMMETRIC_DEFAULT"})
-		}
-	default:
-		refuse(http.StatusBadRequest, "UnknownOperationException")
-	}
-}
+func newFakeKMS(t testing.TB) *fakeKMS { return &fakeKMS{keystest.NewKMS(), t} }
 
 // fast makes the SDK's own retryer wait for milliseconds.
 func fast(o *kms.Options) {
@@ -192,9 +79,9 @@ func TestKMS(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, "acme", ref.Tenant)
 	require.Equal(t, 3, ref.Version)
-	require.Equal(t, f.secrets[0], key.Bytes())
-	require.Equal(t, blob{f.secrets[0], map[string]string{"pgcustody": "acme", "version": "3"}, "alias/test"}, f.blobs[string(ref.Stored)])
-	requireSilent(t, fmt.Sprintf("%v %+v %s", ref, ref, ref.Stored), key.Bytes())
+	require.Equal(t, f.Secrets()[0], key.Bytes())
+	require.Equal(t, keystest.Blob{Plaintext: f.Secrets()[0], Context: map[string]string{"pgcustody": "acme", "version": "3"}, Key: "alias/test"}, f.Blob(ref.Stored))
+	keystest.RequireSilent(t, fmt.Sprintf("%v %+v %s", ref, ref, ref.Stored), key.Bytes())
 
 	other := cold(p)
 	for range 3 {
@@ -205,7 +92,7 @@ func TestKMS(t *testing.T) {
 	}
 	_, err = p.KEK(ctx, ref)
 	require.NoError(t, err)
-	require.Equal(t, 1, f.count("Decrypt"), "the maker knows it, the other asks once")
+	require.Equal(t, 1, f.Count("Decrypt"), "the maker knows it, the other asks once")
 
 	again, key2, err := p.NewKEK(ctx, "acme", 3)
 	require.NoError(t, err)
@@ -237,10 +124,10 @@ func TestKMSBindsTenantAndVersion(t *testing.T) {
 		require.Contains(t, said, "InvalidCiphertextException")
 		require.Contains(t, said, other.String())
 	}
-	require.Equal(t, 3, f.count("Decrypt"), "a refusal is not tried again")
+	require.Equal(t, 3, f.Count("Decrypt"), "a refusal is not tried again")
 	_, err = p.KEK(ctx, Ref{Tenant: "acme", Version: 3})
 	requireKind(t, err, ErrUnknown, key.Bytes())
-	require.Equal(t, 3, f.count("Decrypt"))
+	require.Equal(t, 3, f.Count("Decrypt"))
 }
 
 func TestKMSKeyIsChanged(t *testing.T) {
@@ -260,7 +147,7 @@ func TestKMSKeyIsChanged(t *testing.T) {
 	require.Equal(t, key.Bytes(), got.Bytes())
 	next, _, err := both.NewKEK(ctx, "acme", 2)
 	require.NoError(t, err)
-	require.Equal(t, "alias/new", f.blobs[string(next.Stored)].key)
+	require.Equal(t, "alias/new", f.Blob(next.Stored).Key)
 }
 
 func TestKMSSaysNo(t *testing.T) {
@@ -287,17 +174,17 @@ func TestKMSSaysNo(t *testing.T) {
 			ref, key, err := p.NewKEK(ctx, "acme", 1)
 			require.NoError(t, err)
 
-			f.say(2, fault{status: expected.status, code: code})
+			f.Say(2, keystest.Fault{Status: expected.status, Code: code})
 			_, err = cold(p).KEK(ctx, ref)
 			said := requireKind(t, err, expected.kind, key.Bytes())
 			require.Contains(t, said, code)
 			require.Contains(t, said, expected.hint)
 			require.Contains(t, said, "KEK 1 of tenant acme by awskms:alias/test")
-			require.Equal(t, 1, f.count("Decrypt"), "it is not tried again")
+			require.Equal(t, 1, f.Count("Decrypt"), "it is not tried again")
 
 			_, _, err = p.NewKEK(ctx, "acme", 2)
 			requireKind(t, err, expected.kind)
-			require.Equal(t, 2, f.count("GenerateDataKey"))
+			require.Equal(t, 2, f.Count("GenerateDataKey"))
 
 			_, err = cold(p).KEK(ctx, ref)
 			require.NoError(t, err, "a refusal is not kept")
@@ -315,22 +202,22 @@ func TestKMSIsAskedAgain(t *testing.T) {
 			t.Parallel()
 			ctx, f := t.Context(), newFakeKMS(t)
 			p := f.provider()
-			f.say(2, fault{status: status, code: code})
+			f.Say(2, keystest.Fault{Status: status, Code: code})
 			ref, key, err := p.NewKEK(ctx, "acme", 1)
 			require.NoError(t, err)
-			require.Equal(t, 3, f.count("GenerateDataKey"))
+			require.Equal(t, 3, f.Count("GenerateDataKey"))
 
-			f.say(kmsAttempts-1, fault{status: status, code: code})
+			f.Say(kmsAttempts-1, keystest.Fault{Status: status, Code: code})
 			p = cold(p)
 			got, err := p.KEK(ctx, ref)
 			require.NoError(t, err)
 			require.Equal(t, key.Bytes(), got.Bytes())
-			require.Equal(t, kmsAttempts, f.count("Decrypt"))
+			require.Equal(t, kmsAttempts, f.Count("Decrypt"))
 
-			f.say(kmsAttempts, fault{status: status, code: code})
+			f.Say(kmsAttempts, keystest.Fault{Status: status, Code: code})
 			_, err = cold(p).KEK(ctx, ref)
 			require.Contains(t, requireKind(t, err, ErrUnavailable, key.Bytes()), code)
-			require.Equal(t, 2*kmsAttempts, f.count("Decrypt"))
+			require.Equal(t, 2*kmsAttempts, f.Count("Decrypt"))
 		})
 	}
 }
@@ -363,13 +250,13 @@ func TestKMSIsSlow(t *testing.T) {
 
 	slow := cold(p)
 	slow.within = 2 * time.Second // in which the request arrives, on a loaded machine too
-	f.say(1, fault{pause: time.Minute})
+	f.Say(1, keystest.Fault{Pause: time.Minute})
 	_, err = slow.KEK(t.Context(), ref)
 	requireKind(t, err, ErrUnavailable, key.Bytes())
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 
 	// The caller gives up, and the error says that.
-	f.say(1, fault{pause: time.Minute})
+	f.Say(1, keystest.Fault{Pause: time.Minute})
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	_, err = slow.KEK(ctx, ref)
@@ -398,7 +285,7 @@ func TestKMSDeadlineNamesTheCause(t *testing.T) {
 			r.MaxAttempts, r.Backoff = 100, retry.BackoffDelayerFunc(func(int, error) (time.Duration, error) { return time.Minute, nil })
 		})
 	})
-	f.say(100, fault{status: 400, code: "ThrottlingException"})
+	f.Say(100, keystest.Fault{Status: 400, Code: "ThrottlingException"})
 	_, err = busy.KEK(t.Context(), ref)
 	require.Contains(t, requireKind(t, err, ErrUnavailable, key.Bytes()), "ThrottlingException")
 }
@@ -436,17 +323,17 @@ func TestKMSByTheClock(t *testing.T) {
 		time.Sleep(kmsKeep - time.Second)
 		_, err = p.KEK(ctx, ref)
 		require.NoError(t, err)
-		require.Zero(t, f.count("Decrypt"))
+		require.Zero(t, f.Count("Decrypt"))
 		require.NotNil(t, held.Bytes())
 		time.Sleep(time.Second)
 		synctest.Wait()
 		require.Nil(t, held.Bytes(), "what is no longer kept is wiped, though nobody asks")
 		_, err = p.KEK(ctx, ref)
 		require.NoError(t, err)
-		require.Equal(t, 1, f.count("Decrypt"))
+		require.Equal(t, 1, f.Count("Decrypt"))
 
 		// KMS goes down while the key is kept: nobody notices until it expires.
-		f.say(100, fault{status: 503, code: "ServiceUnavailable"})
+		f.Say(100, keystest.Fault{Status: 503, Code: "ServiceUnavailable"})
 		_, err = p.KEK(ctx, ref)
 		require.NoError(t, err)
 		time.Sleep(kmsKeep)
@@ -454,12 +341,12 @@ func TestKMSByTheClock(t *testing.T) {
 		began := time.Now()
 		_, err = p.KEK(ctx, ref)
 		requireKind(t, err, ErrUnavailable, key.Bytes())
-		require.Equal(t, 1+kmsAttempts, f.count("Decrypt"))
+		require.Equal(t, 1+kmsAttempts, f.Count("Decrypt"))
 		require.LessOrEqual(t, time.Since(began), kmsWithin)
 
 		// It hangs: the time is bounded.
-		f.faults = nil
-		f.say(100, fault{pause: time.Hour})
+		f.Heal()
+		f.Say(100, keystest.Fault{Pause: time.Hour})
 		began = time.Now()
 		_, err = p.KEK(ctx, ref)
 		requireKind(t, err, ErrUnavailable, key.Bytes())
@@ -477,7 +364,7 @@ func TestKMSIsAskedOnceForAll(t *testing.T) {
 		ref, key, err := p.NewKEK(t.Context(), "acme", 1)
 		require.NoError(t, err)
 		p = cold(p)
-		f.say(1, fault{pause: time.Second})
+		f.Say(1, keystest.Fault{Pause: time.Second})
 
 		var all sync.WaitGroup
 		var got atomic.Int32
@@ -501,7 +388,7 @@ func TestKMSIsAskedOnceForAll(t *testing.T) {
 		cancel() // who asked first takes it away from nobody
 		all.Wait()
 		require.EqualValues(t, 20, got.Load())
-		require.Equal(t, 1, f.count("Decrypt"))
+		require.Equal(t, 1, f.Count("Decrypt"))
 	})
 }
 
@@ -533,14 +420,14 @@ func TestKMSSendsWhatIsNoKey(t *testing.T) {
 	ctx, f := t.Context(), newFakeKMS(t)
 	p := f.provider()
 	for _, plain := range [][]byte{random(32), random(128), weakKeys(t)["RFC 7518"]} {
-		f.plain = plain
+		f.MakeAlways(plain)
 		_, _, err := p.NewKEK(ctx, "acme", 1)
 		requireKind(t, err, ErrWeak, plain)
 	}
-	f.plain = nil
+	f.MakeAlways(nil)
 	ref, key, err := p.NewKEK(ctx, "acme", 1)
 	require.NoError(t, err)
-	f.blobs[string(ref.Stored)] = blob{random(16), encryptionContext(ref), "alias/test"}
+	f.SetBlob(ref.Stored, keystest.Blob{Plaintext: random(16), Context: encryptionContext(ref), Key: "alias/test"})
 	_, err = cold(p).KEK(ctx, ref)
 	requireKind(t, err, ErrWeak, key.Bytes())
 }
@@ -554,11 +441,11 @@ func TestKMSSendsWhatCannotBeRead(t *testing.T) {
 	require.NoError(t, err)
 	plain := base64.StdEncoding.EncodeToString(key.Bytes())
 	for _, body := range []string{`{"Plaintext": "` + plain, `{"Plaintext": ["` + plain + `"]}`, `{"Plaintext": "` + plain[:80] + `*"}`, plain, `<Plaintext>` + plain} {
-		f.say(1, fault{status: 200, body: body})
+		f.Say(1, keystest.Fault{Status: 200, Body: body})
 		_, err := cold(p).KEK(ctx, ref)
 		require.Contains(t, requireKind(t, err, ErrUnavailable, key.Bytes()), "its answer could not be read")
 	}
-	f.say(1, fault{status: 200, body: `{}`})
+	f.Say(1, keystest.Fault{Status: 200, Body: `{}`})
 	_, err = cold(p).KEK(ctx, ref)
 	requireKind(t, err, ErrWeak, key.Bytes())
 }
@@ -574,7 +461,7 @@ func TestKMSNeedsCredentials(t *testing.T) {
 	require.NoError(t, err)
 	_, _, err = p.NewKEK(t.Context(), "acme", 1)
 	require.Contains(t, requireKind(t, err, ErrRefused), "no role found")
-	require.Zero(t, f.count("GenerateDataKey"))
+	require.Zero(t, f.Count("GenerateDataKey"))
 }
 
 // TestKMSBySpec goes through the SDK's own settings.
@@ -598,10 +485,7 @@ func TestKMSBySpec(t *testing.T) {
 }
 
 func setAWS(t *testing.T, endpoint string) {
-	for name, value := range map[string]string{
-		"AWS_ENDPOINT_URL_KMS": endpoint, "AWS_REGION": "eu-central-1", "AWS_ACCESS_KEY_ID": "AKIDTEST", "AWS_SECRET_ACCESS_KEY": "test-secret",
-		"AWS_SESSION_TOKEN": "", "AWS_PROFILE": "", "AWS_CONFIG_FILE": "/dev/null", "AWS_SHARED_CREDENTIALS_FILE": "/dev/null", "AWS_CA_BUNDLE": "",
-	} {
+	for name, value := range keystest.KMSEnv(endpoint) {
 		t.Setenv(name, value)
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"pgcustody/jobs/keys/keystest"
 )
 
 func newFiles(t testing.TB) *fileProvider {
@@ -80,7 +82,7 @@ func TestFileMakesGetsDestroys(t *testing.T) {
 	left := make([]byte, len(content))
 	_, err = old.ReadAt(left, 0)
 	require.NoError(t, err)
-	requireSilent(t, string(left), key.Bytes())
+	keystest.RequireSilent(t, string(left), key.Bytes())
 	require.Equal(t, []string{"acme.1.destroyed", "acme.2.key", "acme2.1.key"}, list(t, p.dir))
 }
 
@@ -210,7 +212,7 @@ func TestFileRefusesWhatIsNoKey(t *testing.T) {
 	require.NoError(t, os.Symlink(outside, path))
 	_, err = p.KEK(ctx, ref)
 	require.Error(t, err, "links out of the directory are not followed")
-	requireSilent(t, err.Error(), b)
+	keystest.RequireSilent(t, err.Error(), b)
 
 	// As secrets are mounted in Kubernetes: a link that stays inside.
 	require.NoError(t, os.Remove(path))

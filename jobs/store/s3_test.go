@@ -402,44 +402,6 @@ func TestCheckProvesTheLock(t *testing.T) {
 	})
 }
 
-func TestIsPrivateStack(t *testing.T) {
-	ctx := t.Context()
-	s := open(t, true)
-	is := func(s Store, id string) bool {
-		ok, err := IsPrivateStack(ctx, s, id)
-		require.NoError(t, err)
-		return ok
-	}
-	require.False(t, is(s, "stack-1"), "no object")
-	_, err := s.Put(ctx, PrivateStackID, strings.NewReader("stack-1\n"), PutOptions{})
-	require.NoError(t, err)
-	require.True(t, is(s, "stack-1"))
-	require.False(t, is(s, "stack-2"))
-	require.False(t, is(s, "stack-"))
-	require.False(t, is(s, ""))
-
-	_, err = s.Put(ctx, PrivateStackID, strings.NewReader(""), PutOptions{})
-	require.NoError(t, err)
-	require.False(t, is(s, ""), "an empty id is no id")
-
-	for endpoint, local := range map[string]bool{
-		"http://127.0.0.1:1": true, "http://[::1]:1": true, "https://localhost": true,
-		"http://192.0.2.1": false, "https://s3.eu-central-1.amazonaws.com": false, "http://127.0.0.1.example.invalid": false, "": false,
-	} {
-		s := openAt(t, "s3://bucket", "http://127.0.0.1:1")
-		opts := s.client.Options()
-		opts.BaseEndpoint = &endpoint
-		if endpoint == "" {
-			opts.BaseEndpoint = nil
-		}
-		s.client = s3.New(opts)
-		require.Equal(t, local, s.loopback(ctx), endpoint)
-		if !local {
-			require.False(t, is(s, "stack-1"))
-		}
-	}
-}
-
 // A store that fails in the middle: everything goes through a proxy that breaks.
 
 func TestPutSurvivesLostConnections(t *testing.T) {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"pgcustody/jobs"
 )
 
 // erasureSize is how much there is, and how many are erased of whom.
@@ -79,7 +81,7 @@ func (b *bench) measureErasureOf(ctx context.Context, label, order string, size 
 		commit := "on"
 		switch {
 		case !measured || rest < searched:
-			took, err := inContext(ctx, runner, "select custody.search_residue($1)", request)
+			took, err := d.inContext(ctx, runner, "select custody.search_residue($1)", request)
 			if err != nil {
 				return err
 			}
@@ -88,7 +90,7 @@ func (b *bench) measureErasureOf(ctx context.Context, label, order string, size 
 			}
 		case rest < searched+unsearched:
 			// The erasure searches the whole tenant itself.
-			took, err := inContext(ctx, runner, "select custody.erase_subject($1)", request)
+			took, err := d.inContext(ctx, runner, "select custody.erase_subject($1)", request)
 			if err != nil {
 				return err
 			}
@@ -110,7 +112,7 @@ func (b *bench) measureErasureOf(ctx context.Context, label, order string, size 
 		}
 		took, err := alternate(1, 2, func(v, _ int) (time.Duration, error) {
 			if (v+i)%2 == 0 {
-				return inContext(ctx, runner, "select custody.erase_subject($1)", request)
+				return d.inContext(ctx, runner, "select custody.erase_subject($1)", request)
 			}
 			return deleteBare(ctx, runner, user)
 		})
@@ -182,19 +184,17 @@ func (d *database) loadPeople(ctx context.Context, order string, size erasureSiz
 }
 
 func (d *database) requestErasure(ctx context.Context, conn *pgx.Conn, user string) (id [16]byte, err error) {
-	return id, pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(ctx, "select custody.set_context($1, $2, $3)", tenant, "officer", "benchmark"); err != nil {
-			return err
-		}
+	return id, jobs.InContext(ctx, conn, jobs.Scope{Tenant: tenant, Actor: "officer", Purpose: "benchmark", KEK: d.kek.Bytes()}, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, "select custody.request_erasure($1)", user).Scan(&id)
 	})
 }
 
-// inContext runs a statement under a context in one transaction and one round
-// trip, and says how long all of it took.
-func inContext(ctx context.Context, conn *pgx.Conn, statement string, args ...any) (time.Duration, error) {
+// inContext runs a statement under a context and unlocked, in one transaction and one
+// round trip, and says how long all of it took.
+func (d *database) inContext(ctx context.Context, conn *pgx.Conn, statement string, args ...any) (time.Duration, error) {
 	batch := &pgx.Batch{}
 	batch.Queue("select custody.set_context($1, $2, $3)", tenant, "officer", "benchmark")
+	batch.Queue("select custody.unlock($1)", d.kek.Bytes())
 	batch.Queue(statement, args...)
 	started := time.Now()
 	err := conn.SendBatch(ctx, batch).Close()

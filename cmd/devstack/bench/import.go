@@ -9,6 +9,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"pgcustody/jobs"
 	"pgcustody/jobs/importer"
 	"pgcustody/jobs/importer/sample"
 )
@@ -59,8 +60,9 @@ func (b *bench) importOnce(ctx context.Context, dir, table string, rows int) (ou
 		return 0, 0, err
 	}
 	defer pool.Close()
+	unlock := &jobs.Unlocker{Ring: jobs.Keyring{Pool: pool, Provider: b.provider, Actor: "officer"}}
 	started := time.Now()
-	reports, err := importer.Run(ctx, importer.Config{Database: pool, Tenant: tenant, RegisterVocabulary: true}, []string{filepath.Join(dir, table+".jsonl")})
+	reports, err := importer.Run(ctx, importer.Config{Database: pool, Unlock: unlock, Tenant: tenant, RegisterVocabulary: true}, []string{filepath.Join(dir, table+".jsonl")})
 	if err != nil {
 		return 0, 0, err
 	}

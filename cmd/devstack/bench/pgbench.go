@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,6 +39,9 @@ func (d *database) race(ctx context.Context, scripts []script, clients, rounds i
 	return tps, nil
 }
 
+// unlockScript unlocks a transaction of a script; pgbench binds the variable.
+const unlockScript = "select custody.unlock(decode(:kek, 'hex'));\n"
+
 var tpsLine = regexp.MustCompile(`(?m)^tps = ([0-9.]+)`)
 
 // pgbench repeats one script and returns transactions per second without the
@@ -52,7 +56,8 @@ func (d *database) pgbench(ctx context.Context, s script, clients int, each time
 	if err := os.WriteFile(file, []byte(s.text), 0o600); err != nil {
 		return 0, err
 	}
-	cmd := d.pgProgram(ctx, s.login, "pgbench", "--no-vacuum", "--protocol=prepared", "--file="+file,
+	// The key of a stack that is thrown away may stand in the arguments of a process.
+	cmd := d.pgProgram(ctx, s.login, "pgbench", "--no-vacuum", "--protocol=prepared", "--file="+file, "--define=kek="+hex.EncodeToString(d.kek.Bytes()),
 		fmt.Sprintf("--client=%d", clients), fmt.Sprintf("--jobs=%d", min(clients, max(runtime.NumCPU()/2, 1))),
 		fmt.Sprintf("--time=%d", max(int(each.Seconds()), 1)))
 	var out, problems bytes.Buffer

@@ -123,7 +123,7 @@ func (s *saver) start(ctx context.Context, clients int, every time.Duration) err
 					return
 				case <-tick.C:
 				}
-				took, err := inContext(ctx, conn, "select custody.save_conversation($1, $2, $3)",
+				took, err := s.d.inContext(ctx, conn, "select custody.save_conversation($1, $2, $3)",
 					fmt.Sprintf("person-%d", (n*clients+client)%s.persons+1), fmt.Sprintf("live-%d-%d", client, n), `[{"role":"user","text":"Hello, is the order on its way?"}]`)
 				s.mu.Lock()
 				if err != nil && ctx.Err() == nil {

@@ -3,14 +3,11 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
 	"pgcustody/jobs"
-	"pgcustody/jobs/keys"
 )
 
 // measureSealing seals and opens short values, against pgcrypto's password encryption,
@@ -25,31 +22,13 @@ func measureSealing(ctx context.Context, b *bench) error {
 	if b.quick {
 		values, slow, rounds, people = 200, 20, 1, 2000
 	}
-	dir, err := os.MkdirTemp("", "pgcustody-bench-keys-*")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	if err := os.Chmod(dir, 0o700); err != nil {
-		return err
-	}
-	provider, err := keys.Parse(ctx, "file:"+filepath.Clean(dir), false)
-	if err != nil {
-		return err
-	}
 	pool, err := d.pool(ctx, runnerLogin)
 	if err != nil {
 		return err
 	}
 	defer pool.Close()
-	ring := jobs.Keyring{Pool: pool, Provider: provider, Actor: "officer"}
-	if _, err := ring.Create(ctx, tenant); err != nil {
-		return err
-	}
-	kek, err := ring.Current(ctx, tenant)
-	if err != nil {
-		return err
-	}
+	ring := jobs.Keyring{Pool: pool, Provider: b.provider, Actor: "officer"}
+	kek := b.kek
 	super, err := pgx.Connect(ctx, d.stack.SuperURL(d.name))
 	if err != nil {
 		return err

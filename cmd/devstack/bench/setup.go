@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"pgcustody/cmd/devstack/stack"
+	"pgcustody/jobs"
+	"pgcustody/jobs/keys"
 	"pgcustody/sql"
 )
 
@@ -44,6 +46,8 @@ type bench struct {
 	keep     bool
 	log      *slog.Logger
 	template string
+	provider keys.Provider
+	kek      keys.Key // of the tenant, in all databases
 	rows     []row
 }
 
@@ -118,11 +122,32 @@ func (b *bench) makeTemplate(ctx context.Context) error {
 	if err := b.stack.PutLogins(ctx, b.template); err != nil {
 		return err
 	}
-	return b.super(ctx, b.template,
+	if err := b.super(ctx, b.template,
 		"insert into custody_data.tenants (tenant_id, name) values ('"+tenant+"', 'Benchmark')",
 		"create schema bench",
 		"grant usage on schema bench to custody_readwrite, custody_worker",
-		"alter default privileges in schema bench grant all on tables to custody_readwrite, custody_worker")
+		"alter default privileges in schema bench grant all on tables to custody_readwrite, custody_worker"); err != nil {
+		return err
+	}
+	return b.makeKey(ctx)
+}
+
+// makeKey gives the template's tenant its key, and keeps it.
+func (b *bench) makeKey(ctx context.Context) (err error) {
+	if b.provider, err = keys.Parse(ctx, "file:"+b.stack.KeyDir(), false); err != nil {
+		return err
+	}
+	conn, err := pgx.Connect(ctx, b.stack.URL(runnerLogin, b.template))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx)) // a template has no sessions
+	ring := jobs.Keyring{Pool: conn, Provider: b.provider, Actor: "officer"}
+	if _, err := ring.Create(ctx, tenant); err != nil {
+		return err
+	}
+	b.kek, err = ring.Current(ctx, tenant)
+	return err
 }
 
 // super runs statements as the superuser, each on its own.

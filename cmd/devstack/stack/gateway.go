@@ -1,7 +1,6 @@
 package stack
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -22,9 +21,6 @@ import (
 const (
 	// Region is what the S3 server calls its region.
 	Region = "us-east-1"
-	// PrivateObject holds the stack's ID in each of its buckets, so that a
-	// program can tell them from a bucket that must not get plaintext.
-	PrivateObject = "private-stack-id"
 
 	gatewayModule = "github.com/versity/versitygw/cmd/versitygw"
 )
@@ -195,11 +191,6 @@ func (s *Stack) NewBucket(ctx context.Context, name string, lock bool) error {
 	if _, err := client.PutBucketVersioning(ctx, &s3.PutBucketVersioningInput{
 		Bucket:                  &name,
 		VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusEnabled},
-	}); err != nil {
-		return fmt.Errorf("make bucket %s: %w", name, err)
-	}
-	if _, err := client.PutObject(ctx, &s3.PutObjectInput{
-		Bucket: &name, Key: aws.String(PrivateObject), Body: bytes.NewReader([]byte(s.ID)),
 	}); err != nil {
 		return fmt.Errorf("make bucket %s: %w", name, err)
 	}

@@ -166,7 +166,7 @@ func (s *Stack) Destroy(ctx context.Context) error {
 	// By name: a folder that somebody gave by mistake may hold more than a stack.
 	var errs []error
 	for _, path := range []string{
-		s.PGHome, s.path("s3"), s.path("env"), s.path("ca.crt"), s.path(stateFile), s.path(lockFile),
+		s.PGHome, s.path("s3"), s.KeyDir(), s.path("env"), s.path("ca.crt"), s.path(stateFile), s.path(lockFile),
 	} {
 		if path != "" {
 			errs = append(errs, os.RemoveAll(path))
@@ -185,6 +185,9 @@ func (s *Stack) path(name string) string { return filepath.Join(s.Dir, name) }
 
 // RootCert is the file with the certificate that the server's was signed with.
 func (s *Stack) RootCert() string { return s.path("ca.crt") }
+
+// KeyDir is where the file provider keeps the keys of tenants; it makes it.
+func (s *Stack) KeyDir() string { return s.path("keys") }
 
 // LogDir is where Postgres writes its JSON log.
 func (s *Stack) LogDir() string { return filepath.Join(s.PGHome, "log") }
@@ -234,10 +237,10 @@ func (s *Stack) Env() map[string]string {
 		"PGSSLMODE":     "verify-full",
 		"PGSSLROOTCERT": s.RootCert(),
 
-		"PGCUSTODY_MIGRATE_URL":   s.URL(MigratorLogin, Database),
-		"PGCUSTODY_STORE":         "s3://" + s.Bucket,
-		"PGCUSTODY_PRIVATE_STACK": s.ID,
-		"PGCUSTODY_WEBHOOK_KEY":   s.WebhookKey,
+		"PGCUSTODY_MIGRATE_URL": s.URL(MigratorLogin, Database),
+		"PGCUSTODY_STORE":       "s3://" + s.Bucket,
+		"PGCUSTODY_KEYS":        "file:" + s.KeyDir(),
+		"PGCUSTODY_WEBHOOK_KEY": s.WebhookKey,
 
 		"AWS_ENDPOINT_URL_S3":   s.Endpoint(),
 		"AWS_REGION":            Region,

@@ -22,10 +22,6 @@ const (
 
 // state is what is remembered of a stack between two programs.
 type state struct {
-	// ID is random and tells this stack's buckets from all others: each holds an
-	// object with it.
-	ID string `json:"id"`
-
 	PGBin       string            `json:"pg_bin"`  // folder of Postgres's programs
 	PGHome      string            `json:"pg_home"` // cluster, log and socket; the server's account owns it
 	PGPort      int               `json:"pg_port"`
@@ -44,7 +40,6 @@ type state struct {
 
 func newState(o Options) state {
 	return state{
-		ID:         random(16),
 		Passwords:  map[string]string{},
 		NoFsync:    o.NoFsync,
 		AccessKey:  random(8),

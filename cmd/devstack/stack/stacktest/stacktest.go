@@ -123,8 +123,8 @@ func (d *Database) Conn(t testing.TB, login string) *pgx.Conn {
 	return conn
 }
 
-// Bucket makes a bucket with versions and Object Lock and the object that marks
-// it as the stack's. It goes with the stack: locked objects cannot be removed.
+// Bucket makes a bucket with versions and Object Lock. It goes with the stack:
+// locked objects cannot be removed.
 func Bucket(t testing.TB) string {
 	t.Helper()
 	bucket := name(t, "-", 63)

@@ -133,8 +133,4 @@ func TestArchiveCommandsRefuse(t *testing.T) {
 	require.Contains(t, c.runs(ExitUsage, "archive"), "wants a command")
 	require.Contains(t, c.runs(ExitPermission, "archive", "list", "--database-url", c.env["URL_custody_app"]), "tenant system is not for this role")
 	require.Contains(t, c.runs(ExitPermission, "archive", "run", "--dry-run", "--database-url", c.env["URL_custody_app"]), "tenant system is not for this role")
-	c.env["PGCUSTODY_PRIVATE_STACK"] = "another"
-	for _, command := range [][]string{{"archive", "check"}, {"archive", "run"}, {"archive", "verify"}} {
-		require.Contains(t, c.runs(ExitObjectStore, command...), "plaintext")
-	}
 }

@@ -14,6 +14,8 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"pgcustody/jobs/keys"
 )
 
 // Config is what every command is given. A value comes from its flag, else from
@@ -33,9 +35,9 @@ type Config struct {
 	Actor string
 	// Store names the object store, as in s3://bucket.
 	Store string
-	// PrivateStack is the content that the store's object `private-stack-id`
-	// must have for as long as personal columns hold plaintext.
-	PrivateStack string
+	// Keys names the provider of key-encryption keys, as in awskms:KEY. Empty:
+	// whatever needs a key stays locked.
+	Keys string
 	// WebhookKeyFile holds the key that signs erasure notices, in hexadecimal;
 	// the variable PGCUSTODY_WEBHOOK_KEY may hold it instead.
 	WebhookKeyFile string
@@ -46,6 +48,8 @@ type Config struct {
 
 	// Command is the words of the running command, as in `retention run`.
 	Command string
+
+	provider keys.Provider // that of Keys, or nil
 
 	getenv  func(string) (string, bool)
 	sources map[string]string
@@ -88,6 +92,8 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "actor", "PGCUSTODY_ACTOR")
 	flags.StringVar(&c.Store, "store", "", "object store, as in s3://bucket")
 	fromEnv(flags, "store", "PGCUSTODY_STORE")
+	flags.StringVar(&c.Keys, "keys", "", "provider of key-encryption keys: file:/directory, env: or awskms:KEY")
+	fromEnv(flags, "keys", "PGCUSTODY_KEYS")
 	flags.StringVar(&c.WebhookKeyFile, "webhook-key-file", "", "file with the key that signs erasure notices, in hexadecimal; or PGCUSTODY_WEBHOOK_KEY holds it")
 	fromEnv(flags, "webhook-key-file", "PGCUSTODY_WEBHOOK_KEY_FILE")
 	flags.StringVar(&c.LogFormat, "log-format", "text", "text or json")
@@ -126,7 +132,6 @@ func (c *Config) resolve(cmd *cobra.Command) error {
 	if failed != nil {
 		return failed
 	}
-	c.PrivateStack, _ = c.getenv("PGCUSTODY_PRIVATE_STACK")
 
 	for _, check := range []struct {
 		flag, value string
@@ -138,6 +143,13 @@ func (c *Config) resolve(cmd *cobra.Command) error {
 	} {
 		if !slices.Contains(check.known, check.value) {
 			return c.wrong(check.flag, check.value, "must be one of "+strings.TrimPrefix(strings.Join(check.known, ", "), ", "))
+		}
+	}
+	if c.Keys != "" {
+		var err error
+		if c.provider, err = keys.Parse(cmd.Context(), c.Keys, false); err != nil {
+			// The value is not shown: it may be a key that was set by mistake.
+			return &ConfigError{Field: c.field("keys"), Problem: err.Error()}
 		}
 	}
 	return nil
@@ -173,6 +185,14 @@ func (c *Config) NeedStore() (string, error) {
 		return "", &ConfigError{Field: "--store", Problem: "required: name the object store, as in s3://bucket, or set PGCUSTODY_STORE"}
 	}
 	return c.Store, nil
+}
+
+// NeedKeys returns the key provider, or the error that names what is missing.
+func (c *Config) NeedKeys() (keys.Provider, error) {
+	if c.provider == nil {
+		return nil, &ConfigError{Field: "--keys", Problem: "required: name the key provider, as in file:/directory or awskms:KEY, or set PGCUSTODY_KEYS"}
+	}
+	return c.provider, nil
 }
 
 // WebhookKey reads the key that signs erasure notices: 32 bytes or more, in

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pgcustody/jobs"
+	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 	"pgcustody/sql"
 )
@@ -35,7 +36,7 @@ func resolved(t *testing.T, env map[string]string, args ...string) (*Config, err
 }
 
 func TestConfigSources(t *testing.T) {
-	env := map[string]string{"PGCUSTODY_TENANT": "from-env", "PGCUSTODY_ACTOR": "", "PGCUSTODY_PRIVATE_STACK": "id"}
+	env := map[string]string{"PGCUSTODY_TENANT": "from-env", "PGCUSTODY_ACTOR": ""}
 	c, err := resolved(t, env, "--store", "s3://from-flag")
 	require.NoError(t, err)
 	require.Equal(t, "from-env", c.Tenant)
@@ -44,7 +45,6 @@ func TestConfigSources(t *testing.T) {
 	require.Equal(t, "flag --store", c.Source("store"))
 	require.Equal(t, "pgcustody", c.Actor, "an empty variable is none")
 	require.Equal(t, "default", c.Source("actor"))
-	require.Equal(t, "id", c.PrivateStack)
 	require.Equal(t, "probe", c.Command)
 
 	c, err = resolved(t, env, "--tenant", "from-flag")
@@ -62,6 +62,8 @@ func TestConfigErrorsNameFieldAndValue(t *testing.T) {
 		{map[string]string{"PGCUSTODY_POOLER": "x"}, nil, `PGCUSTODY_POOLER="x": must be one of none, transaction`},
 		{nil, []string{"--log-format", "xml"}, `--log-format="xml": must be one of text, json`},
 		{map[string]string{"PGCUSTODY_LOG_LEVEL": "loud"}, nil, `PGCUSTODY_LOG_LEVEL="loud": must be one of debug, info, warn, error`},
+		{nil, []string{"--keys", "0123456789abcdef"}, "--keys: open key provider …:: name is not valid: write it as file:/directory, env: or awskms:KEY-ID-OR-ALIAS"},
+		{map[string]string{"PGCUSTODY_KEYS": "file:keys"}, nil, "PGCUSTODY_KEYS: open key provider file:: name is not valid: give the directory as an absolute path: file:/directory"},
 		{nil, []string{"--nonsense"}, "unknown flag: --nonsense"},
 		{nil, []string{"--json=perhaps"}, `invalid argument "perhaps" for "--json" flag: strconv.ParseBool: parsing "perhaps": invalid syntax`},
 	} {
@@ -127,6 +129,9 @@ func TestExplain(t *testing.T) {
 		{pg("PC031"), ExitDatabase, "it happened: Failing row contains (secret): Do better (PC031)"},
 		{pg("57P01"), ExitDatabase, "database unreachable: it happened (57P01)"},
 		{pg("55P03"), ExitInternal, "it happened (55P03)"},
+		{&jobs.Failure{Step: "get key", Err: &keys.Error{Op: "get", Object: "KEK 1", Kind: keys.ErrUnavailable}}, ExitKeys, "get KEK 1: key provider cannot be reached"},
+		{&keys.Error{Op: "get", Object: "KEK 1", Kind: keys.ErrRefused, Hint: "allow it"}, ExitPermission, "get KEK 1: key provider refused: allow it"},
+		{fmt.Errorf("%w: acme", jobs.ErrNoKey), ExitRefused, "tenant has no key-encryption key: acme"},
 		{&jobs.Failure{Step: "erase subject", Code: "PC016", Err: pg("PC016")}, ExitRefused, "it happened: Failing row contains (secret): Do better (PC016)"},
 		{&jobs.Failure{Step: "send notice", Code: "status 503"}, ExitInternal, "send notice: status 503"},
 		{&sql.StateError{Relation: sql.TooNew, Problem: "it has version 99"}, ExitDatabase, "database too new: it has version 99: use a newer pgcustody"},

@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"pgcustody/db"
 	"pgcustody/jobs"
 	"pgcustody/jobs/store"
 	"pgcustody/sql"
@@ -45,12 +46,40 @@ func (a *App) inTenant(ctx context.Context, pool *pgxpool.Pool, purpose string, 
 	return jobs.InContext(ctx, pool, jobs.Scope{Tenant: tenant, Actor: a.Actor, Purpose: purpose}, work)
 }
 
-// plaintextWarning is what commands say that handle personal columns, until these
-// are sealed.
-const plaintextWarning = "personal columns hold plaintext: no store but the private stack's is accepted"
+// unlocker gives transactions the key of their tenant; it is nil where no provider is
+// configured. A command has one database and one of them.
+func (a *App) unlocker(pool *pgxpool.Pool) *jobs.Unlocker {
+	if a.unlock == nil && a.provider != nil {
+		a.unlock = &jobs.Unlocker{Ring: jobs.Keyring{Pool: pool, Provider: a.provider, Actor: a.Actor}}
+	}
+	return a.unlock
+}
 
-// openStore opens the configured store and refuses all but the private stack's, and one
-// without Object Lock.
+// inTenantUnlocked is inTenant with the tenant's key, where there is one and a provider
+// for it. It may run work twice, the first time for nothing.
+func (a *App) inTenantUnlocked(ctx context.Context, pool *pgxpool.Pool, purpose string, work func(pgx.Tx) error) error {
+	tenant, err := a.NeedTenant()
+	if err != nil {
+		return err
+	}
+	return a.unlocker(pool).InContext(ctx, pool, jobs.Scope{Tenant: tenant, Actor: a.Actor, Purpose: purpose}, work)
+}
+
+// explainLocked says how to unlock what the database found locked.
+func (a *App) explainLocked(err error) error {
+	if !errors.Is(db.FromPg(err), db.ErrLocked) {
+		return err
+	}
+	locked := &Failure{Code: ExitKeys, What: "locked: personal values are sealed, and this needs the tenant's key (PC033)", Object: "tenant " + a.Tenant, Err: err}
+	if a.provider == nil {
+		locked.Do = "name the key provider with --keys or PGCUSTODY_KEYS; a tenant that has no key yet gets one by pgcustody keys create --tenant " + a.Tenant
+	} else {
+		locked.Do = "it has no key yet: pgcustody keys create --tenant " + a.Tenant + " makes it"
+	}
+	return locked
+}
+
+// openStore opens the configured store and refuses one without Object Lock.
 // It is nil where none is configured and required is false.
 func (a *App) openStore(ctx context.Context, required bool) (store.Store, error) {
 	if a.Store == "" && !required {
@@ -69,9 +98,6 @@ func (a *App) openStore(ctx context.Context, required bool) (store.Store, error)
 	if err != nil {
 		return nil, err
 	}
-	if err := jobs.RequirePrivateStore(ctx, opened, a.PrivateStack); err != nil {
-		return nil, err
-	}
 	// Before anything is erased or opened for the archive.
 	if err := opened.CheckSettings(ctx); err != nil {
 		return nil, err
@@ -86,7 +112,7 @@ func (a *App) deps(pool *pgxpool.Pool, s store.Store) (jobs.Deps, error) {
 		return jobs.Deps{}, err
 	}
 	return jobs.Deps{
-		Pool: pool, Store: s, Log: a.Log, Actor: a.Actor,
+		Pool: pool, Unlock: a.unlocker(pool), Store: s, Log: a.Log, Actor: a.Actor,
 		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}},
 	}, nil
 }

@@ -66,7 +66,6 @@ func (e *erase) Run(ctx context.Context, user string) error {
 		if e.DryRun {
 			return e.plan(ctx, pool, user)
 		}
-		e.Log.Warn(plaintextWarning)
 		store, err := e.openStore(ctx, false)
 		if err != nil {
 			return err
@@ -162,7 +161,7 @@ func onlyNoticesFailed(reports []jobs.Report, failed error) bool {
 
 func (e *erase) plan(ctx context.Context, pool *pgxpool.Pool, user string) error {
 	var plan json.RawMessage
-	if err := e.inTenant(ctx, pool, "erasure plan", func(tx pgx.Tx) (err error) {
+	if err := e.inTenantUnlocked(ctx, pool, "erasure plan", func(tx pgx.Tx) (err error) {
 		plan, err = db.New().PlanErasure(ctx, tx, user)
 		return err
 	}); err != nil {
@@ -173,7 +172,7 @@ func (e *erase) plan(ctx context.Context, pool *pgxpool.Pool, user string) error
 
 // request commits the request before anything is done about it.
 func (e *erase) request(ctx context.Context, pool *pgxpool.Pool, user string, given *uuid.UUID) (id uuid.UUID, err error) {
-	err = e.inTenant(ctx, pool, "erasure request", func(tx pgx.Tx) error {
+	err = e.inTenantUnlocked(ctx, pool, "erasure request", func(tx pgx.Tx) error {
 		queries := db.New()
 		if given == nil {
 			open, err := queries.OpenErasures(ctx, tx, user)

@@ -9,6 +9,8 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"pgcustody/db"
+	"pgcustody/jobs"
+	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 )
 
@@ -22,7 +24,7 @@ const (
 	ExitPermission  = 5 // the login may not do this
 	ExitDatabase    = 6 // unreachable, not migrated, or too new
 	ExitObjectStore = 7 // unreachable, no bucket, no Object Lock, or refused
-	ExitKeys        = 8 // key provider unreachable, or it has no such key
+	ExitKeys        = 8 // locked: no key provider, or it is unreachable or has no such key
 )
 
 // Failure is an error that knows its exit code and its one line.
@@ -55,6 +57,7 @@ func explain(err error) (code int, line string) {
 	var usage *usageError
 	var coder exitCoder
 	var object *store.Error
+	var key *keys.Error
 	var connect *pgconn.ConnectError
 	var refused *db.Error
 	mapped := db.FromPg(err)
@@ -71,6 +74,10 @@ func explain(err error) (code int, line string) {
 		return ExitInternal, "interrupted: run the command again to go on"
 	case errors.As(err, &object):
 		return ExitObjectStore, object.Error()
+	case errors.As(err, &key):
+		return keysCode(err), key.Error()
+	case errors.Is(err, jobs.ErrNoKey), errors.Is(err, jobs.ErrKeyInUse):
+		return ExitRefused, err.Error()
 	case errors.As(err, &coder):
 		return coder.ExitCode(), err.Error()
 	case errors.As(err, &connect) && !errors.As(err, new(*pgconn.PgError)):
@@ -82,6 +89,17 @@ func explain(err error) (code int, line string) {
 	return ExitInternal, err.Error()
 }
 
+// keysCode is the exit code of what a key provider said.
+func keysCode(err error) int {
+	switch {
+	case errors.Is(err, keys.ErrInvalid):
+		return ExitUsage
+	case errors.Is(err, keys.ErrRefused), errors.Is(err, keys.ErrExposed):
+		return ExitPermission
+	}
+	return ExitKeys
+}
+
 // databaseCode is the exit code of what the database refused.
 func databaseCode(err error) int {
 	for _, known := range []struct {
@@ -90,6 +108,7 @@ func databaseCode(err error) int {
 	}{
 		{ExitPermission, []error{db.ErrPermission, db.ErrNotForCaller}},
 		{ExitCheck, []error{db.ErrResidue, db.ErrArchiveMismatch}},
+		{ExitKeys, []error{db.ErrLocked}},
 		{ExitDatabase, []error{db.ErrUnreachable, db.ErrNotMigrated, db.ErrRoutineMissing}},
 		{ExitInternal, []error{db.ErrConflict, db.ErrLockTimeout, db.ErrCanceled}},
 	} {

@@ -57,7 +57,7 @@ func (e *export) Run(ctx context.Context, user string) error {
 	}
 	return e.withDatabase(ctx, "export", func(pool *pgxpool.Pool) error {
 		var id uuid.UUID
-		if err := e.inTenant(ctx, pool, "export request", func(tx pgx.Tx) (err error) {
+		if err := e.inTenantUnlocked(ctx, pool, "export request", func(tx pgx.Tx) (err error) {
 			id, err = db.New().RequestExport(ctx, tx, db.RequestExportParams{UserID: user, Reason: textOrNil(e.Reason), RequestID: given})
 			return err
 		}); err != nil {
@@ -69,9 +69,6 @@ func (e *export) Run(ctx context.Context, user string) error {
 		}
 		deps.ExportTo = func(_ context.Context, _ string, body io.Reader) (int64, error) { return e.write(body) }
 		reports, err := e.workNow(ctx, deps, jobs.ExportArgs{Tenant: tenant, RequestID: id})
-		if err == nil {
-			e.Log.Warn(plaintextWarning)
-		}
 		if err != nil || e.Output == "-" {
 			return err
 		}

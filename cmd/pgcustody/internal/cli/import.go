@@ -65,7 +65,7 @@ func (i *importFiles) Run(ctx context.Context, files []string) error {
 		bar := i.newProgress()
 		defer bar.Done()
 		cfg := importer.Config{
-			Database: pool, Log: i.Log, Tenant: tenant, Actor: i.Actor, Table: i.Table, Personal: i.Personal,
+			Database: pool, Unlock: i.unlocker(pool), Log: i.Log, Tenant: tenant, Actor: i.Actor, Table: i.Table, Personal: i.Personal,
 			RegisterVocabulary: i.RegisterVocabulary, Again: i.Again,
 			Progress: func(p importer.Progress) { bar.Show(importProgress(p)) },
 		}
@@ -78,7 +78,6 @@ func (i *importFiles) Run(ctx context.Context, files []string) error {
 		reports, failed := importer.Run(ctx, cfg, files)
 		bar.Done()
 		if len(reports) > 0 || failed == nil {
-			i.Log.Warn(plaintextWarning)
 			if err := i.report(reports, cfg.Rejects.Lines()); err != nil {
 				return err
 			}

@@ -20,6 +20,8 @@ func TestImportCommand(t *testing.T) {
 	d := stacktest.DB(t)
 	_, err := d.Pool(t, "custody_runner").Exec(t.Context(), "select custody.register_tenant('acme', null)")
 	require.NoError(t, err)
+	provider, spec := stacktest.KeyProvider(t)
+	d.GiveKey(t, provider, "acme")
 	dir := t.TempDir()
 	write := func(name string, lines ...string) string {
 		path := filepath.Join(dir, name)
@@ -28,7 +30,7 @@ func TestImportCommand(t *testing.T) {
 	}
 	run := func(login string, args ...string) (code int, stdout, stderr string) {
 		var out, failure bytes.Buffer
-		code = Run(t.Context(), append([]string{"import", "--database-url", d.URLs[login]}, args...), Streams{
+		code = Run(t.Context(), append([]string{"import", "--database-url", d.URLs[login], "--keys", spec}, args...), Streams{
 			In: strings.NewReader(""), Out: &out, Err: &failure, Getenv: func(string) (string, bool) { return "", false },
 		})
 		return code, out.String(), failure.String()

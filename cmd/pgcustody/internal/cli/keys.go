@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -12,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"pgcustody/jobs"
-	"pgcustody/jobs/keys"
 )
 
 func newKeysCmd(app *App) *cobra.Command {
@@ -32,8 +30,6 @@ opens everything meanwhile, and no value is touched. A rotation that was interru
 with. A retired version may be destroyed once no backup of the wrapped keys is needed that was
 taken while it was in use.`,
 	}
-	cmd.PersistentFlags().StringVar(&k.Keys, "keys", "", "key provider, as in file:/directory")
-	fromEnv(cmd.PersistentFlags(), "keys", "PGCUSTODY_KEYS")
 	cmd.AddCommand(&cobra.Command{
 		Use:   "create",
 		Short: "Make the first key of the tenant; one that is there already is left as it is",
@@ -58,10 +54,7 @@ taken while it was in use.`,
 	return cmd
 }
 
-type keyCommands struct {
-	*App
-	Keys string
-}
+type keyCommands struct{ *App }
 
 // with opens the database and the provider.
 func (k *keyCommands) with(ctx context.Context, step string, work func(ring jobs.Keyring, tenant string) error) error {
@@ -69,32 +62,13 @@ func (k *keyCommands) with(ctx context.Context, step string, work func(ring jobs
 	if err != nil {
 		return err
 	}
-	if k.Keys == "" {
-		return &ConfigError{Field: "--keys", Problem: "required: name the key provider, as in file:/directory or awskms:KEY, or set PGCUSTODY_KEYS"}
-	}
-	provider, err := keys.Parse(ctx, k.Keys, false)
+	provider, err := k.NeedKeys()
 	if err != nil {
-		return explainKeys(err)
+		return err
 	}
 	return k.withDatabase(ctx, step, func(pool *pgxpool.Pool) error {
-		return explainKeys(work(jobs.Keyring{Pool: pool, Provider: provider, Actor: k.Actor}, tenant))
+		return work(jobs.Keyring{Pool: pool, Provider: provider, Actor: k.Actor}, tenant)
 	})
-}
-
-// explainKeys gives errors of providers their exit codes.
-func explainKeys(err error) error {
-	var failed *keys.Error
-	switch {
-	case errors.Is(err, jobs.ErrNoKey), errors.Is(err, jobs.ErrKeyInUse):
-		return &Failure{Code: ExitRefused, What: err.Error(), Err: err}
-	case !errors.As(err, &failed):
-		return err
-	case errors.Is(err, keys.ErrInvalid):
-		return &Failure{Code: ExitUsage, What: err.Error(), Err: err}
-	case errors.Is(err, keys.ErrRefused), errors.Is(err, keys.ErrExposed):
-		return &Failure{Code: ExitPermission, What: err.Error(), Err: err}
-	}
-	return &Failure{Code: ExitKeys, What: err.Error(), Err: err}
 }
 
 func (k *keyCommands) Create(ctx context.Context) error {

@@ -18,6 +18,8 @@ import (
 
 	"pgcustody/cmd/devstack/stack"
 	"pgcustody/cmd/devstack/stack/stacktest"
+	"pgcustody/jobs"
+	"pgcustody/jobs/keys"
 )
 
 func TestMain(m *testing.M) {
@@ -50,6 +52,7 @@ func environment(t *testing.T) map[string]string {
 	env["PGDATABASE"] = d.Name
 	env["PGCUSTODY_STORE"] = "s3://" + stacktest.Bucket(t)
 	env["PGCUSTODY_TENANT"] = "acme"
+	_, env["PGCUSTODY_KEYS"] = stacktest.KeyProvider(t)
 	for login, address := range d.URLs {
 		env["URL_"+login] = address
 	}
@@ -85,8 +88,38 @@ func TestScript(t *testing.T) {
 	}
 }
 
+// unlocked runs work as a login in the context of tenant acme, with its key where it
+// has one that PGCUSTODY_KEYS gives.
+func unlocked(ctx context.Context, getenv func(string) string, login string, work func(pgx.Tx) error) error {
+	conn, err := pgx.Connect(ctx, getenv("URL_"+login))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	ring, done, err := keyring(ctx, getenv)
+	if err != nil {
+		return err
+	}
+	defer done()
+	unlock := &jobs.Unlocker{Ring: ring}
+	return unlock.InContext(ctx, conn, jobs.Scope{Tenant: "acme", Actor: "tester", Purpose: "test"}, work)
+}
+
+// keyring has the keys of PGCUSTODY_KEYS.
+func keyring(ctx context.Context, getenv func(string) string) (ring jobs.Keyring, done func(), err error) {
+	provider, err := keys.Parse(ctx, getenv("PGCUSTODY_KEYS"), false)
+	if err != nil {
+		return ring, nil, err
+	}
+	runner, err := pgx.Connect(ctx, getenv("URL_custody_runner"))
+	if err != nil {
+		return ring, nil, err
+	}
+	return jobs.Keyring{Pool: runner, Provider: provider, Actor: "tester"}, func() { _ = runner.Close(context.WithoutCancel(ctx)) }, nil
+}
+
 // runSQL is `sql LOGIN NAME STATEMENT`: runs a statement as a login in the context
-// of tenant acme and puts its first value into the variable NAME, or, with the
+// of tenant acme, unlocked where it has a key, and puts its first value into the variable NAME, or, with the
 // name -, nowhere.
 func runSQL(ts *testscript.TestScript, negated bool, args []string) {
 	if negated || len(args) != 3 {
@@ -95,25 +128,24 @@ func runSQL(ts *testscript.TestScript, negated bool, args []string) {
 	login, name, statement := args[0], args[1], args[2]
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	conn, err := pgx.Connect(ctx, ts.Getenv("URL_"+login))
-	ts.Check(err)
-	defer conn.Close(ctx)
-	tx, err := conn.Begin(ctx)
-	ts.Check(err)
-	_, err = tx.Exec(ctx, "select custody.set_context('acme', 'tester', 'test')")
-	ts.Check(err)
 	var value any
-	rows, err := tx.Query(ctx, statement)
-	ts.Check(err)
-	for rows.Next() {
-		values, err := rows.Values()
-		ts.Check(err)
-		if value == nil && len(values) > 0 {
-			value = values[0]
+	ts.Check(unlocked(ctx, ts.Getenv, login, func(tx pgx.Tx) error {
+		rows, err := tx.Query(ctx, statement)
+		if err != nil {
+			return err
 		}
-	}
-	ts.Check(rows.Err())
-	ts.Check(tx.Commit(ctx))
+		defer rows.Close()
+		for rows.Next() {
+			values, err := rows.Values()
+			if err != nil {
+				return err
+			}
+			if value == nil && len(values) > 0 {
+				value = values[0]
+			}
+		}
+		return rows.Err()
+	}))
 	if id, ok := value.([16]byte); ok {
 		value = fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
 	}

@@ -16,6 +16,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"pgcustody/jobs"
 )
 
 // Streams is the outside world of a command.
@@ -41,6 +43,8 @@ type App struct {
 	Config
 	Streams
 	Log *slog.Logger
+
+	unlock *jobs.Unlocker // made by unlocker
 }
 
 // commands lists every command; each has a file of its own.
@@ -76,7 +80,7 @@ func Run(ctx context.Context, args []string, streams Streams) int {
 	app := &App{Streams: streams}
 	root := newRoot(app)
 	root.SetArgs(args)
-	code, line := explain(root.ExecuteContext(ctx))
+	code, line := explain(app.explainLocked(root.ExecuteContext(ctx)))
 	if line != "" {
 		fmt.Fprintln(streams.Err, "pgcustody: "+strings.ReplaceAll(line, "\n", " "))
 	}

@@ -125,7 +125,7 @@ func (r *runJob) planErasure(ctx context.Context) error {
 	}
 	return r.withDatabase(ctx, "erase", func(pool *pgxpool.Pool) error {
 		var plan json.RawMessage
-		err := r.inTenant(ctx, pool, "erasure plan", func(tx pgx.Tx) (err error) {
+		err := r.inTenantUnlocked(ctx, pool, "erasure plan", func(tx pgx.Tx) (err error) {
 			plan, err = db.New().ErasurePlanOfRequest(ctx, tx, id)
 			return err
 		})
@@ -174,7 +174,6 @@ func (r *runJob) plan(ctx context.Context, name string) error {
 // run records.
 func (a *App) runJobs(ctx context.Context, step string, storeRequired bool, build func(*pgxpool.Pool, *jobs.Deps) ([]jobArgs, error)) error {
 	return a.withDatabase(ctx, step, func(pool *pgxpool.Pool) error {
-		a.Log.Warn(plaintextWarning)
 		opened, err := a.openStore(ctx, storeRequired)
 		if err != nil {
 			return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,7 +33,8 @@ begins, running ones have --stop-after to end, then they are interrupted; the
 next worker goes on with them. A schedule of 0 switches a job off.
 
 /healthz says that the process lives, /readyz that it works jobs on a database
-that it fits, /metrics is for Prometheus.`,
+that it fits and that the key provider gives the tenants' keys, /metrics is for
+Prometheus.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return w.Run(cmd.Context()) },
 	}
 	flags := cmd.Flags()
@@ -102,9 +104,11 @@ func (w *work) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		w.Log.Warn(plaintextWarning)
 		if opened == nil {
 			w.Log.Warn("no store: nothing is archived, certificates are not put under lock, exports wait")
+		}
+		if w.provider == nil {
+			w.Log.Warn("no key provider: exports wait, and erasures do not search what is sealed")
 		}
 		deps, err := w.deps(pool, opened)
 		if err != nil {
@@ -129,8 +133,16 @@ func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.P
 		return err
 	}
 	var ready atomic.Bool
+	keys := &keyWatch{unlock: deps.Unlock, log: w.Log}
+	if w.provider != nil {
+		keys.provider = w.provider.String()
+	}
+	watching, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	var watch sync.WaitGroup
+	watch.Go(func() { keys.run(watching) })
+	defer func() { unwatch(); watch.Wait() }()
 	server := &http.Server{
-		Handler:           w.handler(&ready, pool, registry),
+		Handler:           w.handler(&ready, keys, pool, registry),
 		ReadHeaderTimeout: 5 * time.Second,
 		WriteTimeout:      30 * time.Second,
 	}
@@ -177,7 +189,7 @@ func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.P
 // readyTimeout bounds what a probe may ask of the database.
 const readyTimeout = 2 * time.Second
 
-func (w *work) handler(ready *atomic.Bool, pool *pgxpool.Pool, registry *prometheus.Registry) http.Handler {
+func (w *work) handler(ready *atomic.Bool, keys *keyWatch, pool *pgxpool.Pool, registry *prometheus.Registry) http.Handler {
 	answer := func(out http.ResponseWriter, code int, state string) {
 		out.Header().Set("Content-Type", "application/json")
 		out.WriteHeader(code)
@@ -195,6 +207,8 @@ func (w *work) handler(ready *atomic.Bool, pool *pgxpool.Pool, registry *prometh
 		err := sql.Check(ctx, pool)
 		var state *sql.StateError
 		switch {
+		case err == nil && keys.problem() != "":
+			answer(out, http.StatusServiceUnavailable, "key provider "+keys.provider+": "+keys.problem())
 		case err == nil:
 			answer(out, http.StatusOK, "ready")
 		case errors.As(err, &state):

@@ -120,16 +120,11 @@ func (d *daemon) becomesReady() {
 	}, time.Minute, 20*time.Millisecond)
 }
 
-// asTenant runs a statement as a login in the context of tenant acme.
+// asTenant runs a statement as a login in the context of tenant acme, unlocked where
+// it has a key.
 func asTenant(t *testing.T, env map[string]string, login, statement string, into ...any) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), env["URL_"+login])
-	require.NoError(t, err)
-	defer conn.Close(context.Background())
-	require.NoError(t, pgx.BeginFunc(t.Context(), conn, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(t.Context(), "select custody.set_context('acme', 'tester')"); err != nil {
-			return err
-		}
+	require.NoError(t, unlocked(t.Context(), func(name string) string { return env[name] }, login, func(tx pgx.Tx) error {
 		if len(into) == 0 {
 			_, err := tx.Exec(t.Context(), statement)
 			return err
@@ -203,7 +198,7 @@ func TestWork(t *testing.T) {
 	require.Contains(t, d.said(), `"msg":"stopped"`)
 }
 
-// registerTenant registers tenant acme.
+// registerTenant registers tenant acme and gives it a key.
 func registerTenant(t *testing.T, env map[string]string) {
 	t.Helper()
 	conn, err := pgx.Connect(t.Context(), env["URL_custody_runner"])
@@ -216,6 +211,11 @@ func registerTenant(t *testing.T, env map[string]string) {
 		_, err := tx.Exec(t.Context(), "select custody.register_tenant('acme', 'Acme')")
 		return err
 	}))
+	ring, done, err := keyring(t.Context(), func(name string) string { return env[name] })
+	require.NoError(t, err)
+	defer done()
+	_, err = ring.Create(t.Context(), "acme")
+	require.NoError(t, err)
 }
 
 // stuck makes an erasure wait for a lock that the returned transaction holds.
@@ -336,7 +336,7 @@ func TestBehindAPooler(t *testing.T) {
 	env["PGCUSTODY_DATABASE_URL"] = stacktest.PgBouncer(t, database)["custody_runner"]
 	env["PGCUSTODY_POOLER"] = "transaction"
 	env["URL_custody_runner"], env["URL_custody_app"] = database.URLs["custody_runner"], database.URLs["custody_app"]
-	for _, args := range [][]string{{"tenants", "register", "acme"}, {"run", "partitions"}, {"run", "retention"}, {"status"}} {
+	for _, args := range [][]string{{"tenants", "register", "acme"}, {"keys", "create"}, {"run", "partitions"}, {"run", "retention"}, {"status"}} {
 		code, _, stderr := command(t, env, args...)
 		require.Zero(t, code, "%v: %s", args, stderr)
 	}
@@ -432,7 +432,7 @@ func TestInterruptedCommand(t *testing.T) {
 	require.NoError(t, cmd.Process.Signal(syscall.SIGINT))
 	require.Error(t, cmd.Wait())
 	require.Equal(t, ExitInternal, cmd.ProcessState.ExitCode())
-	require.True(t, strings.HasSuffix(stderr.String(), "\npgcustody: interrupted: run the command again to go on\n"), stderr.String())
+	require.True(t, strings.HasSuffix("\n"+stderr.String(), "\npgcustody: interrupted: run the command again to go on\n"), stderr.String())
 	var status, problem string
 	asTenant(t, env, "custody_runner", "select status, error from custody_data.job_runs where job = 'erase'", &status, &problem)
 	require.Equal(t, []string{"failed", "search residue: interrupted"}, []string{status, problem})
