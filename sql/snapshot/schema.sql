@@ -34,6 +34,15 @@ CREATE SCHEMA custody_keys;
 
 COMMENT ON SCHEMA custody_keys IS 'Wrapped data keys, apart from the data so that they can have backups of their own.';
 
+-- Name: sealed_value; Type: DOMAIN; Schema: custody_data
+
+CREATE DOMAIN custody_data.sealed_value AS bytea
+	CONSTRAINT sealed_value_is_of_version_1_check CHECK (((octet_length(VALUE) >= 69) AND (get_byte(VALUE, 0) = 1)));
+
+-- Name: DOMAIN sealed_value; Type: COMMENT; Schema: custody_data
+
+COMMENT ON DOMAIN custody_data.sealed_value IS 'A value sealed for the place where it stands, format of routines/15_sealing.sql. Text that somebody stores by mistake is no such value.';
+
 -- Name: tenant_name; Type: DOMAIN; Schema: custody_data
 
 CREATE DOMAIN custody_data.tenant_name AS text COLLATE pg_catalog."C"
@@ -71,14 +80,14 @@ Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: cust
 -- Name: append_message(text, text, jsonb, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer DEFAULT NULL::integer) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer) IS 'Adds a message, {"role", "text", "at"}, and returns how many there are now. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC009, PC011, PC014, PC015, PC023, PC027 unknown conversation. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009, PC011, PC014, PC015, PC023, PC027 unknown conversation, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: archive_window; Type: VIEW; Schema: custody
 
@@ -142,7 +151,7 @@ CREATE TABLE custody_data.audit_logs (
     result text DEFAULT 'success'::text NOT NULL COLLATE pg_catalog."C",
     purpose text,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    personal jsonb,
+    personal custody_data.sealed_value,
     import_id uuid,
     db_role text DEFAULT SESSION_USER NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL
@@ -185,7 +194,7 @@ COMMENT ON COLUMN custody_data.audit_logs.metadata IS 'Facts about the event tha
 
 -- Name: COLUMN audit_logs.personal; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.audit_logs.personal IS 'Client address, free text and whatever else is about a person, a JSON object. @custody{"sensitivity":"content","retention":"audit"}';
+COMMENT ON COLUMN custody_data.audit_logs.personal IS 'Client address, free text and whatever else is about a person: a JSON object, sealed under the data key of the subject, or of the actor where there is no subject. @custody{"sensitivity":"content","retention":"audit"}';
 
 -- Name: COLUMN audit_logs.import_id; Type: COMMENT; Schema: custody_data
 
@@ -203,11 +212,12 @@ COMMENT ON COLUMN custody_data.audit_logs.xid IS 'Transaction that wrote the row
 
 CREATE FUNCTION custody.audit_entry(p_row custody_data.audit_logs) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (((((((((((((((((((((((((((('{"v":1,"log_entry_id":"'::text || ((p_row).log_entry_id)::text) || '","occurred_at":"'::text) || custody_data.entry_time((p_row).occurred_at)) || '","recorded_at":"'::text) || custody_data.entry_time((p_row).recorded_at)) || '","tenant_id":"'::text) || ((p_row).tenant_id)::text) || '","actor_id":"'::text) || ((p_row).actor_id)::text) || '"'::text) || COALESCE(((',"subject_id":"'::text || ((p_row).subject_id)::text) || '"'::text), ''::text)) || ',"action":'::text) || (to_json((p_row).action))::text) || COALESCE((',"resource_type":'::text || (to_json((p_row).resource_type))::text), ''::text)) || COALESCE((',"resource_id":'::text || (to_json((p_row).resource_id))::text), ''::text)) || ',"result":"'::text) || (p_row).result) || '"'::text) || COALESCE((',"purpose":'::text || (to_json((p_row).purpose))::text), ''::text)) || ',"metadata":'::text) || ((p_row).metadata)::text) || COALESCE((',"personal":'::text || ((p_row).personal)::text), ''::text)) || COALESCE(((',"import_id":"'::text || ((p_row).import_id)::text) || '"'::text), ''::text)) || ',"db_role":'::text) || (to_json((p_row).db_role))::text) || ',"xid":"'::text) || ((p_row).xid)::text) || '"}'::text);
+    RETURN (((((((((((((((((((((((((((('{"v":1,"log_entry_id":"'::text || ((p_row).log_entry_id)::text) || '","occurred_at":"'::text) || custody_data.entry_time((p_row).occurred_at)) || '","recorded_at":"'::text) || custody_data.entry_time((p_row).recorded_at)) || '","tenant_id":"'::text) || ((p_row).tenant_id)::text) || '","actor_id":"'::text) || ((p_row).actor_id)::text) || '"'::text) || COALESCE(((',"subject_id":"'::text || ((p_row).subject_id)::text) || '"'::text), ''::text)) || ',"action":'::text) || (to_json((p_row).action))::text) || COALESCE((',"resource_type":'::text || (to_json((p_row).resource_type))::text), ''::text)) || COALESCE((',"resource_id":'::text || (to_json((p_row).resource_id))::text), ''::text)) || ',"result":"'::text) || (p_row).result) || '"'::text) || COALESCE((',"purpose":'::text || (to_json((p_row).purpose))::text), ''::text)) || ',"metadata":'::text) || ((p_row).metadata)::text) || COALESCE(((',"personal":"'::text || translate(encode(((p_row).personal)::bytea, 'base64'::text), '
+'::text, ''::text)) || '"'::text), ''::text)) || COALESCE(((',"import_id":"'::text || ((p_row).import_id)::text) || '"'::text), ''::text)) || ',"db_role":'::text) || (to_json((p_row).db_role))::text) || ',"xid":"'::text) || ((p_row).xid)::text) || '"}'::text);
 
 -- Name: FUNCTION audit_entry(p_row custody_data.audit_logs); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.audit_entry(p_row custody_data.audit_logs) IS 'Canonical entry of an event, version 1: a line of JSON with the members v, log_entry_id, occurred_at, recorded_at, tenant_id, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id, db_role, xid, in this order, null members left out, times as UTC with six digits.
+COMMENT ON FUNCTION custody.audit_entry(p_row custody_data.audit_logs) IS 'Canonical entry of an event, version 1: a line of JSON with the members v, log_entry_id, occurred_at, recorded_at, tenant_id, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id, db_role, xid, in this order, null members left out, times as UTC with six digits; personal is the sealed value in base64.
 Callers: custody_worker, custody_auditor, custody_privacy.';
 
 -- Name: audit_event(uuid); Type: FUNCTION; Schema: custody
@@ -220,7 +230,7 @@ CREATE FUNCTION custody.audit_event(p_log_entry_id uuid) RETURNS jsonb
 -- Name: FUNCTION audit_event(p_log_entry_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.audit_event(p_log_entry_id uuid) IS 'One event as a JSON object with the columns of custody.audit_trail, or null for the unknown; the reading is itself an event.
-Errors: PC001, PC015. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
+Errors: PC001, PC015, PC033, PC035, as audit_events. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
 
 -- Name: current_subject_id(); Type: FUNCTION; Schema: custody
 
@@ -315,10 +325,11 @@ CREATE VIEW custody.audit_trail WITH (security_invoker='true') AS
             WHEN own.subject THEN a.metadata
             ELSE '{}'::jsonb
         END AS metadata,
+    NULL::jsonb AS personal,
         CASE
-            WHEN own.subject THEN a.personal
-            ELSE NULL::jsonb
-        END AS personal,
+            WHEN (own.subject AND (a.personal IS NOT NULL)) THEN false
+            ELSE NULL::boolean
+        END AS personal_erased,
     a.import_id,
     (((((EXTRACT(epoch FROM a.occurred_at) * (1000000)::numeric))::bigint)::text || '.'::text) || (a.log_entry_id)::text) AS cursor,
     NULL::timestamp with time zone AS complete_from
@@ -331,7 +342,7 @@ CREATE VIEW custody.audit_trail WITH (security_invoker='true') AS
 
 -- Name: VIEW audit_trail; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.audit_trail IS 'Shape of what audit_events returns: actor and subject are user_ids, empty once erased; personal is for custody_privacy alone; cursor goes into p_cursor; before complete_from only the archive is complete. Nobody selects from it: reading the trail is an event.';
+COMMENT ON VIEW custody.audit_trail IS 'Shape of what audit_events returns: actor and subject are user_ids, empty once erased; personal is for custody_privacy alone, personal_erased says that there was a personal part which nobody can read any more, and is null where there was none; cursor goes into p_cursor; before complete_from only the archive is complete. Nobody selects from it: reading the trail is an event.';
 
 -- Name: audit_events(timestamp with time zone, timestamp with time zone, text, text, integer, text); Type: FUNCTION; Schema: custody
 
@@ -345,7 +356,7 @@ CREATE FUNCTION custody.audit_events(p_from timestamp with time zone, p_to times
 COMMENT ON FUNCTION custody.audit_events(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text, p_action text, p_limit integer, p_cursor text) IS 'Events of the tenant, newest first; the reading is itself an event (audit.read), so it needs a transaction that may write.
 p_from (inclusive), p_to (exclusive): bounds of occurred_at. p_user_id: events about or by this person. p_action: this action only. p_limit: 1 to 10000. p_cursor: cursor of the last row of the page before.
 Returns rows of custody.audit_trail; complete_from says from when on Postgres holds every event, and a notice says so where p_from lies before it.
-Errors: PC001, PC003, PC009, PC011, PC015, PC023. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
+Errors: PC001, PC003, PC009, PC011, PC015, PC023, PC033 personal parts while locked (custody_privacy alone is shown any), PC035 altered. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
 
 -- Name: audit_month; Type: VIEW; Schema: custody
 
@@ -408,7 +419,7 @@ CREATE TABLE custody_data.consent_records (
     granted boolean NOT NULL,
     policy_version text NOT NULL COLLATE pg_catalog."C",
     legal_basis text NOT NULL,
-    evidence jsonb,
+    evidence custody_data.sealed_value,
     occurred_at timestamp with time zone NOT NULL,
     recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
@@ -423,7 +434,7 @@ ALTER TABLE ONLY custody_data.consent_records FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE consent_records; Type: COMMENT; Schema: custody_data
 
-COMMENT ON TABLE custody_data.consent_records IS 'Grants and withdrawals of consent, append-only (GDPR Art. 7(1)). Kept while in force and then for the policy consent; pseudonymous after erasure.';
+COMMENT ON TABLE custody_data.consent_records IS 'Grants and withdrawals of consent, append-only (GDPR Art. 7(1)). Kept while in force and then for the policy consent; after erasure pseudonymous, and the evidence unreadable.';
 
 -- Name: COLUMN consent_records.legal_basis; Type: COMMENT; Schema: custody_data
 
@@ -432,6 +443,17 @@ COMMENT ON COLUMN custody_data.consent_records.legal_basis IS 'GDPR Art. 6(1): c
 -- Name: COLUMN consent_records.evidence; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.consent_records.evidence IS 'What shows that consent was given or withdrawn. @custody{"sensitivity":"evidence","retention":"consent"}';
+
+-- Name: open_evidence(custody_data.consent_records); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_evidence(p_row custody_data.consent_records) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_evidence(p_row custody_data.consent_records); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_evidence(p_row custody_data.consent_records) IS 'The evidence of a consent record; null where there is none, and where the person has been erased. Errors: PC001, PC015, PC033, PC035.';
 
 -- Name: consents; Type: VIEW; Schema: custody
 
@@ -443,7 +465,7 @@ CREATE VIEW custody.consents WITH (security_invoker='true') AS
     c.granted,
     c.policy_version,
     c.legal_basis,
-    c.evidence,
+    custody_data.open_evidence(c.*) AS evidence,
     c.occurred_at,
     c.recorded_at,
     lead(c.occurred_at) OVER w AS replaced_at,
@@ -453,7 +475,7 @@ CREATE VIEW custody.consents WITH (security_invoker='true') AS
 
 -- Name: VIEW consents; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.consents IS 'Consent records with the time at which the next one replaced them, and whether they are a grant in force.';
+COMMENT ON VIEW custody.consents IS 'Consent records with the time at which the next one replaced them, and whether they are a grant in force. Evidence is read unlocked.';
 
 -- Name: consent_history(text, integer, timestamp with time zone, uuid); Type: FUNCTION; Schema: custody
 
@@ -465,7 +487,7 @@ CREATE FUNCTION custody.consent_history(p_user_id text, p_limit integer DEFAULT 
 -- Name: FUNCTION consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid) IS 'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
-Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: current_actor(); Type: FUNCTION; Schema: custody
 
@@ -498,7 +520,7 @@ CREATE FUNCTION custody.current_consents(p_user_id text, p_limit integer DEFAULT
 
 COMMENT ON FUNCTION custody.current_consents(p_user_id text, p_limit integer, p_after text) IS 'The newest record of each purpose, granted or withdrawn, by purpose.
 p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
-Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: current_purpose(); Type: FUNCTION; Schema: custody
 
@@ -523,7 +545,7 @@ COMMENT ON FUNCTION custody.current_subject() IS 'The user_id that this transact
 -- Name: delete_conversation(text, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.delete_conversation(p_user_id text, p_conversation_id text) RETURNS boolean
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -535,7 +557,7 @@ Errors: PC001, PC003, PC032 under a legal hold. Callers: custody_readwrite.';
 -- Name: delete_preferences(text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.delete_preferences(p_user_id text) RETURNS boolean
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -547,7 +569,7 @@ Errors: PC001, PC003, PC032 under a legal hold. Callers: custody_readwrite.';
 -- Name: delete_profile(text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.delete_profile(p_user_id text) RETURNS boolean
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -605,6 +627,7 @@ CREATE TABLE custody_data.requests (
     close_reason text,
     residue_searched_at timestamp with time zone,
     residue_searched_xid xid8,
+    residue_searched_for text[],
     residue_rows bigint,
     xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
     CONSTRAINT requests_closed_when_over_check CHECK (((closed_at IS NOT NULL) = (status = ANY (ARRAY['done'::text, 'cancelled'::text])))),
@@ -634,6 +657,10 @@ COMMENT ON COLUMN custody_data.requests.close_reason IS 'Why it was cancelled; m
 -- Name: COLUMN requests.residue_searched_xid; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.requests.residue_searched_xid IS 'Every row written by a transaction before this one was searched for the person''s identifiers.';
+
+-- Name: COLUMN requests.residue_searched_for; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.requests.residue_searched_for IS 'What was searched for: user_id, and email, phone and full_name where the search had the key that opens the profile.';
 
 -- Name: requests; Type: VIEW; Schema: custody
 
@@ -736,7 +763,7 @@ CREATE FUNCTION custody.export_items(p_request_id uuid) RETURNS SETOF custody.ex
 -- Name: FUNCTION export_items(p_request_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.export_items(p_request_id uuid) IS 'What export_subject returns about the person of an export request, item by item and of any size: first the head, then each part followed by its items. The export is an event of the same transaction; its bytes are those of complete_export. Run it at repeatable read, so that the parts are of one moment; an erasure of the person waits for the end of the transaction.
-Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased; 40001 where an erasure was under way. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC016, PC018 cancelled or not an export, PC021 erased, PC033 locked, PC035 altered; 40001 where an erasure was under way. Callers: custody_privacy, custody_worker.';
 
 -- Name: export_subject(text, bigint); Type: FUNCTION; Schema: custody
 
@@ -749,7 +776,7 @@ CREATE FUNCTION custody.export_subject(p_user_id text, p_max_bytes bigint DEFAUL
 
 COMMENT ON FUNCTION custody.export_subject(p_user_id text, p_max_bytes bigint) IS 'Everything in the database about a person as one JSON object: profile, preferences, consents, conversations, audit_events (about or by the person), requests, each as {"data", "purpose", "basis", "retention", "source"}, and who else holds data. The export is an event. Events before audit_events_complete_from are in the archive alone and not part of it.
 p_max_bytes: bound, default 64 MiB.
-Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
+Errors: PC001, PC003, PC011 unknown person, PC015, PC022 too large, PC033 locked, PC035 altered. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker.';
 
 -- Name: exports_of_erased(uuid); Type: FUNCTION; Schema: custody
 
@@ -775,18 +802,18 @@ CREATE FUNCTION custody.extend_request(p_request_id uuid, p_reason text) RETURNS
 COMMENT ON FUNCTION custody.extend_request(p_request_id uuid, p_reason text) IS 'Extends an open request once by two months (GDPR Art. 12(3)) and returns the new due_at. p_reason: why, as the person is told.
 Errors: PC001, PC015, PC016, PC018 not open, extended before or overdue, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy.';
 
--- Name: find_subject(text, integer, text); Type: FUNCTION; Schema: custody
+-- Name: find_subject(text, text, integer, text); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.find_subject(p_email text, p_limit integer DEFAULT 100, p_after text DEFAULT NULL::text) RETURNS SETOF text
+CREATE FUNCTION custody.find_subject(p_email text DEFAULT NULL::text, p_phone text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after text DEFAULT NULL::text) RETURNS SETOF text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION find_subject(p_email text, p_limit integer, p_after text); Type: COMMENT; Schema: custody
+-- Name: FUNCTION find_subject(p_email text, p_phone text, p_limit integer, p_after text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.find_subject(p_email text, p_limit integer, p_after text) IS 'The user_ids whose profile has this e-mail address, compared without case and surrounding blanks, in Unicode NFKC; in their order.
-p_limit: 1 to 10000. p_after: the last user_id, to go on.
-Errors: PC001, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+COMMENT ON FUNCTION custody.find_subject(p_email text, p_phone text, p_limit integer, p_after text) IS 'The user_ids whose profile has this e-mail address and this telephone number, in their order.
+p_email: compared without case and surrounding blanks, in Unicode NFKC. p_phone: compared in E.164 where both say their country, else by their digits. Either may be left out. p_limit: 1 to 10000. p_after: the last user_id, to go on.
+Errors: PC001, PC023, PC033 locked. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: finish_import(uuid, text, bytea, bigint, bigint, bigint, bigint, uuid); Type: FUNCTION; Schema: custody
 
@@ -822,7 +849,7 @@ CREATE FUNCTION custody.get_certificate(p_request_id uuid) RETURNS jsonb
 
 -- Name: FUNCTION get_certificate(p_request_id uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), residue, residue_searched_for and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- Name: get_conversation(text, text); Type: FUNCTION; Schema: custody
@@ -835,7 +862,7 @@ CREATE FUNCTION custody.get_conversation(p_user_id text, p_conversation_id text)
 -- Name: FUNCTION get_conversation(p_user_id text, p_conversation_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_conversation(p_user_id text, p_conversation_id text) IS 'A conversation as a JSON object: user_id, conversation_id, title, messages, message_count, started_at, last_message_at, version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: get_preferences(text); Type: FUNCTION; Schema: custody
 
@@ -847,7 +874,7 @@ CREATE FUNCTION custody.get_preferences(p_user_id text) RETURNS jsonb
 -- Name: FUNCTION get_preferences(p_user_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_preferences(p_user_id text) IS 'The settings of a person as they were put; null for the unknown and for what the context may not see.
-Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: get_profile(text); Type: FUNCTION; Schema: custody
 
@@ -859,7 +886,7 @@ CREATE FUNCTION custody.get_profile(p_user_id text) RETURNS jsonb
 -- Name: FUNCTION get_profile(p_user_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_profile(p_user_id text) IS 'The profile as a JSON object: user_id, the fields of put_profile (null where empty), version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: has_consent(text, text, text); Type: FUNCTION; Schema: custody
 
@@ -886,7 +913,7 @@ CREATE FUNCTION custody.import_audit_events(p_import_id uuid, p_file_sha256 byte
 COMMENT ON FUNCTION custody.import_audit_events(p_import_id uuid, p_file_sha256 bytea, p_skip_refused boolean) IS 'Imports pg_temp.staged_audit_logs: adds the events whose log_entry_id is new, in partitions that it makes where they are missing. A resource_id that is a user_id of the tenant is stored as the identity, which is then the subject where the line names none. Returns {"added", "changed": 0, "unchanged", "refused"}.
 p_import_id: marks the events, which is what permits times in the past. p_file_sha256: of the file; one that was imported whole before adds nothing, though retention may have taken its events.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a log_entry_id with other content than on an earlier line or in the trail (people who have been erased are not compared), words that are not in the vocabulary.
-Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026. Callers: custody_worker.';
+Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026, PC033 personal parts while locked. Callers: custody_worker.';
 
 -- Name: import_consents(boolean); Type: FUNCTION; Schema: custody
 
@@ -899,8 +926,8 @@ CREATE FUNCTION custody.import_consents(p_skip_refused boolean DEFAULT false) RE
 -- Name: FUNCTION import_consents(p_skip_refused boolean); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.import_consents(p_skip_refused boolean) IS 'Imports pg_temp.staged_consent_records: adds the records that are not there. A record without a consent_id gets one from its content. Returns {"added", "changed": 0, "unchanged", "refused"}.
-p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a consent_id with other content than on an earlier line or in the table.
-Errors: PC001, PC003, PC010, PC023, PC026. Callers: custody_worker.';
+p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a consent_id with other content than on an earlier line or in the table, or one of the same person, purpose, decision and time with other evidence.
+Errors: PC001, PC003, PC010, PC023, PC026, PC033 evidence while locked. Callers: custody_worker.';
 
 -- Name: import_conversations(boolean); Type: FUNCTION; Schema: custody
 
@@ -914,7 +941,7 @@ CREATE FUNCTION custody.import_conversations(p_skip_refused boolean DEFAULT fals
 
 COMMENT ON FUNCTION custody.import_conversations(p_skip_refused boolean) IS 'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
 
 -- Name: import_known(text, bytea); Type: FUNCTION; Schema: custody
 
@@ -940,8 +967,8 @@ CREATE FUNCTION custody.import_preferences(p_skip_refused boolean DEFAULT false)
 -- Name: FUNCTION import_preferences(p_skip_refused boolean); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.import_preferences(p_skip_refused boolean) IS 'Imports pg_temp.staged_user_preferences: adds the preferences of new people, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
-p_skip_refused: as in import_profiles.
-Errors: PC001, PC003, PC023, PC026, PC028. Callers: custody_worker.';
+p_skip_refused: leave a user_id that is on an earlier line with other content in pg_temp.import_refusals rather than raise the first.
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
 
 -- Name: import_profiles(boolean); Type: FUNCTION; Schema: custody
 
@@ -954,8 +981,19 @@ CREATE FUNCTION custody.import_profiles(p_skip_refused boolean DEFAULT false) RE
 -- Name: FUNCTION import_profiles(p_skip_refused boolean); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.import_profiles(p_skip_refused boolean) IS 'Imports pg_temp.staged_user_profiles: adds the profiles of new people, replaces profiles that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
-p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a user_id on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028. Callers: custody_worker.';
+p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a user_id on an earlier line with other content, an e-mail address or telephone number that another person has where the tenant wants it unique.
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC038. Callers: custody_worker.';
+
+-- Name: open_text(uuid, text, text, text, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_text(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_text(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_text(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea) IS 'One value opened, as open_values does; null needs no key.';
 
 -- Name: conversations; Type: TABLE; Schema: custody_data
 
@@ -963,8 +1001,8 @@ CREATE TABLE custody_data.conversations (
     tenant_id custody_data.tenant_name NOT NULL,
     identity_id uuid NOT NULL,
     conversation_id text NOT NULL COLLATE pg_catalog."C",
-    title text,
-    messages jsonb NOT NULL,
+    title custody_data.sealed_value,
+    messages custody_data.sealed_value NOT NULL,
     message_count integer NOT NULL,
     started_at timestamp with time zone NOT NULL,
     last_message_at timestamp with time zone NOT NULL,
@@ -972,7 +1010,6 @@ CREATE TABLE custody_data.conversations (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT conversations_id_length_is_1_to_256_check CHECK (((char_length(conversation_id) >= 1) AND (char_length(conversation_id) <= 256))),
-    CONSTRAINT conversations_messages_is_an_array_check CHECK ((jsonb_typeof(messages) = 'array'::text)),
     CONSTRAINT conversations_times_are_finite_check CHECK (((started_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND isfinite(last_message_at) AND (started_at <= last_message_at)))
 );
 
@@ -1000,7 +1037,7 @@ CREATE VIEW custody.conversation_summaries WITH (security_invoker='true') AS
  SELECT c.tenant_id,
     c.identity_id,
     c.conversation_id,
-    c.title,
+    custody_data.open_text(c.identity_id, 'conversations'::text, 'title'::text, c.conversation_id, (c.title)::bytea) AS title,
     c.message_count,
     c.started_at,
     c.last_message_at,
@@ -1010,7 +1047,7 @@ CREATE VIEW custody.conversation_summaries WITH (security_invoker='true') AS
 
 -- Name: VIEW conversation_summaries; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.conversation_summaries IS 'Conversations without their messages.';
+COMMENT ON VIEW custody.conversation_summaries IS 'Conversations without their messages. Titles are read unlocked.';
 
 -- Name: list_conversations(text, integer, timestamp with time zone, text); Type: FUNCTION; Schema: custody
 
@@ -1022,7 +1059,7 @@ CREATE FUNCTION custody.list_conversations(p_user_id text, p_limit integer DEFAU
 -- Name: FUNCTION list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text) IS 'Conversations of a person without their messages, newest first. p_limit: 1 to 10000. The page after a row: p_before its last_message_at and p_before_id its conversation_id (without p_before_id rows of the same instant are passed over).
-Errors: PC001, PC003, PC023. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 titles while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: kek_status; Type: VIEW; Schema: custody
 
@@ -1068,7 +1105,9 @@ Errors: PC001, PC015, PC023. Callers: custody_readwrite for the subject of its c
 CREATE TABLE custody_data.tenants (
     tenant_id custody_data.tenant_name NOT NULL,
     name text NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL
+    unique_fields text[] DEFAULT '{}'::text[] NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT tenants_unique_fields_are_indexed_check CHECK ((unique_fields <@ ARRAY['email'::text, 'phone'::text]))
 );
 
 ALTER TABLE ONLY custody_data.tenants FORCE ROW LEVEL SECURITY;
@@ -1076,6 +1115,10 @@ ALTER TABLE ONLY custody_data.tenants FORCE ROW LEVEL SECURITY;
 -- Name: TABLE tenants; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.tenants IS 'The organisations whose data this database keeps apart. The tenant system holds what belongs to none: the shared vocabulary, default retention policies, archive and partition runs.';
+
+-- Name: COLUMN tenants.unique_fields; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.tenants.unique_fields IS 'Profile fields of which no two people of the tenant may have the same: email, phone.';
 
 -- Name: list_tenants(); Type: FUNCTION; Schema: custody
 
@@ -1200,19 +1243,19 @@ Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked
 -- Name: patch_preferences(text, jsonb, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.patch_preferences(p_user_id text, p_changes jsonb, p_if_version integer DEFAULT NULL::integer) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION patch_preferences(p_user_id text, p_changes jsonb, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.patch_preferences(p_user_id text, p_changes jsonb, p_if_version integer) IS 'Merges changes into the settings (JSON merge patch, RFC 7396) and returns the new version. p_if_version: only where they still have this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: patch_profile(text, jsonb, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.patch_profile(p_user_id text, p_changes jsonb, p_if_version integer DEFAULT NULL::integer) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -1220,7 +1263,7 @@ CREATE FUNCTION custody.patch_profile(p_user_id text, p_changes jsonb, p_if_vers
 
 COMMENT ON FUNCTION custody.patch_profile(p_user_id text, p_changes jsonb, p_if_version integer) IS 'Merges changes into the profile (JSON merge patch, RFC 7396: null empties a field) and returns the new version.
 p_if_version: only where the profile still has this version.
-Errors: PC001, PC003, PC011 no such person or profile, PC014 stale version, PC015, PC023. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011 no such person or profile, PC014 stale version, PC015, PC023, PC033 locked, PC038 taken. Callers: custody_readwrite.';
 
 -- Name: erasure_notices; Type: TABLE; Schema: custody_data
 
@@ -1286,7 +1329,7 @@ CREATE FUNCTION custody.plan_erasure(p_user_id text) RETURNS jsonb
 
 -- Name: FUNCTION plan_erasure(p_user_id text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.plan_erasure(p_user_id text) IS 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), possible.
+COMMENT ON FUNCTION custody.plan_erasure(p_user_id text) IS 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), residue_searched_for, possible.
 Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person. Callers: custody_privacy, custody_worker.';
 
 -- Name: prepare_import(text); Type: FUNCTION; Schema: custody
@@ -1304,19 +1347,19 @@ Errors: PC001, PC015, PC023 no such table. Callers: custody_worker.';
 -- Name: put_preferences(text, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION put_preferences(p_user_id text, p_preferences jsonb); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) IS 'Stores all settings of a person, a JSON object, and returns their version (1 for the first).
-Errors: PC001, PC003, PC015, PC023. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: put_profile(text, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -1324,7 +1367,7 @@ CREATE FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) RETURNS int
 
 COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Stores the whole profile of a person, who is made known where missing, and returns its version (1 for the first). Fields that are left out are emptied.
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
-Errors: PC001, PC003, PC015, PC023. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1337,9 +1380,9 @@ CREATE FUNCTION custody.record_audit_event(p_action text, p_resource_type text D
 
 COMMENT ON FUNCTION custody.record_audit_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_user_id text, p_occurred_at timestamp with time zone, p_log_entry_id uuid, p_personal jsonb) IS 'Appends an event under the actor and purpose in context and returns its log_entry_id.
 p_action, p_resource_type: words of the vocabulary. p_resource_id: what was acted on; a known user_id is stored as the identity. p_result: success, failure, denied, partial.
-p_metadata: JSON object, keys from the action''s list, names nobody. p_personal: JSON object for whatever is about a person. p_subject_user_id: whom it is about.
+p_metadata: JSON object, keys from the action''s list, names nobody. p_personal: JSON object for whatever is about a person; it is sealed under the key of the subject, or of the actor where there is no subject, and unreadable once that person is erased. p_subject_user_id: whom it is about.
 p_occurred_at: within a day of now; default now. p_log_entry_id: unique in the tenant for 90 days; the same id with the same content is the first event.
-Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023.
+Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023, PC033 a personal part while locked.
 Callers: custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: record_audit_events(jsonb); Type: FUNCTION; Schema: custody
@@ -1357,15 +1400,15 @@ Errors: those of record_audit_event, PC023. Callers: custody_readwrite, custody_
 -- Name: record_consent(text, text, boolean, text, text, jsonb, timestamp with time zone, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text DEFAULT 'consent'::text, p_evidence jsonb DEFAULT NULL::jsonb, p_occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_consent_id uuid DEFAULT NULL::uuid) RETURNS uuid
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone, p_consent_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone, p_consent_id uuid) IS 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
-p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
-Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023. Callers: custody_readwrite.';
+p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
+Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked. Callers: custody_readwrite.';
 
 -- Name: record_segment(date, integer, text, text, bigint, bigint, bigint, bytea, bytea, timestamp with time zone, timestamp with time zone, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1577,7 +1620,7 @@ Errors: PC001, PC015 confined to one person, PC023, PC033 locked, PC035. Callers
 -- Name: save_conversation(text, text, jsonb, text, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text DEFAULT NULL::text, p_if_version integer DEFAULT NULL::integer) RETURNS text
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -1585,7 +1628,7 @@ CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text
 
 COMMENT ON FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text, p_if_version integer) IS 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
-Errors: PC001, PC003, PC009 time, PC014, PC015, PC023. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: seal_value(uuid, text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1609,7 +1652,7 @@ CREATE FUNCTION custody.search_residue(p_request_id uuid) RETURNS jsonb
 
 -- Name: FUNCTION search_residue(p_request_id uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.search_residue(p_request_id uuid) IS 'Searches the whole tenant for the identifiers of the person of an open erasure request where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
+COMMENT ON FUNCTION custody.search_residue(p_request_id uuid) IS 'Searches the whole tenant for the identifiers of the person of an open erasure request (user_id; e-mail, telephone number and name too where the transaction is unlocked) where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
 Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_privacy, custody_worker.';
 
@@ -1691,6 +1734,19 @@ COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, 
 p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
 
+-- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.set_unique_fields(p_fields text[]) RETURNS text[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION set_unique_fields(p_fields text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.set_unique_fields(p_fields text[]) IS 'Says which profile fields no two people of the tenant may have the same (compared as find_subject does), and returns them. From then on put_profile, patch_profile and imports refuse what is taken. The change is an event.
+p_fields: of email and phone; none lifts the rule. Run it while no index key is being replaced.
+Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC038 some have the same value now. Callers: custody_readwrite, custody_worker.';
+
 -- Name: start_run(text, bigint, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.start_run(p_job text, p_river_job_id bigint DEFAULT NULL::bigint, p_run_id uuid DEFAULT NULL::uuid) RETURNS uuid
@@ -1731,14 +1787,14 @@ Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker, cus
 -- Name: update_conversation(text, text, text, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer DEFAULT NULL::integer) RETURNS integer
-    LANGUAGE plpgsql
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer) IS 'Sets the title, null to empty it, and returns the new version. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: verify_erasure(uuid); Type: FUNCTION; Schema: custody
 
@@ -1823,16 +1879,16 @@ CREATE FUNCTION custody_data.aes_cbc_open(p_cipher bytea, p_key bytea, p_iv byte
 
 COMMENT ON FUNCTION custody_data.aes_cbc_open(p_cipher bytea, p_key bytea, p_iv bytea) IS 'The inverse of aes_cbc.';
 
--- Name: append_event(text, text, text, text, jsonb, uuid, jsonb); Type: FUNCTION; Schema: custody_data
+-- Name: append_event(text, text, text, text, jsonb, uuid); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid, p_personal jsonb DEFAULT NULL::jsonb) RETURNS uuid
+CREATE FUNCTION custody_data.append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid) RETURNS uuid
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid, p_personal jsonb); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid, p_personal jsonb) IS 'Appends an event of the shared vocabulary under the actor in context: for the functions of this schema, whose words are known to be right.';
+COMMENT ON FUNCTION custody_data.append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid) IS 'Appends an event of the shared vocabulary under the actor in context: for the functions of this schema, whose words are known to be right.';
 
 -- Name: append_record_events(text, text, custody_data.touched_rows[]); Type: FUNCTION; Schema: custody_data
 
@@ -1889,6 +1945,17 @@ CREATE FUNCTION custody_data.begin_import(p_table text) RETURNS custody_data.ten
 -- Name: FUNCTION begin_import(p_table text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.begin_import(p_table text) IS 'Tenant of the context, once no other import of the table is under way. Errors: PC001, PC023, PC026.';
+
+-- Name: blind_indexes(text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.blind_indexes(p_field text, p_value text) RETURNS bytea[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION blind_indexes(p_field text, p_value text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.blind_indexes(p_field text, p_value text) IS 'Blind indexes of a value of field email or phone: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 
 -- Name: caller_role(); Type: FUNCTION; Schema: custody_data
 
@@ -1986,6 +2053,17 @@ CREATE FUNCTION custody_data.check_sealing_identity(p_identity_id uuid) RETURNS 
 
 COMMENT ON FUNCTION custody_data.check_sealing_identity(p_identity_id uuid) IS 'Raises PC015 for another identity than the one that the context is confined to.';
 
+-- Name: check_title(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.check_title(p_title text) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION check_title(p_title text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.check_title(p_title text) IS 'Raises PC023 for a title of more than 1000 characters.';
+
 -- Name: check_user_id(text, text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.check_user_id(p_user_id text, p_what text DEFAULT 'user_id'::text) RETURNS void
@@ -2068,16 +2146,16 @@ CREATE FUNCTION custody_data.claim_staged(p_table text) RETURNS void
 
 COMMENT ON FUNCTION custody_data.claim_staged(p_table text) IS 'Claims the identity of every user_id in a staging table and lists them in pg_temp.import_people.';
 
--- Name: consent_content_id(uuid, text, boolean, text, text, jsonb, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: consent_content_id(uuid, text, boolean, text, text, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.consent_content_id(p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone) RETURNS uuid
+CREATE FUNCTION custody_data.consent_content_id(p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_occurred_at timestamp with time zone) RETURNS uuid
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION consent_content_id(p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION consent_content_id(p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_occurred_at timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.consent_content_id(p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone) IS 'consent_id of an imported consent that came without one: a version 8 uuid from the SHA-256 of its content, so that the same line is the same record. The identity goes in, not the user_id: after erasure nobody can find out from the id who it was.';
+COMMENT ON FUNCTION custody_data.consent_content_id(p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_occurred_at timestamp with time zone) IS 'consent_id of an imported consent that came without one: a version 8 uuid from the SHA-256 of its content, so that the same line is the same record. The identity goes in, not the user_id, and the evidence does not: nobody can find out from the id who it was or what the evidence said.';
 
 -- Name: consent_expires_at(custody_data.consent_records); Type: FUNCTION; Schema: custody_data
 
@@ -2225,15 +2303,15 @@ CREATE FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aa
 
 COMMENT ON FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea) IS 'A256CBC-HS512 (RFC 7518 section 5.2.5) under a key of 64 bytes: the initialisation vector of 16 bytes, the ciphertext, the tag of 32 bytes.';
 
--- Name: event_content(timestamp with time zone, uuid, uuid, text, text, text, text, jsonb, jsonb); Type: FUNCTION; Schema: custody_data
+-- Name: event_content(timestamp with time zone, uuid, uuid, text, text, text, text, jsonb, boolean); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb) RETURNS bytea
+CREATE FUNCTION custody_data.event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_has_personal boolean) RETURNS bytea
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN sha256(convert_to((jsonb_build_array(EXTRACT(epoch FROM p_occurred_at), p_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, p_metadata, p_personal))::text, 'UTF8'::name));
+    RETURN sha256(convert_to((jsonb_build_array(EXTRACT(epoch FROM p_occurred_at), p_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, p_metadata, p_has_personal))::text, 'UTF8'::name));
 
--- Name: FUNCTION event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_has_personal boolean); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb) IS 'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids.';
+COMMENT ON FUNCTION custody_data.event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_has_personal boolean) IS 'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids. Of the personal part it has only whether there is one: that is compared by opening it, so that no digest of it outlives its key.';
 
 -- Name: export_about(text); Type: FUNCTION; Schema: custody_data
 
@@ -2386,7 +2464,7 @@ CREATE FUNCTION custody_data.identifiers_of(p_identity_id uuid) RETURNS text[]
 
 -- Name: FUNCTION identifiers_of(p_identity_id uuid); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.identifiers_of(p_identity_id uuid) IS 'What names a person directly: user_id, and e-mail, telephone number and name of at least 6 characters.';
+COMMENT ON FUNCTION custody_data.identifiers_of(p_identity_id uuid) IS 'What names a person directly: user_id, and, where the transaction is unlocked, e-mail, telephone number and name of at least 6 characters.';
 
 -- Name: import_result(bigint, bigint, bigint, bigint); Type: FUNCTION; Schema: custody_data
 
@@ -2397,6 +2475,17 @@ CREATE FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_u
 -- Name: FUNCTION import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint) IS 'What an import function returns: rows added, changed, unchanged and refused.';
+
+-- Name: index_taken(uuid, text, bytea[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.index_taken(p_identity_id uuid, p_field text, p_indexes bytea[]) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION index_taken(p_identity_id uuid, p_field text, p_indexes bytea[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.index_taken(p_identity_id uuid, p_field text, p_indexes bytea[]) IS 'Whether the profile of anybody else of the tenant has one of these indexes.';
 
 -- Name: is_unlocked(); Type: FUNCTION; Schema: custody_data
 
@@ -2462,6 +2551,17 @@ CREATE FUNCTION custody_data.leaking_settings() RETURNS text[]
 
 COMMENT ON FUNCTION custody_data.leaking_settings() IS 'Names of the settings of this session under which a bound parameter would be written to the server log.';
 
+-- Name: lock_conversation(text, text, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.lock_conversation(p_user_id text, p_conversation_id text, p_if_version integer) RETURNS custody_data.conversations
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION lock_conversation(p_user_id text, p_conversation_id text, p_if_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.lock_conversation(p_user_id text, p_conversation_id text, p_if_version integer) IS 'The row of a conversation, locked. Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033.';
+
 -- Name: lock_holds(text, boolean); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean DEFAULT false) RETURNS void
@@ -2516,6 +2616,27 @@ CREATE FUNCTION custody_data.next_xid(p_xid xid8) RETURNS xid8
 
 COMMENT ON FUNCTION custody_data.next_xid(p_xid xid8) IS 'The transaction number after another: xid8 has no arithmetic.';
 
+-- Name: normalize_email(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.normalize_email(p_email text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN NULLIF(lower(btrim(NORMALIZE(p_email, NFKC))), ''::text);
+
+-- Name: FUNCTION normalize_email(p_email text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.normalize_email(p_email text) IS 'An e-mail address as addresses are compared: Unicode NFKC, without surrounding blanks, lower case; null where nothing is left.';
+
+-- Name: normalize_phone(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.normalize_phone(p_phone text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION normalize_phone(p_phone text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.normalize_phone(p_phone text) IS 'A telephone number as numbers are compared: E.164 where it says its country (+ or 00), else its digits; null where there is none.';
+
 -- Name: refuse_sealed_value(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.refuse_sealed_value() RETURNS bytea
@@ -2537,6 +2658,162 @@ CREATE FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed byt
 
 COMMENT ON FUNCTION custody_data.open_bytes(p_key bytea, p_place bytea, p_sealed bytea) IS 'Opens what seal_bytes sealed for the same place under the same key. Errors: PC035.';
 
+-- Name: open_conversation(custody_data.conversations); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_conversation(p_row custody_data.conversations) RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_conversation(p_row custody_data.conversations); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_conversation(p_row custody_data.conversations) IS 'Title and messages of a conversation. Errors: PC001, PC015, PC033, PC035.';
+
+-- Name: open_personal(custody_data.audit_logs); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_personal(p_row custody_data.audit_logs) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_personal(p_row custody_data.audit_logs); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_personal(p_row custody_data.audit_logs) IS 'The personal part of an event; null where there is none, and where the person has been erased. Errors: PC001, PC033, PC035.';
+
+-- Name: user_preferences; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.user_preferences (
+    tenant_id custody_data.tenant_name NOT NULL,
+    identity_id uuid NOT NULL,
+    preferences custody_data.sealed_value NOT NULL,
+    version integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY custody_data.user_preferences FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE user_preferences; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.user_preferences IS 'Settings of a person. Kept until deleted or erased.';
+
+-- Name: COLUMN user_preferences.preferences; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_preferences.preferences IS 'Settings, a JSON object. @custody{"sensitivity":"content","retention":"until_erasure"}';
+
+-- Name: COLUMN user_preferences.version; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_preferences.version IS 'Counts changes, for p_if_version.';
+
+-- Name: open_preferences(custody_data.user_preferences); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_preferences(p_row custody_data.user_preferences) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_preferences(p_row custody_data.user_preferences); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_preferences(p_row custody_data.user_preferences) IS 'The settings of a row. Errors: PC001, PC015, PC033, PC035.';
+
+-- Name: user_profiles; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.user_profiles (
+    tenant_id custody_data.tenant_name NOT NULL,
+    identity_id uuid NOT NULL,
+    full_name custody_data.sealed_value,
+    email custody_data.sealed_value,
+    phone custody_data.sealed_value,
+    organisation custody_data.sealed_value,
+    title custody_data.sealed_value,
+    address custody_data.sealed_value,
+    city custody_data.sealed_value,
+    region custody_data.sealed_value,
+    postal_code custody_data.sealed_value,
+    country custody_data.sealed_value,
+    attributes custody_data.sealed_value,
+    email_index bytea,
+    phone_index bytea,
+    version integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT user_profiles_email_index_is_a_blind_index_check CHECK ((octet_length(email_index) = 36)),
+    CONSTRAINT user_profiles_phone_index_is_a_blind_index_check CHECK ((octet_length(phone_index) = 36))
+);
+
+ALTER TABLE ONLY custody_data.user_profiles FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE user_profiles; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.user_profiles IS 'Who the person is and how to reach them. Kept until deleted or erased.';
+
+-- Name: COLUMN user_profiles.full_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.full_name IS 'Name. @custody{"sensitivity":"identifying","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.email; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.email IS 'E-mail address as given. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.phone; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.phone IS 'Telephone number as given. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.organisation; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.organisation IS 'Organisation that the person acts for. @custody{"sensitivity":"identifying","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.title; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.title IS 'Role or form of address. @custody{"sensitivity":"identifying","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.address; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.address IS 'Street and number. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.city; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.city IS 'City. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.region; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.region IS 'Region or state. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.postal_code; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.postal_code IS 'Postal code. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.country; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.country IS 'Country. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.attributes; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.attributes IS 'What else the application keeps about the person, a JSON object. @custody{"sensitivity":"content","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.email_index; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.email_index IS 'Blind index (routines/18_blind_indexes.sql) of the e-mail address: by it find_subject finds who has one, and nobody without the key learns which. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.phone_index; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.phone_index IS 'Blind index of the telephone number. @custody{"sensitivity":"contact","retention":"until_erasure"}';
+
+-- Name: COLUMN user_profiles.version; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.user_profiles.version IS 'Counts changes, for p_if_version.';
+
+-- Name: open_profile(custody_data.user_profiles); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_profile(p_row custody_data.user_profiles); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) IS 'The values of a profile, in the order of profile_fields. Errors: PC001, PC015, PC033, PC035.';
+
 -- Name: open_segment(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) RETURNS void
@@ -2557,7 +2834,7 @@ CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row
 
 -- Name: FUNCTION open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC033, PC035.';
+COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
 
 -- Name: previous_kek(text, bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -2569,6 +2846,26 @@ CREATE FUNCTION custody_data.previous_kek(p_tenant text, p_kek bytea, p_kek_vers
 -- Name: FUNCTION previous_kek(p_tenant text, p_kek bytea, p_kek_version integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.previous_kek(p_tenant text, p_kek bytea, p_kek_version integer) IS 'The key-encryption key before this one, while both are valid; else null.';
+
+-- Name: profile_fields(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.profile_fields() RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY['full_name'::text, 'email'::text, 'phone'::text, 'organisation'::text, 'title'::text, 'address'::text, 'city'::text, 'region'::text, 'postal_code'::text, 'country'::text, 'attributes'::text];
+
+-- Name: FUNCTION profile_fields(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.profile_fields() IS 'The sealed columns of user_profiles, in their order.';
+
+-- Name: profile_object(text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.profile_object(p_values text[]) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN jsonb_build_object('full_name', (p_values)[1], 'email', (p_values)[2], 'phone', (p_values)[3], 'organisation', (p_values)[4], 'title', (p_values)[5], 'address', (p_values)[6], 'city', (p_values)[7], 'region', (p_values)[8], 'postal_code', (p_values)[9], 'country', (p_values)[10], 'attributes', ((p_values)[11])::jsonb);
+
+-- Name: FUNCTION profile_object(p_values text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.profile_object(p_values text[]) IS 'The values of a profile as a JSON object of its fields.';
 
 -- Name: random_bytes(integer); Type: FUNCTION; Schema: custody_data
 
@@ -2612,6 +2909,17 @@ CREATE FUNCTION custody_data.refuse_exposed_key(p_key bytea) RETURNS boolean
 -- Name: FUNCTION refuse_exposed_key(p_key bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.refuse_exposed_key(p_key bytea) IS 'Raises PC036 where a key that came with this call is, or is about to be, somewhere it must not be. Returns whether the call must be refused without an error.';
+
+-- Name: refuse_taken(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.refuse_taken() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION refuse_taken(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.refuse_taken() IS 'Refuses staged profiles whose e-mail address or telephone number another person has, where the tenant wants it unique, and keeps others from writing profiles then until the transaction ends.';
 
 -- Name: require_actor(); Type: FUNCTION; Schema: custody_data
 
@@ -2691,6 +2999,17 @@ CREATE FUNCTION custody_data.require_request(p_request_id uuid, p_kind text DEFA
 
 COMMENT ON FUNCTION custody_data.require_request(p_request_id uuid, p_kind text) IS 'A request of the tenant in context, locked; PC016, PC018.';
 
+-- Name: require_unique(uuid, text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_value text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_unique(p_identity_id uuid, p_field text, p_value text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_value text) IS 'Raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
+
 -- Name: require_whole_tenant(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_whole_tenant() RETURNS text
@@ -2713,6 +3032,17 @@ CREATE FUNCTION custody_data.rights(p_acl aclitem[]) RETURNS text
 
 COMMENT ON FUNCTION custody_data.rights(p_acl aclitem[]) IS 'An access control list as text that two databases have in common.';
 
+-- Name: same_personal(text, uuid, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) IS 'Whether an event has this personal part, as far as it is still here. Errors: PC033.';
+
 -- Name: seal_bytes(bytea, integer, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) RETURNS bytea
@@ -2722,6 +3052,39 @@ CREATE FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_pl
 -- Name: FUNCTION seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) IS 'Seals bytes under a key for a place.';
+
+-- Name: seal_conversation(uuid, text, custody_data.conversations, text, jsonb); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_conversation(p_identity_id uuid, p_conversation_id text, p_row custody_data.conversations, p_title text, p_messages jsonb) RETURNS bytea[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_conversation(p_identity_id uuid, p_conversation_id text, p_row custody_data.conversations, p_title text, p_messages jsonb); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_conversation(p_identity_id uuid, p_conversation_id text, p_row custody_data.conversations, p_title text, p_messages jsonb) IS 'Title and messages sealed; what says the same as p_row, where that is not null, keeps its bytes. Errors: PC001, PC021, PC033.';
+
+-- Name: seal_preferences(uuid, custody_data.user_preferences, jsonb); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_preferences(p_identity_id uuid, p_row custody_data.user_preferences, p_preferences jsonb) RETURNS bytea
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_preferences(p_identity_id uuid, p_row custody_data.user_preferences, p_preferences jsonb); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_preferences(p_identity_id uuid, p_row custody_data.user_preferences, p_preferences jsonb) IS 'Settings sealed, or the value of p_row where it says the same. Errors: PC001, PC021, PC033.';
+
+-- Name: seal_profile(uuid, custody_data.user_profiles, text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_values text[]) RETURNS custody_data.user_profiles
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_values text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_values text[]) IS 'A row of user_profiles with values in the order of profile_fields, sealed and indexed; what says the same as p_row, where that is not null, keeps its bytes. Errors: PC001, PC021, PC033, PC035.';
 
 -- Name: seal_values(uuid, text, text, text[], text[]); Type: FUNCTION; Schema: custody_data
 
@@ -2755,6 +3118,16 @@ CREATE FUNCTION custody_data.sealing_place(p_tenant text, p_identity_id uuid, p_
 -- Name: FUNCTION sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text) IS 'Associated data of a sealed value, as a flattened JWE has them.';
+
+-- Name: searched_for(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.searched_for() RETURNS text[]
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN CASE WHEN custody_data.is_unlocked() THEN ARRAY['user_id'::text, 'email'::text, 'phone'::text, 'full_name'::text] ELSE ARRAY['user_id'::text] END;
+
+-- Name: FUNCTION searched_for(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.searched_for() IS 'Which identifiers identifiers_of has in this transaction.';
 
 -- Name: segment_retain_until(date); Type: FUNCTION; Schema: custody_data
 
@@ -2983,6 +3356,17 @@ CREATE FUNCTION custody_data.wrap_key(p_tenant text, p_identity_id uuid, p_key_v
 
 COMMENT ON FUNCTION custody_data.wrap_key(p_tenant text, p_identity_id uuid, p_key_version integer, p_key bytea, p_kek bytea, p_kek_version integer) IS 'A data key sealed under a key-encryption key.';
 
+-- Name: write_profile(uuid, custody_data.user_profiles, jsonb); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.write_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_profile jsonb) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION write_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_profile jsonb); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.write_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_profile jsonb) IS 'Writes the fields of a profile over p_row, which is locked; where p_row is null it adds one. Returns the version; null where another transaction added one first. Errors: PC001, PC021, PC033, PC038.';
+
 -- Name: writes_system(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.writes_system() RETURNS boolean
@@ -3143,113 +3527,6 @@ CREATE VIEW custody.retention_policies WITH (security_invoker='true') AS
 -- Name: VIEW retention_policies; Type: COMMENT; Schema: custody
 
 COMMENT ON VIEW custody.retention_policies IS 'The policy of each class that holds for the tenant in context: its own (own) or the shared one.';
-
--- Name: user_preferences; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.user_preferences (
-    tenant_id custody_data.tenant_name NOT NULL,
-    identity_id uuid NOT NULL,
-    preferences jsonb NOT NULL,
-    version integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT user_preferences_is_an_object_check CHECK ((jsonb_typeof(preferences) = 'object'::text))
-);
-
-ALTER TABLE ONLY custody_data.user_preferences FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE user_preferences; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.user_preferences IS 'Settings of a person. Kept until deleted or erased.';
-
--- Name: COLUMN user_preferences.preferences; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_preferences.preferences IS 'Settings, a JSON object. @custody{"sensitivity":"content","retention":"until_erasure"}';
-
--- Name: COLUMN user_preferences.version; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_preferences.version IS 'Counts changes, for p_if_version.';
-
--- Name: user_profiles; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.user_profiles (
-    tenant_id custody_data.tenant_name NOT NULL,
-    identity_id uuid NOT NULL,
-    full_name text,
-    email text,
-    phone text,
-    organisation text,
-    title text,
-    address text,
-    city text,
-    region text,
-    postal_code text,
-    country text,
-    attributes jsonb,
-    email_index text GENERATED ALWAYS AS (lower(NORMALIZE(btrim(email), NFKC))) STORED,
-    version integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT user_profiles_attributes_is_an_object_check CHECK ((jsonb_typeof(attributes) = 'object'::text))
-);
-
-ALTER TABLE ONLY custody_data.user_profiles FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE user_profiles; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.user_profiles IS 'Who the person is and how to reach them. Kept until deleted or erased.';
-
--- Name: COLUMN user_profiles.full_name; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.full_name IS 'Name. @custody{"sensitivity":"identifying","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.email; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.email IS 'E-mail address as given. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.phone; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.phone IS 'Telephone number as given. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.organisation; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.organisation IS 'Organisation that the person acts for. @custody{"sensitivity":"identifying","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.title; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.title IS 'Role or form of address. @custody{"sensitivity":"identifying","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.address; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.address IS 'Street and number. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.city; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.city IS 'City. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.region; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.region IS 'Region or state. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.postal_code; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.postal_code IS 'Postal code. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.country; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.country IS 'Country. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.attributes; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.attributes IS 'What else the application keeps about the person, a JSON object. @custody{"sensitivity":"content","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.email_index; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.email_index IS 'E-mail address in the form that find_subject compares: trimmed, NFKC, lower case. @custody{"sensitivity":"contact","retention":"until_erasure"}';
-
--- Name: COLUMN user_profiles.version; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.user_profiles.version IS 'Counts changes, for p_if_version.';
 
 -- Name: findings; Type: VIEW; Schema: custody_check
 
@@ -3497,7 +3774,7 @@ UNION ALL
     'comment on column …'::text AS remediation
    FROM (pg_class c
      JOIN pg_attribute a ON (((a.attrelid = c.oid) AND (a.attnum > 0) AND (NOT a.attisdropped))))
-  WHERE ((c.oid = ANY (ARRAY[('custody_data.user_profiles'::regclass)::oid, ('custody_data.user_preferences'::regclass)::oid, ('custody_data.conversations'::regclass)::oid])) AND (a.atttypid = ANY (ARRAY[('text'::regtype)::oid, ('jsonb'::regtype)::oid])) AND (a.attname <> 'conversation_id'::name) AND (col_description(c.oid, (a.attnum)::integer) IS NULL))
+  WHERE ((c.oid = ANY (ARRAY[('custody_data.user_profiles'::regclass)::oid, ('custody_data.user_preferences'::regclass)::oid, ('custody_data.conversations'::regclass)::oid])) AND (a.atttypid = ANY (ARRAY[('text'::regtype)::oid, ('jsonb'::regtype)::oid, ('custody_data.sealed_value'::regtype)::oid])) AND (a.attname <> 'conversation_id'::name) AND (col_description(c.oid, (a.attnum)::integer) IS NULL))
 UNION ALL
  SELECT 'baseline-old'::text AS id,
     'The definitions were last taken down under another version of Postgres'::text AS title,
@@ -3583,7 +3860,8 @@ CREATE VIEW custody_check.personal_columns WITH (security_invoker='true') AS
     (a.attname)::text AS column_name,
     btrim(split_part(d.description, '@custody'::text, 1)) AS description,
     (("substring"(d.description, '@custody({.*})'::text))::jsonb ->> 'sensitivity'::text) AS sensitivity,
-    (("substring"(d.description, '@custody({.*})'::text))::jsonb ->> 'retention'::text) AS retention
+    (("substring"(d.description, '@custody({.*})'::text))::jsonb ->> 'retention'::text) AS retention,
+    (a.atttypid = ('custody_data.sealed_value'::regtype)::oid) AS sealed
    FROM ((pg_class c
      JOIN pg_attribute a ON (((a.attrelid = c.oid) AND (a.attnum > 0) AND (NOT a.attisdropped))))
      JOIN pg_description d ON (((d.classoid = ('pg_class'::regclass)::oid) AND (d.objoid = c.oid) AND (d.objsubid = a.attnum))))
@@ -3591,7 +3869,7 @@ CREATE VIEW custody_check.personal_columns WITH (security_invoker='true') AS
 
 -- Name: VIEW personal_columns; Type: COMMENT; Schema: custody_check
 
-COMMENT ON VIEW custody_check.personal_columns IS 'Every column that holds personal data, with its sensitivity and retention class, as its comment says.';
+COMMENT ON VIEW custody_check.personal_columns IS 'Every column that holds personal data, with its sensitivity and retention class, as its comment says, and whether its values are sealed. Not sealed are the external ids, by which people are found, blind indexes, and reasons that must name nobody.';
 
 -- Name: audit_actions; Type: TABLE; Schema: custody_data
 
@@ -3629,7 +3907,7 @@ COMMENT ON TABLE custody_data.audit_entry_ids IS 'The log_entry_ids that clients
 
 -- Name: COLUMN audit_entry_ids.content; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.audit_entry_ids.content IS 'SHA-256 of what the client said, so that a retry is told from a clash.';
+COMMENT ON COLUMN custody_data.audit_entry_ids.content IS 'SHA-256 of what the client said but for the personal part, so that a retry is told from a clash.';
 
 -- Name: audit_resource_types; Type: TABLE; Schema: custody_data
 
@@ -4097,6 +4375,10 @@ CREATE INDEX requests_status_idx ON custody_data.requests USING btree (tenant_id
 -- Name: user_profiles_tenant_id_email_index_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX user_profiles_tenant_id_email_index_idx ON custody_data.user_profiles USING btree (tenant_id, email_index) WHERE (email_index IS NOT NULL);
+
+-- Name: user_profiles_tenant_id_phone_index_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX user_profiles_tenant_id_phone_index_idx ON custody_data.user_profiles USING btree (tenant_id, phone_index) WHERE (phone_index IS NOT NULL);
 
 -- Name: data_keys_created_at_idx; Type: INDEX; Schema: custody_keys
 
@@ -4640,7 +4922,7 @@ COMMENT ON POLICY audit_logs_worker_select ON custody_data.audit_logs IS 'The ar
 
 -- Name: audit_logs audit_logs_writers_insert; Type: POLICY; Schema: custody_data
 
-CREATE POLICY audit_logs_writers_insert ON custody_data.audit_logs AS RESTRICTIVE FOR INSERT TO custody_privacy, custody_readwrite, custody_worker WITH CHECK (((result = ANY (ARRAY['success'::text, 'failure'::text, 'denied'::text, 'partial'::text])) AND (jsonb_typeof(metadata) = 'object'::text) AND ((personal IS NULL) OR (jsonb_typeof(personal) = 'object'::text)) AND ((resource_id IS NULL) OR ((char_length(resource_id) >= 1) AND (char_length(resource_id) <= 1024))) AND (occurred_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND isfinite(occurred_at) AND (occurred_at <= (recorded_at + '24:00:00'::interval)) AND ((import_id IS NOT NULL) OR (occurred_at >= (recorded_at - '24:00:00'::interval)))));
+CREATE POLICY audit_logs_writers_insert ON custody_data.audit_logs AS RESTRICTIVE FOR INSERT TO custody_privacy, custody_readwrite, custody_worker WITH CHECK (((result = ANY (ARRAY['success'::text, 'failure'::text, 'denied'::text, 'partial'::text])) AND (jsonb_typeof(metadata) = 'object'::text) AND ((resource_id IS NULL) OR ((char_length(resource_id) >= 1) AND (char_length(resource_id) <= 1024))) AND (occurred_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND isfinite(occurred_at) AND (occurred_at <= (recorded_at + '24:00:00'::interval)) AND ((import_id IS NOT NULL) OR (occurred_at >= (recorded_at - '24:00:00'::interval)))));
 
 -- Name: POLICY audit_logs_writers_insert ON audit_logs; Type: COMMENT; Schema: custody_data
 
