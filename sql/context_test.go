@@ -13,7 +13,7 @@ func TestAContextEndsWithItsTransaction(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	app := b.session(t, "custody_app")
-	app.run(t, tenant, `select custody.put_preferences('pat', '{"theme":"dark"}')`)
+	app.run(t, tenant, `select custody.put_preferences('pat', '{"theme":"dark"}'), custody.record_consent('pat', 'mail', true, '1')`)
 	const set = `select custody.set_context('acme', 'custody_app', 'support', 'pat')`
 	const read = `select custody.get_preferences('pat')`
 	calls := map[string]string{
@@ -32,6 +32,7 @@ func TestAContextEndsWithItsTransaction(t *testing.T) {
 			require.Contains(t, pgErr.Hint, "commit")
 		}
 		require.Equal(t, "0", app.must(t, `select count(*) from custody_data.user_preferences`), "no context, no row")
+		require.Equal(t, "f", app.must(t, `select custody_data.is_unlocked() or pg_catalog.current_setting('custody.kek', true) <> ''`), "and no key")
 	}
 
 	t.Run("in autocommit it is gone before the next statement", func(t *testing.T) {
@@ -39,7 +40,7 @@ func TestAContextEndsWithItsTransaction(t *testing.T) {
 		requireGone(t)
 	})
 	t.Run("statements sent as one are one transaction", func(t *testing.T) {
-		require.Equal(t, `{"theme": "dark"}`, app.must(t, set+"; "+read))
+		require.Equal(t, "t", app.must(t, set+"; select custody.has_consent('pat', 'mail')"))
 		requireGone(t)
 	})
 	for _, end := range []string{"commit", "rollback"} {
@@ -47,6 +48,7 @@ func TestAContextEndsWithItsTransaction(t *testing.T) {
 			app.must(t, "begin")
 			app.must(t, set)
 			require.Equal(t, "acme|custody_app|"+b.identity(t, "custody_app")+"|support|pat|"+b.identity(t, "pat"), app.must(t, whoAmI))
+			require.NoError(t, app.unlock(t.Context(), tenant))
 			require.Equal(t, `{"theme": "dark"}`, app.must(t, read))
 			app.must(t, end)
 			requireGone(t)

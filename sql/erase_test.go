@@ -117,7 +117,7 @@ func TestAnErasureThatCannotHaveItsLocks(t *testing.T) {
 		"the identity":   {app, `select custody.put_preferences(:user, '{"theme":"light"}')`},
 		"the request":    {dpo, fmt.Sprintf(`select custody.extend_request('%s', 'many')`, v.request)},
 		"holds":          {dpo, `select custody.place_hold('{"tenant":true}', 'case', 'claim')`},
-		"a conversation": {app, `update custody_data.conversations set title = 'x' where identity_id = :identity`},
+		"a conversation": {b.session(t, "custody_runner"), `update custody_data.conversations set title = ` + anySealed + ` where identity_id = :identity`},
 		"the notices":    {dpo, `select custody.register_holder('crm', null, null, true)`}, // not waited for
 		"somebody else":  {app, `select custody.put_preferences('somebody', '{}')`},        // neither
 	} {

@@ -79,7 +79,7 @@ func (k keyed) register(ctx context.Context, kek, current []byte) (version int, 
 func (k keyed) person(t *testing.T, user string) (identity uuid.UUID) {
 	t.Helper()
 	require.NoError(t, k.in(t.Context(), nil, func(tx pgx.Tx) error {
-		if _, err := tx.Exec(t.Context(), "select custody.put_profile($1, '{}')", user); err != nil {
+		if _, err := tx.Exec(t.Context(), "select custody.record_consent($1, 'mail', true, '1')", user); err != nil {
 			return err
 		}
 		return tx.QueryRow(t.Context(), "select i.identity_id from custody_data.identities i where i.user_id = $1", user).Scan(&identity)
@@ -91,7 +91,7 @@ func (k keyed) person(t *testing.T, user string) (identity uuid.UUID) {
 // it into the statement, it is refused.
 func TestUnlockTakesABoundParameter(t *testing.T) {
 	t.Parallel()
-	b := newBed(t)
+	b := newBedWithoutKeys(t)
 	kek := newKEK(t)
 	_, err := connectKeyed(t, b.URLs[runner]).register(t.Context(), kek, nil)
 	require.NoError(t, err)
@@ -311,7 +311,7 @@ func requireNone(t *testing.T, text string, secrets map[string][]byte) {
 // no key of an erased person is.
 func TestRotationUnderLoad(t *testing.T) {
 	t.Parallel()
-	b := newBed(t)
+	b := newBedWithoutKeys(t)
 	ctx := t.Context()
 	old, kek := newKEK(t), newKEK(t)
 	worker := connectKeyed(t, b.URLs[runner])
@@ -400,7 +400,7 @@ func TestRotationUnderLoad(t *testing.T) {
 // Two sessions that seal for the same new person at once agree on one data key.
 func TestOneDataKeyForTwoAtOnce(t *testing.T) {
 	t.Parallel()
-	b := newBed(t)
+	b := newBedWithoutKeys(t)
 	kek := newKEK(t)
 	_, err := connectKeyed(t, b.URLs[runner]).register(t.Context(), kek, nil)
 	require.NoError(t, err)
@@ -426,7 +426,7 @@ func TestOneDataKeyForTwoAtOnce(t *testing.T) {
 // The known answers of the format, which Go is held to as well.
 func TestSealedVectors(t *testing.T) {
 	t.Parallel()
-	b := newBed(t)
+	b := newBedWithoutKeys(t)
 	text, err := os.ReadFile("../jobs/seal/testdata/vectors.json")
 	require.NoError(t, err)
 	var vectors struct {

@@ -78,9 +78,13 @@ var permissions = []permission{
 	{name: "read profiles", statement: `select count(*) from custody_data.user_profiles`, for_: []string{app, reports, runner, dpo, dump}},
 	{name: "write a profile", context: "acme", statement: `select custody.put_profile('pat', '{}')`, for_: []string{app}},
 	{name: "insert a conversation", context: "acme", statement: `insert into custody_data.conversations (tenant_id, identity_id, conversation_id, messages, message_count, started_at, last_message_at)
-		select 'acme', identity_id, 'c', '[]', 0, now(), now() from custody_data.identities where user_id = 'pat'`, for_: []string{app, runner}},
-	{name: "delete a profile", context: "acme", statement: `delete from custody_data.user_profiles`, for_: []string{app}},
-	{name: "give a version", context: "acme", statement: `insert into custody_data.user_preferences (tenant_id, identity_id, preferences, version) select 'acme', identity_id, '{}', 7 from custody_data.identities`},
+		select 'acme', identity_id, 'c', ` + anySealed + `, 0, now(), now() from custody_data.identities where user_id = 'pat'`, for_: []string{runner}},
+	{name: "delete a profile", context: "acme", statement: `select custody.delete_profile('pat')`, for_: []string{app}},
+	{name: "delete profiles past the function", context: "acme", statement: `delete from custody_data.user_profiles`},
+	{name: "make an e-mail address unique", context: "acme", statement: `select custody.set_unique_fields('{email}')`, for_: []string{app, runner}},
+	{name: "seal a value past the function", context: "acme", statement: `select custody_data.seal_values(identity_id, 'user_profiles', identity_id::text, '{email}', '{x}') from custody_data.identities where user_id = 'pat'`, for_: []string{runner}},
+	{name: "open the personal part of an event", context: "acme", statement: `select custody_data.open_personal(null)`, for_: []string{runner}},
+	{name: "give a version", context: "acme", statement: `insert into custody_data.user_preferences (tenant_id, identity_id, preferences, version) select 'acme', identity_id, ` + anySealed + `, 7 from custody_data.identities`},
 	{name: "delete a consent", context: "acme", statement: `delete from custody_data.consent_records`},
 	{name: "change a consent", context: "acme", statement: `update custody_data.consent_records set granted = false`},
 	{name: "write an identity", context: "acme", statement: `insert into custody_data.identities (tenant_id, user_id) values ('acme', 'made up')`},
@@ -186,6 +190,7 @@ func TestEachLoginMayDoWhatItsGroupMay(t *testing.T) {
 				if p.context != "" {
 					_, err := s.Exec(t.Context(), setContext, p.context, login, "")
 					require.NoError(t, err)
+					require.NoError(t, s.unlock(t.Context(), p.context))
 				}
 				_, err := s.try(t.Context(), fill.Replace(p.statement))
 				s.rollback(t)

@@ -43,30 +43,35 @@ func TestNoContextReachesTheNextClient(t *testing.T) {
 	t.Parallel()
 	b := newBed(t).pooled(t)
 	first, second := b.session(t, "custody_app"), b.session(t, "custody_app")
-	first.run(t, tenant, `select custody.put_preferences('pat', '{"theme":"dark"}')`)
+	first.run(t, tenant, `select custody.put_preferences('pat', '{"theme":"dark"}'), custody.record_consent('pat', 'mail', true, '1')`)
 	const server = `select pg_catalog.pg_backend_pid()`
 	const set = `select custody.set_context('acme', 'clerk', 'support', 'pat')`
 	const wholeContext = `select pg_catalog.concat(custody.current_tenant(), custody.current_actor(), custody.current_actor_id(), custody.current_purpose(),
-		custody.current_subject(), custody.current_subject_id(), custody.has_subject())`
+		custody.current_subject(), custody.current_subject_id(), custody.has_subject(), custody_data.is_unlocked(), pg_catalog.current_setting('custody.kek', true))`
+
+	enter := func(s *session) {
+		s.must(t, "begin")
+		s.must(t, set)
+		require.NoError(t, s.unlock(t.Context(), tenant))
+	}
 
 	for name, leave := range map[string]func(s *session){
-		"commit":     func(s *session) { s.must(t, "begin"); s.must(t, set); s.must(t, "commit") },
-		"rollback":   func(s *session) { s.must(t, "begin"); s.must(t, set); s.must(t, "rollback") },
+		"commit":     func(s *session) { enter(s); s.must(t, "commit") },
+		"rollback":   func(s *session) { enter(s); s.must(t, "rollback") },
 		"autocommit": func(s *session) { s.must(t, set) },
 		"an error": func(s *session) {
-			s.must(t, "begin")
-			s.must(t, set)
+			enter(s)
 			_, err := s.try(t.Context(), `select custody.record_audit_event('no.such.action')`)
 			requireCode(t, err, "PC004")
 			s.must(t, "rollback")
 		},
-		"one message": func(s *session) { s.must(t, set+`; select custody.get_preferences('pat')`) },
+		"one message": func(s *session) { s.must(t, set+`; select custody.has_consent('pat', 'mail')`) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			leave(first)
 			pid := first.must(t, server)
 			require.Equal(t, pid, second.must(t, server), "the test needs both on one connection")
-			require.Equal(t, "f", second.must(t, wholeContext))
+			require.Equal(t, "ff", second.must(t, wholeContext))
 			_, err := second.try(t.Context(), `select custody.get_preferences('pat')`)
 			requireCode(t, err, "PC001")
 			require.Equal(t, "0", second.must(t, `select count(*) from custody_data.user_preferences`))
@@ -76,8 +81,7 @@ func TestNoContextReachesTheNextClient(t *testing.T) {
 
 	t.Run("a client that goes in the middle", func(t *testing.T) {
 		gone := b.session(t, "custody_app")
-		gone.must(t, "begin")
-		gone.must(t, set)
+		enter(gone)
 		pid := gone.must(t, server)
 		require.NoError(t, gone.PgConn().Conn().Close())
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -85,7 +89,7 @@ func TestNoContextReachesTheNextClient(t *testing.T) {
 		for ended := false; !ended; {
 			require.NoError(t, b.admin.QueryRow(ctx, `select not exists (select from pg_catalog.pg_stat_activity where pid = $1::text::int)`, pid).Scan(&ended))
 		}
-		require.Equal(t, "f", second.must(t, wholeContext))
+		require.Equal(t, "ff", second.must(t, wholeContext))
 	})
 
 	// A client that sets our settings for its session, which it must not, cannot
@@ -97,6 +101,7 @@ func TestNoContextReachesTheNextClient(t *testing.T) {
 		second.must(t, "begin")
 		second.must(t, `select custody.set_context('acme', 'somebody new')`)
 		require.Equal(t, "acme|somebody new", second.must(t, whoAmI))
+		require.NoError(t, second.unlock(t.Context(), tenant))
 		require.Equal(t, `{"theme": "dark"}`, second.must(t, `select custody.get_preferences('pat')`))
 		second.must(t, `select custody.record_audit_event('account.login')`)
 		second.must(t, "commit")
@@ -146,8 +151,8 @@ func TestManyClientsOfOnePooler(t *testing.T) {
 					if _, err := s.try(t.Context(), fmt.Sprintf(`select custody.put_preferences('%s', '{"tenant":"%s","client":%d}')`, user, in, i)); err != nil {
 						return err
 					}
-					foreign, err := s.try(t.Context(), fmt.Sprintf(`select count(*) from custody_data.user_preferences
-						where tenant_id <> '%[1]s' or preferences ->> 'tenant' <> '%[1]s' or ('%[2]s' <> '' and preferences ->> 'client' <> '%[3]d')`, in, subject, i))
+					foreign, err := s.try(t.Context(), fmt.Sprintf(`select count(*) from custody_data.user_preferences p cross join lateral custody_data.open_preferences(p) o
+						where p.tenant_id <> '%[1]s' or o ->> 'tenant' <> '%[1]s' or ('%[2]s' <> '' and o ->> 'client' <> '%[3]d')`, in, subject, i))
 					if err != nil || foreign != "0" {
 						return fmt.Errorf("turn %d: %s foreign rows: %w", turn, foreign, err)
 					}
@@ -195,6 +200,14 @@ func TestTheAPIThroughThePooler(t *testing.T) {
 			call := func(pool *pgxpool.Pool, query string, args ...any) (out *string, err error) {
 				err = pgx.BeginFunc(t.Context(), pool, func(tx pgx.Tx) error {
 					if _, err := tx.Exec(t.Context(), `select custody.set_context($1, $2, $3)`, tenant, "clerk", "test"); err != nil {
+						return err
+					}
+					// The key is bound whatever the mode: written into the statement it would be refused.
+					key := []any{tenantKey(tenant)}
+					if mode == "simple_protocol" {
+						key = []any{pgx.QueryExecModeExec, tenantKey(tenant)}
+					}
+					if _, err := tx.Exec(t.Context(), `select custody.unlock($1)`, key...); err != nil {
 						return err
 					}
 					return tx.QueryRow(t.Context(), query, args...).Scan(&out)

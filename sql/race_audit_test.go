@@ -502,13 +502,13 @@ func noUpdateIsLost(t *testing.T, b *bed) {
 			`select custody.save_conversation('pat', 'n', '[{"role":"user","text":"x"}]', :title, :v)`,
 			`select custody.update_conversation('pat', 'n', :title, :v)`,
 		} {
-			before := app.run(t, tenant, `select title from custody_data.conversations where conversation_id = 'n'`)
+			before := app.run(t, tenant, `select custody.get_conversation('pat', 'n') ->> 'title'`)
 			run(t, func(*session, int) string {
-				return `select version || ', ' || title from custody_data.conversations where conversation_id = 'n'`
+				return `select concat_ws(', ', c ->> 'version', c ->> 'title') from custody.get_conversation('pat', 'n') c`
 			}, func(*session, int) string {
 				return strings.NewReplacer(":title", "(split_part(':version', ', ', 2)::int + 1)::text", ":v)", "split_part(':version', ', ', 1)::int)").Replace(change)
 			})
-			after := app.run(t, tenant, `select title from custody_data.conversations where conversation_id = 'n'`)
+			after := app.run(t, tenant, `select custody.get_conversation('pat', 'n') ->> 'title'`)
 			require.Equal(t, fmt.Sprint(all), app.run(t, tenant, fmt.Sprintf(`select %s - %s`, after, before)))
 		}
 	})

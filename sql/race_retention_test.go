@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"pgcustody/cmd/devstack/stack"
 )
 
 const (
@@ -21,9 +23,9 @@ const (
 func TestAHoldMeetsADeletion(t *testing.T) {
 	t.Parallel()
 	deletions := map[string]struct{ login, statement string }{
-		"retention":           {"custody_runner", retention},
-		"delete_conversation": {"custody_app", `select custody.delete_conversation(:user, 'c-old')`},
-		"a delete of its own": {"custody_app", `delete from custody_data.conversations where conversation_id = 'c-old'`},
+		"retention":             {"custody_runner", retention},
+		"delete_conversation":   {"custody_app", `select custody.delete_conversation(:user, 'c-old')`},
+		"a delete by the owner": {stack.Superuser, `set local role custody_owner; delete from custody_data.conversations where conversation_id = 'c-old'`},
 	}
 	for scope, h := range holds {
 		for name, d := range deletions {

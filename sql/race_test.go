@@ -24,9 +24,13 @@ type write struct {
 	statement string
 	table     string // gains a row
 	free      bool   // takes no lock on the person: what it writes is pseudonymous
+	everybody bool   // runs in no context of one person
 	stale     string // code in a snapshot older than the erasure, 40001 if empty
 	refused   string // code after the person was erased; none if the person comes back
 }
+
+// anySealed is what the tables take for a sealed value, though no key opens it.
+const anySealed = `('\x01'::bytea || pg_catalog.decode(pg_catalog.repeat('00', 68), 'hex'))`
 
 var writes = []write{
 	{name: "put_profile", statement: `select custody.put_profile(:user, '{"full_name":"Ada"}')`, table: "user_profiles"},
@@ -35,15 +39,15 @@ var writes = []write{
 	{name: "record_consent", statement: `select custody.record_consent(:user, 'mail', true, '1')`, table: "consent_records"},
 	{name: "append_message", statement: `select custody.append_message(:user, 'c-old', '{"role":"user","text":"more"}')`, refused: "PC011"},
 	{name: "record_audit_event", statement: `select custody.record_audit_event('account.login', p_subject_user_id => :user)`, free: true},
-	{name: "a consent by its own right", statement: `insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, occurred_at)
+	{name: "a consent by its own right", login: "custody_runner", statement: `insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, occurred_at)
 		values ('acme', :identity, 'post', true, '1', 'consent', now())`, table: "consent_records", refused: "PC021"},
-	{name: "a profile by its own right", statement: `insert into custody_data.user_profiles (tenant_id, identity_id, full_name) values ('acme', :identity, 'Ada')`,
+	{name: "a profile by its own right", login: "custody_runner", statement: `insert into custody_data.user_profiles (tenant_id, identity_id) values ('acme', :identity)`,
 		table: "user_profiles", refused: "PC021"},
-	{name: "preferences by its own right", statement: `insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values ('acme', :identity, '{}')`,
+	{name: "preferences by its own right", login: "custody_runner", statement: `insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values ('acme', :identity, ` + anySealed + `)`,
 		table: "user_preferences", refused: "PC021"},
-	{name: "conversations by its own right", statement: `insert into custody_data.conversations (tenant_id, identity_id, conversation_id, messages, message_count, started_at, last_message_at)
-		select 'acme', :identity, 'c-new', '[]', 0, now(), now()`, table: "conversations", refused: "PC021"},
-	{name: "import", login: "custody_runner", statement: `select custody.prepare_import('conversations');
+	{name: "conversations by its own right", login: "custody_runner", statement: `insert into custody_data.conversations (tenant_id, identity_id, conversation_id, messages, message_count, started_at, last_message_at)
+		select 'acme', :identity, 'c-new', ` + anySealed + `, 0, now(), now()`, table: "conversations", refused: "PC021"},
+	{name: "import", login: "custody_runner", everybody: true, statement: `select custody.prepare_import('conversations');
 		insert into pg_temp.staged_conversations values (1, :user, 'c-new', null, '[{"role":"user","text":"hi"}]', 1, now(), now());
 		select custody.import_conversations()`, table: "conversations", stale: "PC026"},
 }
@@ -167,8 +171,8 @@ func TestErasureMeetsAWrite(t *testing.T) {
 				v := b.newVictim(t, app, dpo)
 				// The writer's context is older than the erasure: it still names the identity.
 				subject := v.user
-				if w.login != "" {
-					subject = "" // imports serve everybody
+				if w.everybody {
+					subject = ""
 				}
 				writer.begin(t, subject)
 				runner.begin(t, "")

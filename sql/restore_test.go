@@ -57,7 +57,7 @@ func bedOf(t *testing.T, s *stack.Stack, name string) *bed {
 			d.URLs[login] = s.URL(login, name)
 		}
 	}
-	return &bed{d, d.Conn(t, stack.Superuser)}
+	return &bed{d, d.Conn(t, stack.Superuser), false}
 }
 
 // pgaudit is the DBA's part, with rights that migrations have not.
@@ -225,6 +225,7 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	o.app, o.dpo, o.runner = o.session(t, app), o.session(t, dpo), o.session(t, runner)
 	o.runner.run(t, "system", `select custody.register_tenant('acme', 'Acme'), custody.register_tenant('other', 'Other'),
 		custody.ensure_audit_partitions(now(), now() + interval '3 months')`)
+	o.registerKeys(t)
 	for _, in := range []string{"acme", "other"} {
 		o.app.run(t, in, `select custody.put_profile('pat', '{"full_name":"Pat Doe","attributes":{"a":[1,"ü",null]}}'), custody.put_preferences('pat', '{}'),
 			custody.record_consent('pat', 'mail', true, '1', p_evidence => '{"ip":"::1"}'), custody.save_conversation('pat', 'c', '[{"role":"user","text":"hi\n\\N"}]'),
@@ -307,7 +308,9 @@ func (o *original) restoreAs(t *testing.T, s *stack.Stack, name, login string) *
 	require.Empty(t, out)
 	result := migrate(t, s, name)
 	require.False(t, result.Changed(), "%+v", result.Steps)
-	return bedOf(t, s, name)
+	b := bedOf(t, s, name)
+	b.keyed = true // their keys have come with the dump
+	return b
 }
 
 func TestDumpAndRestore(t *testing.T) {

@@ -2,6 +2,7 @@ package sql_test
 
 import (
 	"context"
+	"crypto/sha512"
 	"errors"
 	"fmt"
 	"strings"
@@ -22,11 +23,19 @@ import (
 type bed struct {
 	*stacktest.Database
 	admin *pgx.Conn // a superuser: sees and locks what it likes; for the test's own goroutine
+	keyed bool      // the tenants have keys, and transactions are unlocked
 }
 
 const tenant = "acme"
 
 func newBed(t *testing.T) *bed {
+	t.Helper()
+	b := newBedWithoutKeys(t)
+	b.registerKeys(t)
+	return b
+}
+
+func newBedWithoutKeys(t *testing.T) *bed {
 	t.Helper()
 	d := stacktest.DB(t)
 	b := &bed{Database: d, admin: d.Conn(t, stack.Superuser)}
@@ -36,10 +45,29 @@ func newBed(t *testing.T) *bed {
 	return b
 }
 
+// tenantKey is the key-encryption key of a tenant whose test is not about keys.
+func tenantKey(tenant string) []byte {
+	key := sha512.Sum512([]byte("key of " + tenant))
+	return key[:]
+}
+
+// registerKeys gives both tenants a key; sessions unlock from here on.
+func (b *bed) registerKeys(t *testing.T) {
+	t.Helper()
+	s := b.session(t, "custody_runner")
+	for _, name := range []string{tenant, "other"} {
+		require.NoError(t, s.tryBegin(t.Context(), "", name, ""))
+		_, err := s.Exec(t.Context(), "select custody.register_kek($1, 'test')", tenantKey(name))
+		require.NoError(t, err)
+		s.commit(t)
+	}
+	b.keyed = true
+}
+
 // again is the same database for a parallel subtest.
 func (b *bed) again(t *testing.T) *bed {
 	t.Helper()
-	return &bed{b.Database, b.Conn(t, stack.Superuser)}
+	return &bed{b.Database, b.Conn(t, stack.Superuser), b.keyed}
 }
 
 // pooled is the same database by way of a pooler in transaction mode, where
@@ -48,7 +76,7 @@ func (b *bed) pooled(t *testing.T) *bed {
 	t.Helper()
 	d := *b.Database
 	d.URLs = stacktest.PgBouncer(t, b.Database)
-	return &bed{&d, b.Conn(t, stack.Superuser)}
+	return &bed{&d, b.Conn(t, stack.Superuser), b.keyed}
 }
 
 // session is one client with one connection.
@@ -56,19 +84,15 @@ type session struct {
 	*pgx.Conn
 	login string
 	pid   uint32
+	keyed *bool // whether the tenants have keys
 }
 
 func (b *bed) session(t *testing.T, login string) *session {
 	t.Helper()
-	return newSession(t, login, b.URLs[login])
-}
-
-func newSession(t *testing.T, login, url string) *session {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), url)
+	conn, err := pgx.Connect(t.Context(), b.URLs[login])
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = conn.Close(context.Background()) })
-	return &session{conn, login, conn.PgConn().PID()}
+	return &session{conn, login, conn.PgConn().PID(), &b.keyed}
 }
 
 func (b *bed) sessions(t *testing.T, login string, n int) []*session {
@@ -83,7 +107,7 @@ func (b *bed) sessions(t *testing.T, login string, n int) []*session {
 const setContext = `select custody.set_context($1, $2, null, nullif($3, ''))`
 
 // begin opens a transaction in a context of the tenant acme, confined to subject
-// unless that is empty.
+// unless that is empty, and unlocks it.
 func (s *session) begin(t *testing.T, subject string) {
 	t.Helper()
 	require.NoError(t, s.tryBegin(t.Context(), "", tenant, subject))
@@ -93,7 +117,18 @@ func (s *session) tryBegin(ctx context.Context, isolation, tenant, subject strin
 	if _, err := s.Exec(ctx, "begin "+isolation); err != nil {
 		return err
 	}
-	_, err := s.Exec(ctx, setContext, tenant, s.login, subject)
+	if _, err := s.Exec(ctx, setContext, tenant, s.login, subject); err != nil {
+		return err
+	}
+	return s.unlock(ctx, tenant)
+}
+
+// unlock unlocks the open transaction where the tenant has a key and the login may.
+func (s *session) unlock(ctx context.Context, tenant string) error {
+	if !*s.keyed || tenant == "system" || s.login == dump || s.login == stack.Superuser {
+		return nil
+	}
+	_, err := s.Exec(ctx, "select custody.unlock($1)", tenantKey(tenant))
 	return err
 }
 

@@ -80,6 +80,12 @@ begin
 end
 $$;
 
+-- What the tables take for a sealed value, though no key opens it.
+create function testing.any_sealed() returns bytea
+language sql
+immutable
+return '\x01'::bytea || decode(repeat('00', 68), 'hex');
+
 create function testing.identity(p_tenant text, p_user_id text) returns uuid
 language sql
 security definer

@@ -13,7 +13,7 @@ select is(custody.record_audit_events(jsonb_build_array(
     'subject_user_id', 'ada', 'occurred_at', custody_data.entry_time(clock_timestamp() - interval '1 hour'), 'log_entry_id', '11111111-1111-4111-8111-111111111111',
     'personal', '{"ip": "::1"}'::jsonb),
   '{"action": "account.logout", "metadata": null, "personal": null, "result": null}'::jsonb)), 3::bigint, 'it returns how many');
-select row_eq($$select e.resource_id collate "default", e.result collate "default", e.metadata, e.personal, e.subject_id, e.log_entry_id, e.purpose from events('event_batch', 'phi.access') e$$,
+select row_eq($$select e.resource_id collate "default", e.result collate "default", e.metadata, custody.open_value(e.subject_id, 'audit_logs', 'personal', e.log_entry_id::text, e.personal)::jsonb, e.subject_id, e.log_entry_id, e.purpose from events('event_batch', 'phi.access') e$$,
   row ('d1'::text, 'denied'::text, '{"count": 3}'::jsonb, '{"ip": "::1"}'::jsonb, identity('event_batch', 'ada'), '11111111-1111-4111-8111-111111111111'::uuid, 'batch'::text),
   'each holds what was said');
 select is((select e.result collate "default" from events('event_batch', 'account.logout') e), 'success', 'null is as left out');

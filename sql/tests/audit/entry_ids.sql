@@ -18,24 +18,25 @@ begin
   return custody.record_audit_event(p_action, p_type, p_resource, p_result, p_metadata, p_subject, p_at, '11111111-1111-4111-8111-111111111111', p_personal);
 end
 $$;
-select is(pg_temp.record(), :'id', 'the id is the client''s');
-select is(pg_temp.record(), :'id', 'the same again returns it');
+select is(pg_temp.record(), :'id', 'the id is the client''s') /* $1 */;
+select is(pg_temp.record(), :'id', 'the same again returns it') /* $1 */;
 set local timezone = 'Asia/Kathmandu';
-select is(pg_temp.record(), :'id', 'whatever the TimeZone');
+select is(pg_temp.record(), :'id', 'whatever the TimeZone') /* $1 */;
 set local timezone = 'UTC';
 select is((select count(*) from events('entry_ids_audit', 'phi.access')), 1::bigint, 'it is one event');
 
-select refuses($$select pg_temp.record(p_actor => 'other')$$, 'PC010', 'another actor');
-select refuses($$select pg_temp.record(p_action => 'phi.update')$$, 'PC010', 'another action');
-select refuses($$select pg_temp.record(p_type => 'account')$$, 'PC010', 'another resource type');
-select refuses($$select pg_temp.record(p_resource => 'd2')$$, 'PC010', 'another resource');
-select refuses($$select pg_temp.record(p_result => 'failure')$$, 'PC010', 'another result');
-select refuses($$select pg_temp.record(p_metadata => '{"count": 2}')$$, 'PC010', 'other metadata');
-select refuses($$select pg_temp.record(p_subject => 'clerk')$$, 'PC010', 'another subject');
-select refuses($$select pg_temp.record(p_subject => null)$$, 'PC010', 'no subject');
-select refuses($$select pg_temp.record(p_at => clock_timestamp())$$, 'PC010', 'another time');
-select refuses($$select pg_temp.record(p_at => null)$$, 'PC010', 'no time');
-select refuses($$select pg_temp.record(p_personal => null)$$, 'PC010', 'no personal part');
+select refuses($$select pg_temp.record(p_actor => 'other')$$, 'PC010', 'another actor') /* $1 */;
+select refuses($$select pg_temp.record(p_action => 'phi.update')$$, 'PC010', 'another action') /* $1 */;
+select refuses($$select pg_temp.record(p_type => 'account')$$, 'PC010', 'another resource type') /* $1 */;
+select refuses($$select pg_temp.record(p_resource => 'd2')$$, 'PC010', 'another resource') /* $1 */;
+select refuses($$select pg_temp.record(p_result => 'failure')$$, 'PC010', 'another result') /* $1 */;
+select refuses($$select pg_temp.record(p_metadata => '{"count": 2}')$$, 'PC010', 'other metadata') /* $1 */;
+select refuses($$select pg_temp.record(p_subject => 'clerk')$$, 'PC010', 'another subject') /* $1 */;
+select refuses($$select pg_temp.record(p_subject => null)$$, 'PC010', 'no subject') /* $1 */;
+select refuses($$select pg_temp.record(p_at => clock_timestamp())$$, 'PC010', 'another time') /* $1 */;
+select refuses($$select pg_temp.record(p_at => null)$$, 'PC010', 'no time') /* $1 */;
+select refuses($$select pg_temp.record(p_personal => '{"ip": 2}')$$, 'PC010', 'another personal part') /* $1 */;
+select refuses($$select pg_temp.record(p_personal => null)$$, 'PC010', 'no personal part') /* $1 */;
 select refuses($$select custody.record_audit_event('account.login', p_log_entry_id => '11111111-1111-4111-8111-111111111111')$$, 'PC010', 'another event altogether');
 
 -- An event without a time is the same however much later it is sent again.

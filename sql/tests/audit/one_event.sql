@@ -13,7 +13,7 @@ set local session authorization custody_dpo;
 select enter('one_event', 'dpo') /* $1 */;
 select is(custody.audit_event(:'id') - array['occurred_at', 'recorded_at'], jsonb_build_object('log_entry_id', :'id', 'actor', 'clerk', 'actor_id', identity('one_event', 'clerk'),
   'subject', 'ada', 'subject_id', identity('one_event', 'ada'), 'action', 'phi.access', 'resource_type', 'document', 'resource_id', 'd1', 'result', 'success', 'purpose', 'p',
-  'metadata', '{"count": 1}'::jsonb, 'personal', '{"ip": "192.0.2.1"}'::jsonb, 'import_id', null, 'complete_from', null), 'the event with its columns');
+  'metadata', '{"count": 1}'::jsonb, 'personal', '{"ip": "192.0.2.1"}'::jsonb, 'personal_erased', false, 'import_id', null, 'complete_from', null), 'the event with its columns');
 select is((last_event('one_event', 'audit.read')).resource_id, :'id', 'the reading is an event about it');
 select is((last_event('one_event', 'audit.read')).subject_id, identity('one_event', 'ada'), 'and about its person');
 select is(custody.audit_event('22222222-2222-4222-8222-222222222222'), null, 'null for the unknown');

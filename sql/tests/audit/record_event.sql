@@ -9,7 +9,7 @@ select enter('record_event', 'clerk', 'treatment') /* $1 */;
 select lives_ok($$select custody.record_audit_event('phi.access', 'health_record', 'rec-7', 'denied', '{"count": 2, "fields": ["a"]}', 'ada',
   clock_timestamp() - interval '1 hour', null, '{"source_ip": "192.0.2.7"}')$$, 'an event');
 select row_eq($$select e.actor_id, e.subject_id, e.action collate "default", e.resource_type collate "default", e.resource_id collate "default",
-    e.result collate "default", e.purpose, e.metadata, e.personal, e.import_id, e.db_role, e.xid from events('record_event', 'phi.access') e$$,
+    e.result collate "default", e.purpose, e.metadata, custody.open_value(e.subject_id, 'audit_logs', 'personal', e.log_entry_id::text, e.personal)::jsonb, e.import_id, e.db_role, e.xid from events('record_event', 'phi.access') e$$,
   row (identity('record_event', 'clerk'), identity('record_event', 'ada'), 'phi.access'::text, 'health_record'::text, 'rec-7'::text, 'denied'::text,
     'treatment'::text, '{"count": 2, "fields": ["a"]}'::jsonb, '{"source_ip": "192.0.2.7"}'::jsonb, null::uuid, 'custody_app'::text, pg_current_xact_id()),
   'holds what was said, the actor and purpose of the context, the login and the transaction');

@@ -46,31 +46,30 @@ select is(pg_temp.last('conversations') -> 'metadata', '{"columns": ["title"]}',
 select custody.delete_conversation('ada', 'c1');
 select is(pg_temp.last('conversations') - array['purpose', 'login', 'actor'], '{"action": "record.delete", "row": "c1", "subject": "ada"}', 'a deleted conversation');
 
--- By one's own right it is the same.
 select enter('writes', 'clerk') /* $1 */;
 select custody.put_preferences('ada', '{}');
-update custody_data.user_preferences set preferences = '{"a": "Secret"}';
-select is(pg_temp.last('user_preferences') -> 'metadata', '{"columns": ["preferences"]}', 'an update past the API');
-delete from custody_data.user_preferences;
-select is(pg_temp.last('user_preferences') ->> 'action', 'record.delete', 'a delete past the API');
 
 -- By the worker, through its imports' way of writing.
 set local session authorization custody_runner;
 select enter('writes', 'runner') /* $1 */;
-insert into custody_data.user_profiles (tenant_id, identity_id, full_name) values ('writes', identity('writes', 'ada'), 'Secret');
+insert into custody_data.user_profiles (tenant_id, identity_id, full_name) values ('writes', identity('writes', 'ada'), any_sealed());
 select is(pg_temp.last('user_profiles'), jsonb_build_object('action', 'record.insert', 'row', identity('writes', 'ada'), 'login', 'custody_runner', 'actor', 'runner', 'subject', 'ada'), 'an insert by the worker');
-update custody_data.user_profiles set city = 'Secret' where identity_id = identity('writes', 'ada');
+update custody_data.user_profiles set city = any_sealed() where identity_id = identity('writes', 'ada');
 select is(pg_temp.last('user_profiles') -> 'metadata', '{"columns": ["city"]}', 'an update by the worker');
 
 -- By the owner, and by a superuser, who must say for whom, too.
 reset session authorization;
 set local role custody_owner;
 select enter('writes', 'owner') /* $1 */;
-update custody_data.user_profiles set city = 'Oslo Secret' where identity_id = identity('writes', 'ada');
+update custody_data.user_profiles set city = set_byte(any_sealed(), 68, 1) where identity_id = identity('writes', 'ada');
 select is(pg_temp.last('user_profiles') ->> 'actor', 'owner', 'an update by the owner');
+update custody_data.user_preferences set preferences = any_sealed();
+select is(pg_temp.last('user_preferences') -> 'metadata', '{"columns": ["preferences"]}', 'an update past the API');
+delete from custody_data.user_preferences;
+select is(pg_temp.last('user_preferences') ->> 'action', 'record.delete', 'a delete past the API');
 reset role;
 select set_config('custody.tenant', '', true);
-select refuses($$update custody_data.user_profiles set city = 'x'$$, 'PC001', 'a superuser without a context does not write');
+select refuses($$update custody_data.user_profiles set city = any_sealed()$$, 'PC001', 'a superuser without a context does not write');
 
 select is((select count(*) from events('writes') e where e.action like 'record.%' and (e.metadata::text || coalesce(e.resource_id, '') || coalesce(e.personal::text, '')) ~* 'secret'), 0::bigint, 'no event holds a value');
 select * from finish();

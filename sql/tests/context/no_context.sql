@@ -4,7 +4,7 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 select tenant('no_context');
-select populate('no_context');
+select populate('no_context') /* $1 */;
 
 create function pg_temp.needs_none(p_name text) returns boolean language sql immutable return p_name in (
   'set_context', 'register_tenant', 'list_tenants', 'ensure_audit_partitions', 'audit_entry', 'has_subject',

@@ -13,7 +13,7 @@ select is(custody.current_subject(), null, 'without a context there is no subjec
 select is(custody.current_subject_id(), null, 'without a context the subject has no identity');
 select ok(not custody.has_subject(), 'without a context the transaction is not confined');
 
-select custody.set_context('set_context', 'clerk', 'support', 'ada');
+select enter('set_context', 'clerk', 'support', 'ada') /* $1 */;
 select is(custody.current_tenant(), 'set_context', 'the tenant is that of the context');
 select is(custody.current_actor(), 'clerk', 'the actor is that of the context');
 select is(custody.current_purpose(), 'support', 'the purpose is that of the context');

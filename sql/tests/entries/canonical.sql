@@ -1,4 +1,5 @@
--- The canonical entry, version 1, byte for byte: fixed members in fixed order, null members left out.
+-- The canonical entry, version 1, byte for byte: fixed members in fixed order, null members left out,
+-- the personal part as the base64 of its sealed value.
 begin;
 set local search_path = tap, testing;
 select no_plan();
@@ -12,10 +13,10 @@ select is(pg_temp.entry(),
   '{"v":1,"log_entry_id":"01a1fd93-0000-7000-8000-000000000001","occurred_at":"2026-03-01T08:00:00.000001Z","recorded_at":"2026-03-01T08:00:00.000000Z","tenant_id":"acme",'
   '"actor_id":"01a1fd93-0000-4000-8000-000000000002","action":"phi.access","result":"success","metadata":{},"db_role":"custody_app","xid":"18446744073709551615"}', 'the least that an event has');
 select is(pg_temp.entry('{"subject_id": "01a1fd93-0000-4000-8000-000000000003", "resource_type": "document", "resource_id": "d \"1\"\n\u00e4\ud83d\ude42\\", "purpose": "care", "metadata": {"b": [1, 1.50, 1e3], "a": null},
-  "personal": {"ip": "::1", "x": null}, "import_id": "01a1fd93-0000-4000-8000-000000000004"}'),
+  "personal": "\\x01fbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbfffbff", "import_id": "01a1fd93-0000-4000-8000-000000000004"}'),
   '{"v":1,"log_entry_id":"01a1fd93-0000-7000-8000-000000000001","occurred_at":"2026-03-01T08:00:00.000001Z","recorded_at":"2026-03-01T08:00:00.000000Z","tenant_id":"acme",'
   '"actor_id":"01a1fd93-0000-4000-8000-000000000002","subject_id":"01a1fd93-0000-4000-8000-000000000003","action":"phi.access","resource_type":"document",'
-  '"resource_id":"d \"1\"\nä🙂\\","result":"success","purpose":"care","metadata":{"a": null, "b": [1, 1.50, 1000]},"personal":{"x": null, "ip": "::1"},'
+  '"resource_id":"d \"1\"\nä🙂\\","result":"success","purpose":"care","metadata":{"a": null, "b": [1, 1.50, 1000]},"personal":"Afv/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+//7//v/+/8=",'
   '"import_id":"01a1fd93-0000-4000-8000-000000000004","db_role":"custody_app","xid":"18446744073709551615"}', 'all that it can have; what is null within metadata stays');
 select is(jsonb_typeof(pg_temp.entry('{"resource_id": "\u0001\u001f\u2028"}')::jsonb), 'object', 'an entry is JSON');
 select is(pg_temp.entry('{"resource_id": "\u0001\u001f"}') ~ '"resource_id":"\\u0001\\u001f"', true, 'control characters are escaped');

@@ -22,7 +22,7 @@ select set_config('testing.certificate', custody.erase_subject(current_setting('
 create function pg_temp.certificate() returns jsonb language sql as $$ select current_setting('testing.certificate')::jsonb $$;
 
 select is(pg_temp.certificate() - array['kept', 'audit_event', 'issued_at', 'erased_at', 'requested_at'], jsonb_build_object('version', 1, 'tenant_id', 'erase', 'request_id', current_setting('testing.request'),
-  'identity_id', current_setting('testing.ada'), 'keys_destroyed', '[]'::jsonb, 'deleted', '{"user_profiles": 1, "user_preferences": 1, "conversations": 3}'::jsonb, 'residue', '[]'::jsonb, 'residue_basis', null,
+  'identity_id', current_setting('testing.ada'), 'keys_destroyed', '[1]'::jsonb, 'deleted', '{"user_profiles": 1, "user_preferences": 1, "conversations": 3}'::jsonb, 'residue', '[]'::jsonb, 'residue_searched_for', '["user_id", "email", "phone", "full_name"]'::jsonb, 'residue_basis', null,
   'status', 'complete', 'external_holders', '[]'::jsonb), 'the certificate: request, identity, what was deleted');
 select is(array[pg_temp.certificate() ->> 'erased_at', pg_temp.certificate() ->> 'issued_at', pg_temp.certificate() ->> 'requested_at']::timestamptz[], array[now(), now(), now()], 'when it was asked for, done and issued');
 select results_eq($$select k ->> 'table', (k ->> 'reason') is not null, (k ->> 'until')::timestamptz > now() from jsonb_array_elements(pg_temp.certificate() -> 'kept') k$$,
@@ -31,7 +31,7 @@ select is((pg_temp.certificate() #>> '{kept,0,rows}')::int, 1, 'how many consent
 select is(pg_temp.certificate() ->> 'audit_event', (last_event('erase', 'account.erase')).log_entry_id::text, 'and the event of it');
 select row_eq($$select e.result collate "default", e.resource_id collate "default", e.subject_id, e.purpose, e.metadata - 'kept' from last_event('erase', 'account.erase') e$$,
   row ('success'::text, current_setting('testing.ada'), current_setting('testing.ada')::uuid, 'Art. 17'::text,
-    jsonb_build_object('request_id', current_setting('testing.request'), 'keys_destroyed', '[]'::jsonb, 'deleted', '{"user_profiles": 1, "user_preferences": 1, "conversations": 3}'::jsonb, 'holders', '[]'::jsonb)), 'which says the same');
+    jsonb_build_object('request_id', current_setting('testing.request'), 'keys_destroyed', '[1]'::jsonb, 'deleted', '{"user_profiles": 1, "user_preferences": 1, "conversations": 3}'::jsonb, 'holders', '[]'::jsonb)), 'which says the same');
 
 select is(identity('erase', 'ada'), null, 'nobody has the user_id');
 reset session authorization;

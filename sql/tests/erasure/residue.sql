@@ -56,7 +56,7 @@ select is(pg_temp.found('person15'), 'audit_logs.metadata 1, retention_policies.
 select is(pg_temp.found('person14'), 'none', 'somebody who stands nowhere');
 select is(pg_temp.found('person13'), 'none', 'whole words only: person1 is not in person13');
 select is((select count(*) from events('residue', 'request.search')), 15::bigint, 'each search is an event');
-select is((last_event('residue', 'request.search')).metadata, jsonb_build_object('request_id', current_setting('testing.person13'), 'findings', '[]'::jsonb, 'rows', 0), 'that says what was found, and names nobody');
+select is((last_event('residue', 'request.search')).metadata, jsonb_build_object('request_id', current_setting('testing.person13'), 'findings', '[]'::jsonb, 'rows', 0, 'searched_for', '["user_id", "email", "phone", "full_name"]'::jsonb), 'that says what was found, and names nobody');
 
 select refuses($$select custody.erase_subject(current_setting('testing.person1')::uuid)$$, 'PC019', 'the erasure fails');
 select throws_like($$select custody.erase_subject(current_setting('testing.person1')::uuid)$$, 'residue found%', 'and says why');

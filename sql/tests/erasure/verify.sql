@@ -27,9 +27,9 @@ alter table custody_data.identities disable trigger user;
 alter table custody_data.erasure_certificates disable trigger user;
 insert into custody_data.user_profiles (tenant_id, identity_id) values ('verify_erasure', current_setting('testing.ada')::uuid);
 select is(pg_temp.found(), 'user_profiles.* 1', 'a profile');
-insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values ('verify_erasure', current_setting('testing.ada')::uuid, '{}');
+insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values ('verify_erasure', current_setting('testing.ada')::uuid, any_sealed());
 insert into custody_data.conversations (tenant_id, identity_id, conversation_id, messages, message_count, started_at, last_message_at)
-values ('verify_erasure', current_setting('testing.ada')::uuid, 'c', '[]', 0, now(), now());
+values ('verify_erasure', current_setting('testing.ada')::uuid, 'c', any_sealed(), 0, now(), now());
 select is(pg_temp.found(), 'conversations.* 1, user_preferences.* 1, user_profiles.* 1', 'preferences and conversations');
 update custody_data.identities set user_id = 'ada', erased_at = null where identity_id = current_setting('testing.ada')::uuid;
 select matches(pg_temp.found(), 'identities.user_id 1', 'a user_id');

@@ -34,8 +34,8 @@ begin
   return true;
 end
 $$;
-select count(*) as profiles from custody_data.user_profiles p where pg_temp.leak(p.full_name) \gset
-select count(*) as titles from custody_data.conversations c where pg_temp.leak(c.messages::text) and c.title is null \gset
+select count(*) as profiles from custody_data.user_profiles p where pg_temp.leak(concat_ws(' ', p.tenant_id, p.identity_id, p.full_name)) \gset
+select count(*) as titles from custody_data.conversations c where pg_temp.leak(concat_ws(' ', c.tenant_id, c.identity_id, c.messages)) and c.title is null \gset
 select count(*) as consents from custody.consents c where pg_temp.leak(c.identity_id::text) \gset
 select count(*) as summaries from custody.conversation_summaries s where pg_temp.leak(s.tenant_id) \gset
 select count(*) as people from custody_data.identities i where pg_temp.leak(i.tenant_id || i.user_id) \gset

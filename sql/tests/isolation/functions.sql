@@ -17,7 +17,7 @@ create function pg_temp.gets(p_role text, p_tenant text, p_sql text) returns tex
 declare
   v_result text;
 begin
-  perform set_config('role', p_role, true), custody.set_context(p_tenant, 'clerk');
+  perform set_config('role', p_role, true), enter(p_tenant, 'clerk');
   execute format('select string_agg(coalesce(x::text, %L), %L) from (%s) q (x)', 'null', ', ', p_sql) into v_result;
   raise exception using errcode = 'T0000', message = coalesce(v_result, 'nothing');
 exception when others then
@@ -53,20 +53,20 @@ insert into calls values
   ('custody_runner', $$select custody.mark_notice_sent(current_setting('testing.notice')::uuid, 'x')$$, ''), ('custody_runner', $$select custody.finish_run(current_setting('testing.run')::uuid, 'failed')$$, ''),
   ('custody_audit', $$select 1 from custody.job_runs r where r.run_id = current_setting('testing.run')::uuid$$, 'nothing'), ('custody_audit', $$select 1 from custody.holds h where h.hold_id = current_setting('testing.hold')::uuid$$, 'nothing');
 grant select on calls to public;
-select is(pg_temp.gets(c.role, 'functions_a', c.sql), c.gets, format('%s: %s', c.role, c.sql)) from calls c;
+select is(pg_temp.gets(c.role, 'functions_a', c.sql), c.gets, format('%s: %s', c.role, c.sql)) from calls c /* $1 */;
 -- They are not refused for another reason: in their own tenant the reading ones give something.
 select isnt(pg_temp.gets(c.role, 'functions_b', c.sql), c.gets, format('in its own tenant: %s', c.sql)) from calls c
-where c.gets in ('null', 'nothing', 'false') and c.sql !~ 'current_consents|functions_b''|due_requests|personal::text';
+where c.gets in ('null', 'nothing', 'false') and c.sql !~ 'current_consents|functions_b''|due_requests|personal::text' /* $1 */;
 -- What retention would delete, and does, is the tenant's own.
 select is(pg_temp.gets('custody_runner', 'functions_a', $$select sum(d.due_rows) from custody.retention_due_at(now() + interval '100 years') d$$), pg_temp.gets('custody_runner', 'functions_b', $$select sum(d.due_rows) from custody.retention_due_at(now() + interval '100 years') d$$),
-  'what is due is counted for one tenant');
+  'what is due is counted for one tenant') /* $1 */;
 
 -- In tenant system, for those who may enter it, there are no rows of tenants either.
-select is(pg_temp.gets('custody_audit', 'system', $$select 1 from custody.audit_events(now() - interval '1 day', now() + interval '1 day', p_limit => 10000) e where e.log_entry_id = current_setting('testing.event')::uuid$$), 'nothing', 'the trail, read in tenant system');
-select is(pg_temp.gets('custody_audit', 'system', $$select custody.audit_event(current_setting('testing.event')::uuid)$$), 'null', 'an event of it');
-select is(pg_temp.gets('custody_runner', 'system', $$select custody.export_subject('bob')$$), 'PC011', 'an export');
-select is(pg_temp.gets('custody_runner', 'system', $$select custody.erase_subject(current_setting('testing.request')::uuid)$$), 'PC016', 'an erasure');
-select is(pg_temp.gets('custody_runner', 'system', $$select custody.get_profile('bob')$$), 'null', 'a profile');
-select ok(pg_temp.gets('custody_runner', 'system', $$select count(distinct e.tenant_id) from custody.audit_entries e$$)::int >= 2, 'the archive alone reads the entries of all tenants there');
+select is(pg_temp.gets('custody_audit', 'system', $$select 1 from custody.audit_events(now() - interval '1 day', now() + interval '1 day', p_limit => 10000) e where e.log_entry_id = current_setting('testing.event')::uuid$$), 'nothing', 'the trail, read in tenant system') /* $1 */;
+select is(pg_temp.gets('custody_audit', 'system', $$select custody.audit_event(current_setting('testing.event')::uuid)$$), 'null', 'an event of it') /* $1 */;
+select is(pg_temp.gets('custody_runner', 'system', $$select custody.export_subject('bob')$$), 'PC011', 'an export') /* $1 */;
+select is(pg_temp.gets('custody_runner', 'system', $$select custody.erase_subject(current_setting('testing.request')::uuid)$$), 'PC016', 'an erasure') /* $1 */;
+select is(pg_temp.gets('custody_runner', 'system', $$select custody.get_profile('bob')$$), 'null', 'a profile') /* $1 */;
+select ok(pg_temp.gets('custody_runner', 'system', $$select count(distinct e.tenant_id) from custody.audit_entries e$$)::int >= 2, 'the archive alone reads the entries of all tenants there') /* $1 */;
 select * from finish();
 rollback;

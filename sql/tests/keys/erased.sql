@@ -8,7 +8,7 @@ select custody.set_context('erased_key', 'op');
 select register_kek('erased_key') /* $1 */;
 set local session authorization custody_app;
 select custody.set_context('erased_key', 'clerk');
-select custody.put_profile(u, '{}') from unnest(array['ada', 'bob']) u;
+select custody.record_consent(u, 'mail', true, '1') from unnest(array['ada', 'bob']) u;
 select set_config('testing.ada', identity('erased_key', 'ada')::text, true);
 select unlock('erased_key') /* $1 */;
 create temp table sealed as select u, identity('erased_key', u) as id, custody.seal_value(identity('erased_key', u), 't', 'c', 'r', 'secret of ' || u) as v from unnest(array['ada', 'bob']) u;

@@ -5,7 +5,7 @@ select no_plan();
 select tenant('register_key', false);
 set local session authorization custody_app;
 select custody.set_context('register_key', 'clerk');
-select custody.put_profile('ada', '{}');
+select custody.record_consent('ada', 'mail', true, '1');
 set local session authorization custody_runner;
 select custody.set_context('register_key', 'op', null, 'ada');
 select refuses($$select custody.register_kek(testing.kek('register_key'), 'x')$$, 'PC015', 'confined to one person, by $1');
@@ -31,7 +31,7 @@ select refuses($$select custody.register_kek(testing.kek('register_key', 3), 'x'
 -- Both are valid meanwhile, and who has either one reads all.
 set local session authorization custody_app;
 select custody.set_context('register_key', 'clerk');
-select custody.put_profile('bob', '{}');
+select custody.record_consent('bob', 'mail', true, '1');
 select is(unlock('register_key', 2), 2, 'the new key') /* $1 */;
 select is(custody.open_value(identity('register_key', 'ada'), 't', 'c', 'r', v), 'before', 'opens what the old one wrapped') from sealed;
 create temp table sealed_2 as select custody.seal_value(identity('register_key', 'bob'), 't', 'c', 'r', 'after') as v;

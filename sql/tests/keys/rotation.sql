@@ -8,7 +8,7 @@ select custody.set_context('rotation', 'op');
 select register_kek('rotation') /* $1 */;
 set local session authorization custody_app;
 select custody.set_context('rotation', 'clerk');
-select custody.put_profile('p' || n, '{}') from generate_series(1, 7) n;
+select custody.record_consent('p' || n, 'mail', true, '1') from generate_series(1, 7) n;
 select unlock('rotation') /* $1 */;
 create temp table sealed as select n, custody.seal_value(identity('rotation', 'p' || n), 't', 'c', n::text, 'value ' || n) as v from generate_series(1, 7) n;
 grant select on sealed to public;
@@ -38,7 +38,7 @@ select is((select jsonb_agg(e.metadata order by e.recorded_at) from events('rota
 -- Somebody who still has the old key goes on meanwhile, and makes a key that the new one does not wrap.
 set local session authorization custody_app;
 select custody.set_context('rotation', 'clerk');
-select custody.put_profile('late', '{}');
+select custody.record_consent('late', 'mail', true, '1');
 select unlock('rotation', 1) /* $1 */;
 select is(pg_temp.opened(), 7::bigint, 'the old key opens all');
 select isnt(custody.seal_value(identity('rotation', 'late'), 't', 'c', 'r', 'x'), null, 'and seals');

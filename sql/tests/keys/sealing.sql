@@ -27,7 +27,7 @@ select custody.set_context('sealing_2', 'op') /* $1 */;
 select is(register_kek('sealing_2'), 1, 'and one of another tenant') /* $1 */;
 set local session authorization custody_app;
 select custody.set_context('sealing', 'clerk');
-select custody.put_profile(u, '{}') from unnest(array['ada', 'bob']) u;
+select custody.record_consent(u, 'mail', true, '1') from unnest(array['ada', 'bob']) u;
 select is(unlock('sealing'), 1, 'unlock returns the version') /* $1 */;
 create temp table sealed as select identity('sealing', 'ada') as id, custody.seal_value(identity('sealing', 'ada'), 'notes', 'body', 'r/1', 'hällo') as v;
 select is(custody.open_value(id, 'notes', 'body', 'r/1', v), 'hällo', 'a value opens in its place') from sealed;

@@ -6,7 +6,7 @@ select tenant('unlock_1', false);
 select tenant('unlock_2', false);
 set local session authorization custody_app;
 select custody.set_context('unlock_1', 'clerk');
-select custody.put_profile('ada', '{}');
+select custody.record_consent('ada', 'mail', true, '1');
 select refuses($$select testing.unlock('unlock_1')$$, 'PC034', 'a tenant without a key, by $1');
 set local session authorization custody_runner;
 select custody.set_context('unlock_1', 'op') /* $1 */;

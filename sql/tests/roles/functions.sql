@@ -14,7 +14,7 @@ from (values
   ('custody', 'admin auditor privacy readonly readwrite worker', 'set_context'),
   -- applications write
   ('custody', 'readwrite', 'append_message delete_conversation delete_preferences delete_profile patch_preferences patch_profile put_preferences put_profile record_consent save_conversation update_conversation'),
-  ('custody', 'readwrite worker', 'register_action register_resource_type'),
+  ('custody', 'readwrite worker', 'register_action register_resource_type set_unique_fields'),
   ('custody', 'privacy readwrite worker', 'record_audit_event record_audit_events export_subject'),
   -- those who read the tables of record
   ('custody', 'privacy readonly readwrite worker', 'consent_history current_consents find_subject get_conversation get_preferences get_profile has_consent list_conversations'),
@@ -26,6 +26,9 @@ from (values
   ('custody', 'worker', 'retire_kek rewrap_keys'),
   ('custody', 'auditor privacy worker', 'list_keks'),
   ('custody_data', 'auditor privacy readonly readwrite worker', 'is_unlocked'),
+  -- what views and readers with the caller's rights open by, and imports seal by; none of it does anything while locked
+  ('custody_data', 'privacy readonly readwrite worker', 'blind_indexes open_conversation open_evidence open_preferences open_profile open_text open_values profile_fields profile_object'),
+  ('custody_data', 'worker', 'normalize_email normalize_phone open_personal refuse_taken seal_conversation seal_profile seal_values'),
   -- the trail
   ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
   ('custody', 'auditor privacy readwrite worker', 'audit_complete_from list_requests request_status'),

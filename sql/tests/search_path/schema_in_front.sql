@@ -76,20 +76,21 @@ begin
 end
 $$;
 select pg_temp.run('custody_app', array[
-  $$select custody.set_context('path_attack', 'clerk', 'p')$$, $$select custody.put_profile('ada', '{"full_name": "Ada Ada", "email": "ada@example.org"}')$$, $$select custody.patch_profile('ada', '{"city": "x"}')$$,
+  $$select custody.set_context('path_attack', 'clerk', 'p')$$, $$select testing.unlock('path_attack') /* $1 */$$, $$select custody.put_profile('ada', '{"full_name": "Ada Ada", "email": "ada@example.org"}')$$, $$select custody.patch_profile('ada', '{"city": "x"}')$$,
   $$select custody.get_profile('ada')$$, $$select custody.find_subject('ada@example.org')$$, $$select custody.put_preferences('ada', '{}')$$, $$select custody.patch_preferences('ada', '{"a": 1}')$$, $$select custody.get_preferences('ada')$$,
   $$select custody.record_consent('ada', 'mail', true, '1', p_consent_id => '11111111-1111-4111-8111-111111111111')$$, $$select custody.has_consent('ada', 'mail', '1')$$, $$select custody.current_consents('ada')$$, $$select custody.consent_history('ada')$$,
   $$select custody.save_conversation('ada', 'c1', '[{"role": "user", "text": "x"}]')$$, $$select custody.append_message('ada', 'c1', '{"role": "user", "text": "x"}')$$, $$select custody.update_conversation('ada', 'c1', 't')$$,
   $$select custody.get_conversation('ada', 'c1')$$, $$select custody.list_conversations('ada')$$, $$select custody.delete_conversation('ada', 'c1')$$, $$select custody.record_audit_event('phi.access', 'document', 'd', p_metadata => '{"count": 1}', p_log_entry_id => '22222222-2222-4222-8222-222222222222')$$,
   $$select custody.record_audit_events('[{"action": "account.login"}]')$$, $$select custody.register_action('x.y', '{}', 'x')$$, $$select custody.register_resource_type('xy', 'x')$$,
-  $$delete from custody_data.user_preferences$$,
-  $$select custody.set_context('path_attack', 'ada', 'p', 'ada')$$, $$select custody.request_erasure('ada', 'x', '33333333-3333-4333-8333-333333333333')$$, $$select custody.request_status('33333333-3333-4333-8333-333333333333')$$,
+  $$select custody.delete_preferences('ada')$$, $$select custody.set_unique_fields('{email,phone}')$$, $$select custody.patch_profile('ada', '{"email": "ada@example.com", "phone": "+49 30 123456"}')$$, $$select custody.find_subject(p_phone => '+4930123456')$$,
+  $$select custody.record_consent('ada', 'mail', false, '1', p_evidence => '{"form": 7}')$$, $$select custody.record_audit_event('account.login', p_personal => '{"ip": "::1"}')$$,
+  $$select custody.set_context('path_attack', 'ada', 'p', 'ada')$$, $$select testing.unlock('path_attack') /* $1 */$$, $$select custody.request_erasure('ada', 'x', '33333333-3333-4333-8333-333333333333')$$, $$select custody.request_status('33333333-3333-4333-8333-333333333333')$$,
   $$select custody.cancel_request('33333333-3333-4333-8333-333333333333')$$, $$select custody.export_subject('ada')$$, $$select custody.audit_events(pg_catalog.now() - interval '1 day', pg_catalog.now() + interval '1 day', 'ada')$$,
   $$select custody.audit_event('22222222-2222-4222-8222-222222222222')$$]);
 reset session authorization;
 select set_config('testing.request', request('path_attack', 'ada')::text, true);
 select pg_temp.run('custody_runner', array[
-  $$select custody.set_context('path_attack', 'runner')$$, $$select custody.plan_erasure('ada')$$, $$select custody.set_retention_policy('conversations', interval '1 day', 'x')$$, $$select custody.retention_due_at(pg_catalog.now())$$,
+  $$select custody.set_context('path_attack', 'runner')$$, $$select testing.unlock('path_attack') /* $1 */$$, $$select custody.plan_erasure('ada')$$, $$select custody.set_retention_policy('conversations', interval '1 day', 'x')$$, $$select custody.retention_due_at(pg_catalog.now())$$,
   $$select custody.enforce_retention('conversations', 10)$$, $$select custody.enforce_retention('consent', 10)$$, $$select custody.place_hold('{"user_id": "ada"}', 'case', 'x')$$, $$select custody.erase_subject(pg_catalog.current_setting('testing.request')::pg_catalog.uuid)$$,
   $$select custody.release_hold((select h.hold_id from custody.holds h), 'x')$$, $$select custody.register_holder('crm', 'https://x.example')$$, $$select custody.search_residue(pg_catalog.current_setting('testing.request')::pg_catalog.uuid)$$,
   $$select custody.erase_subject(pg_catalog.current_setting('testing.request')::pg_catalog.uuid)$$, $$select custody.acknowledge_erasure(pg_catalog.current_setting('testing.request')::pg_catalog.uuid, 'crm')$$, $$select custody.verify_erasure(pg_catalog.current_setting('testing.request')::pg_catalog.uuid)$$,

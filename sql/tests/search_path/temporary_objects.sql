@@ -53,11 +53,11 @@ exception when others then
 end
 $$;
 select pg_temp.try(c) from unnest(array[
-  $$select custody.set_context('temp_attack', 'clerk', 'p')$$, $$select custody.put_profile('ada', '{"full_name": "Ada"}')$$, $$select custody.patch_profile('ada', '{"city": "x"}')$$, $$select custody.record_consent('ada', 'mail', true, '1')$$,
+  $$select custody.set_context('temp_attack', 'clerk', 'p')$$, $$select testing.unlock('temp_attack') /* $1 */$$, $$select custody.put_profile('ada', '{"full_name": "Ada"}')$$, $$select custody.patch_profile('ada', '{"city": "x"}')$$, $$select custody.record_consent('ada', 'mail', true, '1')$$,
   $$select custody.save_conversation('ada', 'c1', '[{"role": "user", "text": "x"}]')$$, $$select custody.append_message('ada', 'c1', '{"role": "user", "text": "x"}')$$, $$select custody.list_conversations('ada')$$,
   $$select custody.record_audit_event('account.login', p_log_entry_id => '22222222-2222-4222-8222-222222222222')$$, $$select custody.record_audit_events('[{"action": "account.login"}]')$$,
   $$select custody.delete_profile('ada')$$,
-  $$select custody.set_context('temp_attack', 'ada', 'p', 'ada')$$, $$select custody.request_export('ada', 'x')$$, $$select custody.export_subject('ada')$$,
+  $$select custody.set_context('temp_attack', 'ada', 'p', 'ada')$$, $$select testing.unlock('temp_attack') /* $1 */$$, $$select custody.request_export('ada', 'x')$$, $$select custody.export_subject('ada')$$,
   $$select custody.audit_events(pg_catalog.now() - interval '1 day', pg_catalog.now() + interval '1 day')$$]) c;
 -- The transition tables of the guards are theirs, not the caller's temporary ones.
 reset session authorization;
@@ -67,8 +67,11 @@ select enter('temp_attack', 'dpo') /* $1 */;
 select custody.place_hold('{"table": "conversations", "row": "c1"}', 'case 1', 'litigation');
 set local session authorization custody_app;
 select enter('temp_attack', 'clerk') /* $1 */;
-select refuses($$delete from custody_data.conversations$$, 'PC032', 'a table named old_rows does not hide what is held');
-select refuses($$insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values ('temp_attack', '99999999-9999-4999-8999-999999999999', '{}')$$, 'PC021', 'nor one named new_rows whom it is about');
+select refuses($$delete from custody_data.conversations$$, '42501', 'the application has no other way to delete than functions');
+select refuses($$select custody.delete_conversation('ada', 'c1')$$, 'PC032', 'a table named old_rows does not hide what is held');
+set local session authorization custody_runner;
+select enter('temp_attack', 'runner') /* $1 */;
+select refuses($$insert into custody_data.user_preferences (tenant_id, identity_id, preferences) values ('temp_attack', '99999999-9999-4999-8999-999999999999', testing.any_sealed())$$, 'PC021', 'nor one named new_rows whom it is about');
 -- As the owner nothing of it ran, by any statement of this case.
 reset session authorization;
 select is((select count(*) from testing.trapped t where t.who = 'custody_owner'), 0::bigint, 'the owner never fell into it');
