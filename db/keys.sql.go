@@ -13,6 +13,30 @@ import (
 	"github.com/google/uuid"
 )
 
+const currentKEK = `-- name: CurrentKEK :many
+select k.kek_version, k.reference from custody.current_kek() k
+`
+
+func (q *Queries) CurrentKEK(ctx context.Context, db DBTX) ([]CustodyKekReference, error) {
+	rows, err := db.Query(ctx, currentKEK)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CustodyKekReference{}
+	for rows.Next() {
+		var i CustodyKekReference
+		if err := rows.Scan(&i.KekVersion, &i.Reference); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const expireDataKeys = `-- name: ExpireDataKeys :one
 select custody.expire_data_keys()::bigint as keys
 `

@@ -10,6 +10,12 @@ import (
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
+// Shape of current_kek: the newest version, and by which the provider finds the key.
+type CustodyKekReference struct {
+	KekVersion int32
+	Reference  string
+}
+
 // Shape of list_keks. reference: by which the provider finds the key. data_keys: how many it wraps. overdue: in use for longer than p_max_age.
 type CustodyKekStatus struct {
 	KekVersion  int32

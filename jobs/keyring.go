@@ -62,7 +62,7 @@ func reference(provider string, ref keys.Ref) string {
 func parseReference(text string) (provider string, stored []byte, err error) {
 	at := strings.LastIndexByte(text, '#')
 	if at < 0 {
-		return "", nil, errors.New("reference of a key: no #")
+		return text, nil, nil // made known by another program
 	}
 	stored, err = base64.StdEncoding.DecodeString(text[at+1:])
 	if len(stored) == 0 {
@@ -105,15 +105,32 @@ var ErrNoKey = errors.New("tenant has no key-encryption key")
 // Current gets the newest version of a tenant's key, which opens whatever the
 // tenant has sealed. The caller should Wipe it.
 func (k Keyring) Current(ctx context.Context, tenant string) (keys.Key, error) {
-	list, err := k.List(ctx, tenant)
+	newest, err := k.newest(ctx, tenant)
 	if err != nil {
 		return keys.Key{}, err
 	}
-	valid := validKEKs(list)
-	if len(valid) == 0 {
+	if newest == nil {
 		return keys.Key{}, fmt.Errorf("%w: %s: pgcustody keys create makes one", ErrNoKey, tenant)
 	}
-	return k.Provider.KEK(ctx, valid[len(valid)-1].ref(tenant))
+	return k.Provider.KEK(ctx, newest.ref(tenant))
+}
+
+// newest is the newest valid version of a tenant's key, nil where it has none. Of it
+// only version and provider are looked up.
+func (k Keyring) newest(ctx context.Context, tenant string) (*KEK, error) {
+	var rows []db.CustodyKekReference
+	err := InContext(ctx, k.Pool, k.scope(tenant, "key management", keys.Key{}), func(tx pgx.Tx) (err error) {
+		rows, err = db.New().CurrentKEK(ctx, tx)
+		return err
+	})
+	if err != nil || len(rows) == 0 {
+		return nil, err
+	}
+	provider, stored, err := parseReference(rows[0].Reference)
+	if err != nil {
+		return nil, fmt.Errorf("KEK %d of tenant %s: %w", rows[0].KekVersion, tenant, err)
+	}
+	return &KEK{Version: int(rows[0].KekVersion), Provider: provider, stored: stored}, nil
 }
 
 func validKEKs(list []KEK) (valid []KEK) {

@@ -111,13 +111,9 @@ func (u *Unlocker) version(ctx context.Context, tenant string, believeNone bool)
 	if time.Now().Before(known.until) && (known.kek != nil || believeNone) {
 		return known.kek, nil
 	}
-	list, err := u.Ring.List(ctx, tenant)
+	newest, err := u.Ring.newest(ctx, tenant)
 	if err != nil {
-		return nil, fail("list keys", err)
-	}
-	var newest *KEK
-	if valid := validKEKs(list); len(valid) > 0 {
-		newest = &valid[len(valid)-1]
+		return nil, fail("look for the key", err)
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -5,6 +5,9 @@ select coalesce(custody.unlock(@kek), 0)::integer as kek_version;
 -- name: RegisterKEK :one
 select coalesce(custody.register_kek(@kek, @reference, sqlc.narg(current)::bytea), 0)::integer as kek_version;
 
+-- name: CurrentKEK :many
+select k.kek_version, k.reference from custody.current_kek() k;
+
 -- name: ListKEKs :many
 select k.kek_version, k.reference, k.created_at, k.retired_at, k.destroyed_at, k.data_keys, k.overdue from custody.list_keks() k;
 

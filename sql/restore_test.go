@@ -491,6 +491,7 @@ func (b *bed) commands(t *testing.T) {
 	require.NoError(t, err, string(out))
 	env := b.Stack.Env()
 	env["PGDATABASE"], env["PGCUSTODY_TENANT"] = b.Name, tenant
+	delete(env, "PGCUSTODY_KEYS") // the stack's provider has not the key of the test
 	pgcustody := func(args ...string) {
 		t.Helper()
 		command := exec.CommandContext(t.Context(), binary, args...)

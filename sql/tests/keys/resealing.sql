@@ -55,6 +55,41 @@ reset session authorization;
 select is((last_event('reseal', 'record.update')).metadata, '{"columns": ["city"]}', 'a change is in the trail whatever the setting says');
 select set_config('custody.resealing', '', true);
 
+-- what is refused
+set local session authorization custody_runner;
+select enter('reseal', 'runner', null, 'ada') /* $1 */;
+select refuses($$select custody.rotate_data_keys(now())$$, 'PC015', 'rotating for one person');
+select refuses($$select custody.rotate_index_key()$$, 'PC015', 'the index key');
+select refuses($$select custody.reindex_profiles()$$, 'PC015', 'indexing');
+select refuses($$select custody.expire_data_keys()$$, 'PC015', 'expiring');
+select refuses($$select custody.list_sealed_values()$$, 'PC015', 'counting');
+select refuses($$select custody.list_key_ages()$$, 'PC015', 'ages');
+select refuses($$select custody.mark_kek_destroyed(1)$$, 'PC015', 'forgetting a key');
+select enter('reseal', 'runner') /* $1 */;
+select refuses(format('select custody.mark_kek_destroyed(%s)', v), 'PC023', format('version %s is not retired', v)) from unnest(array['1', '7', 'null']) v;
+select is(array_agg(k), array[row (1, 'test:1')::custody.kek_reference], 'applications are told which key to take') from custody.current_kek() k;
+reset session authorization;
+savepoint altered;
+update custody_data.user_preferences p set preferences = set_byte(p.preferences, 40, get_byte(p.preferences, 40) # 1) where p.tenant_id = 'reseal';
+update custody_data.user_profiles p set phone = set_byte(p.phone, 40, get_byte(p.phone, 40) # 1), phone_index = '\x00000009'::bytea || substr(p.phone_index, 5) where p.tenant_id = 'reseal' and p.phone is not null;
+set local session authorization custody_runner;
+select enter('reseal', 'runner') /* $1 */;
+select refuses($$select custody.rotate_data_keys(now() + interval '1 hour')$$, 'PC035', 'an altered value is not passed over');
+select refuses($$select custody.reindex_profiles()$$, 'PC035', 'nor an altered number');
+rollback to altered;
+savepoint retired;
+set local session authorization custody_runner;
+select enter('reseal', 'runner') /* $1 */;
+reset session authorization;
+update custody_keys.key_encryption_keys k set retired_at = now() where k.tenant_id = 'reseal';
+set local session authorization custody_runner;
+select refuses($$select custody.rotate_data_keys(now() + interval '1 hour')$$, 'PC034', 'a key that was retired meanwhile makes no data key');
+select refuses($$select custody.rotate_index_key()$$, 'PC034', 'and no index key');
+select is(custody.mark_kek_destroyed(1), true, 'a retired key may be forgotten');
+select is(custody.mark_kek_destroyed(1), false, 'once');
+select is((last_event('reseal', 'key.destroy')).metadata, '{"kek_version": 1}', 'which is an event');
+rollback to retired;
+
 -- the index key
 set local session authorization custody_runner;
 select enter('reseal', 'runner') /* $1 */;
@@ -76,16 +111,27 @@ select enter('reseal', 'clerk') /* $1 */;
 select is((select array_agg(f) from custody.find_subject('ada@example.org') f), array['ada', 'eve'], 'both are still found');
 select is((select array_agg(f) from custody.find_subject(p_phone => '0044 20 7946-0000') f), array['ada'], 'by telephone too');
 
--- what is old expires with what it sealed
+-- what is old expires with what it sealed: of three people the second's evidence, the third's event is under version 1
 reset session authorization;
-alter table custody_keys.data_keys disable trigger a_reject_key_change;
-update custody_keys.data_keys k set created_at = k.created_at - interval '8 years' where k.tenant_id = 'reseal';
-alter table custody_keys.data_keys enable always trigger a_reject_key_change;
+create temp table old as select gen_random_uuid() as id, n from generate_series(1, 3) n;
+insert into custody_data.identities (tenant_id, identity_id, user_id) select 'reseal', o.id, 'old' || o.n from old o;
+insert into custody_keys.data_keys (tenant_id, identity_id, key_version, created_at)
+select 'reseal', o.id, v, now() - make_interval(years => 11 - v) from old o, generate_series(1, 3) v;
+insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped) select 'reseal', o.id, v, 1, '\x00' from old o, generate_series(1, 3) v;
+insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, evidence, occurred_at)
+select 'reseal', o.id, 'p', true, '1', 'consent', '\x0100000001'::bytea || decode(repeat('00', 64), 'hex'), now() from old o where o.n = 2;
+insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, personal)
+select 'reseal', gen_random_uuid(), now(), identity('reseal', 'clerk'), o.id, 'account.login', '\x0100000001'::bytea || decode(repeat('00', 64), 'hex') from old o where o.n = 3;
 set local session authorization custody_runner;
 select enter('reseal', 'runner') /* $1 */;
-select results_eq($$select kind, keys, overdue from custody.list_key_ages()$$, $$values ('data', 3::bigint, 3::bigint), ('index', 1, 1), ('key_encryption', 1, 0)$$, 'keys of eight years are overdue');
-select is(custody.expire_data_keys(), 4::bigint, 'all but the newest, and but what evidence and events are under');
+select is((select a.overdue from custody.list_key_ages() a where a.kind = 'data'), 3::bigint, 'keys of eight years are overdue');
+select is(custody.expire_data_keys(1), 1::bigint, 'as many as asked for');
+select is(custody.expire_data_keys(), 3::bigint, 'the old ones, but for those that something is still under');
 select is(custody.expire_data_keys(), 0::bigint, 'once');
+reset session authorization;
+select results_eq($$select o.n, array_agg(k.key_version order by k.key_version) from custody_keys.data_keys k join old o on o.id = k.identity_id where k.destroyed_at is null group by 1 order by 1$$,
+  $$values (1, '{3}'::integer[]), (2, '{1,3}'), (3, '{1,3}')$$, 'the newest stays whatever its age');
+select is((select count(*) from custody_keys.wrapped_keys w join old o on o.id = w.identity_id), 5::bigint, 'and their wrapped copies');
 set local session authorization custody_app;
 select enter('reseal', 'clerk') /* $1 */;
 select is((select c.evidence from custody.current_consents('ada') c), '{"form": "web"}', 'evidence still opens');

@@ -19,16 +19,16 @@ from (values
   -- those who read the tables of record
   ('custody', 'privacy readonly readwrite worker', 'consent_history current_consents find_subject get_conversation get_preferences get_profile has_consent list_conversations'),
   -- keys
-  ('custody', 'auditor privacy readonly readwrite worker', 'unlock'),
+  ('custody', 'auditor privacy readonly readwrite worker', 'current_kek unlock'),
   ('custody', 'readwrite worker', 'seal_value'),
   ('custody', 'privacy readonly readwrite worker', 'open_value'),
   ('custody', 'admin worker', 'register_kek'),
-  ('custody', 'worker', 'retire_kek rewrap_keys'),
-  ('custody', 'auditor privacy worker', 'list_keks'),
+  ('custody', 'worker', 'expire_data_keys mark_kek_destroyed reindex_profiles retire_kek rewrap_keys rotate_data_keys rotate_index_key'),
+  ('custody', 'auditor privacy worker', 'list_keks list_key_ages list_sealed_values'),
   ('custody_data', 'auditor privacy readonly readwrite worker', 'is_unlocked'),
   -- what views and readers with the caller's rights open by, and imports seal by; none of it does anything while locked
   ('custody_data', 'privacy readonly readwrite worker', 'blind_indexes open_conversation open_evidence open_preferences open_profile open_text open_values profile_fields profile_object'),
-  ('custody_data', 'worker', 'normalize_email normalize_phone open_personal refuse_taken seal_conversation seal_profile seal_values'),
+  ('custody_data', 'worker', 'normalize_email normalize_phone open_personal refuse_taken seal_profile seal_values'),
   -- the trail
   ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
   ('custody', 'auditor privacy readwrite worker', 'audit_complete_from list_requests request_status'),
@@ -49,7 +49,7 @@ from (values
   ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),
   ('custody_data', 'admin auditor privacy readonly readwrite worker', 'check_user_id require_context'),
   ('custody_data', 'auditor privacy readwrite worker', 'require_whole_tenant'),
-  ('custody_data', 'privacy readwrite worker', 'append_event append_record_events changed_columns claim_identity event_content new_entry_id require_actor require_partition require_person'),
+  ('custody_data', 'privacy readwrite worker', 'append_event append_record_events was_resealed changed_columns claim_identity event_content new_entry_id require_actor require_partition require_person'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
   ('custody_data', 'readwrite worker', 'check_messages check_preferences check_profile check_version merge_patch unknown_conversation unknown_record'),
   ('custody_data', 'readwrite', 'claim_person'),
