@@ -375,7 +375,7 @@ comment on function custody.record_audit_event(text, text, text, text, jsonb, te
 p_action, p_resource_type: words of the vocabulary. p_resource_id: what was acted on; a known user_id is stored as the identity. p_result: success, failure, denied, partial.
 p_metadata: JSON object, keys from the action''s list, names nobody. p_personal: JSON object for whatever is about a person; it is sealed under the key of the subject, or of the actor where there is no subject, and unreadable once that person is erased. p_subject_user_id: whom it is about.
 p_occurred_at: within a day of now; default now. p_log_entry_id: unique in the tenant for 90 days; the same id with the same content is the first event.
-Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023, PC033 a personal part while locked.
+Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023, PC033 a personal part while locked, PC035 altered.
 Callers: custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody.record_audit_events(p_events jsonb)

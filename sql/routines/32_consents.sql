@@ -104,7 +104,7 @@ grant execute on function custody.record_consent(text, text, boolean, text, text
 comment on function custody.record_consent(text, text, boolean, text, text, jsonb, timestamptz, uuid) is
 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
-Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
 
 create or replace function custody.has_consent(p_user_id text, p_purpose text, p_min_policy_version text default null)
 returns boolean

@@ -291,7 +291,7 @@ grant execute on function custody.search_residue(uuid) to custody_privacy, custo
 comment on function custody.search_residue(uuid) is
 'Searches the whole tenant for the identifiers of the person of an open erasure request (user_id; e-mail, telephone number and name too where the transaction is unlocked) where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
-Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC018, PC035 the profile was altered: search while locked. Callers: custody_privacy, custody_worker.';
 
 create or replace function custody_data.kept_on_erasure(p_identity_id uuid)
 returns jsonb
@@ -357,7 +357,7 @@ revoke all on function custody.plan_erasure(text) from public;
 grant execute on function custody.plan_erasure(text) to custody_privacy, custody_worker;
 comment on function custody.plan_erasure(text) is
 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), residue_searched_for, possible.
-Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person, PC035 the profile was altered: plan while locked. Callers: custody_privacy, custody_worker.';
 
 -- definer: erases what the worker itself may not touch; compiling its statements takes longer than running them
 create or replace function custody.erase_subject(p_request_id uuid, p_residue_basis text default null)
@@ -498,7 +498,7 @@ grant execute on function custody.erase_subject(uuid, text) to custody_privacy, 
 comment on function custody.erase_subject(uuid, text) is
 'Carries an erasure request out, all or nothing, and returns the certificate as get_certificate does; called again it returns the same one. Under a legal hold it deletes nothing and returns {"request_id", "status": "held", "holds": […]}: commit that, it is on record, and the request goes on when the hold ends.
 p_residue_basis: where identifiers stand in rows that may be kept, the legal basis for keeping them; the certificate names it.
-Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC023 the basis names the person, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC023 the basis names the person, PC026 isolation level, PC035 the profile was altered: erase while locked; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
 
 -- definer: certificates name nobody, but the table is not for applications
 create or replace function custody.get_certificate(p_request_id uuid)
@@ -629,7 +629,7 @@ revoke all on function custody.verify_erasure(uuid) from public;
 grant execute on function custody.verify_erasure(uuid) to custody_privacy, custody_worker, custody_auditor;
 comment on function custody.verify_erasure(uuid) is
 'Looks for what an erasure should not leave: before it, the person''s identifiers in resource ids, metadata, purposes, reasons, run and job records; after it, whatever hangs on the identity. Returns request_id, status, clean, findings (table, column, rows), notices_open (holders that have not acknowledged and whose notice still names the person), searched_at.
-Errors: PC001, PC015 confined to one person, PC016, PC018 not an erasure. Callers: custody_privacy, custody_worker, custody_auditor.';
+Errors: PC001, PC015 confined to one person, PC016, PC018 not an erasure, PC035 the profile was altered: verify while locked. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: as erase_subject
 create or replace function custody.replay_erasures(p_certificates jsonb, p_release_reason text default null)

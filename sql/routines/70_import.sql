@@ -382,7 +382,7 @@ grant execute on function custody.import_profiles(boolean) to custody_worker;
 comment on function custody.import_profiles(boolean) is
 'Imports pg_temp.staged_user_profiles: adds the profiles of new people, replaces profiles that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a user_id on an earlier line with other content, an e-mail address or telephone number that another person has where the tenant wants it unique.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC038. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered, PC038. Callers: custody_worker.';
 
 create or replace function custody.import_preferences(p_skip_refused boolean default false)
 returns jsonb
@@ -428,7 +428,7 @@ grant execute on function custody.import_preferences(boolean) to custody_worker;
 comment on function custody.import_preferences(boolean) is
 'Imports pg_temp.staged_user_preferences: adds the preferences of new people, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave a user_id that is on an earlier line with other content in pg_temp.import_refusals rather than raise the first.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered. Callers: custody_worker.';
 
 create or replace function custody_data.consent_content_id(
   p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_occurred_at timestamptz
@@ -526,7 +526,7 @@ grant execute on function custody.import_consents(boolean) to custody_worker;
 comment on function custody.import_consents(boolean) is
 'Imports pg_temp.staged_consent_records: adds the records that are not there. A record without a consent_id gets one from its content. Returns {"added", "changed": 0, "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a consent_id with other content than on an earlier line or in the table, or one of the same person, purpose, decision and time with other evidence.
-Errors: PC001, PC003, PC010, PC023, PC026, PC033 evidence while locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC010, PC023, PC026, PC033 evidence while locked, PC035 altered. Callers: custody_worker.';
 
 create or replace function custody.import_conversations(p_skip_refused boolean default false)
 returns jsonb
@@ -577,7 +577,7 @@ grant execute on function custody.import_conversations(boolean) to custody_worke
 comment on function custody.import_conversations(boolean) is
 'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered. Callers: custody_worker.';
 
 create or replace function custody.import_audit_events(p_import_id uuid, p_file_sha256 bytea, p_skip_refused boolean default false)
 returns jsonb
@@ -736,7 +736,7 @@ comment on function custody.import_audit_events(uuid, bytea, boolean) is
 'Imports pg_temp.staged_audit_logs: adds the events whose log_entry_id is new, in partitions that it makes where they are missing. A resource_id that is a user_id of the tenant is stored as the identity, which is then the subject where the line names none. Returns {"added", "changed": 0, "unchanged", "refused"}.
 p_import_id: marks the events, which is what permits times in the past. p_file_sha256: of the file; one that was imported whole before adds nothing, though retention may have taken its events.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a log_entry_id with other content than on an earlier line or in the trail (people who have been erased are not compared), words that are not in the vocabulary.
-Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026, PC033 personal parts while locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026, PC033 personal parts while locked, PC035 altered. Callers: custody_worker.';
 
 create or replace function custody.finish_import(
   p_import_id uuid, p_table text, p_file_sha256 bytea, p_rows_read bigint, p_rows_added bigint, p_rows_changed bigint, p_rows_rejected bigint,

@@ -87,7 +87,7 @@ CREATE FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p
 -- Name: FUNCTION append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer) IS 'Adds a message, {"role", "text", "at"}, and returns how many there are now. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC009, PC011, PC014, PC015, PC023, PC027 unknown conversation, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009, PC011, PC014, PC015, PC023, PC027 unknown conversation, PC033 locked, PC035 altered. Callers: custody_readwrite.';
 
 -- Name: archive_window; Type: VIEW; Schema: custody
 
@@ -762,7 +762,7 @@ CREATE FUNCTION custody.erase_subject(p_request_id uuid, p_residue_basis text DE
 
 COMMENT ON FUNCTION custody.erase_subject(p_request_id uuid, p_residue_basis text) IS 'Carries an erasure request out, all or nothing, and returns the certificate as get_certificate does; called again it returns the same one. Under a legal hold it deletes nothing and returns {"request_id", "status": "held", "holds": […]}: commit that, it is on record, and the request goes on when the hold ends.
 p_residue_basis: where identifiers stand in rows that may be kept, the legal basis for keeping them; the certificate names it.
-Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC023 the basis names the person, PC026 isolation level; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC017 request not committed, PC018, PC019 residue found, PC023 the basis names the person, PC026 isolation level, PC035 the profile was altered: erase while locked; 55P03 under the caller''s lock_timeout. Callers: custody_privacy, custody_worker.';
 
 -- Name: expire_data_keys(integer); Type: FUNCTION; Schema: custody
 
@@ -948,7 +948,7 @@ CREATE FUNCTION custody.import_audit_events(p_import_id uuid, p_file_sha256 byte
 COMMENT ON FUNCTION custody.import_audit_events(p_import_id uuid, p_file_sha256 bytea, p_skip_refused boolean) IS 'Imports pg_temp.staged_audit_logs: adds the events whose log_entry_id is new, in partitions that it makes where they are missing. A resource_id that is a user_id of the tenant is stored as the identity, which is then the subject where the line names none. Returns {"added", "changed": 0, "unchanged", "refused"}.
 p_import_id: marks the events, which is what permits times in the past. p_file_sha256: of the file; one that was imported whole before adds nothing, though retention may have taken its events.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a log_entry_id with other content than on an earlier line or in the trail (people who have been erased are not compared), words that are not in the vocabulary.
-Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026, PC033 personal parts while locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC004, PC005, PC009, PC010, PC023, PC026, PC033 personal parts while locked, PC035 altered. Callers: custody_worker.';
 
 -- Name: import_consents(boolean); Type: FUNCTION; Schema: custody
 
@@ -962,7 +962,7 @@ CREATE FUNCTION custody.import_consents(p_skip_refused boolean DEFAULT false) RE
 
 COMMENT ON FUNCTION custody.import_consents(p_skip_refused boolean) IS 'Imports pg_temp.staged_consent_records: adds the records that are not there. A record without a consent_id gets one from its content. Returns {"added", "changed": 0, "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a consent_id with other content than on an earlier line or in the table, or one of the same person, purpose, decision and time with other evidence.
-Errors: PC001, PC003, PC010, PC023, PC026, PC033 evidence while locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC010, PC023, PC026, PC033 evidence while locked, PC035 altered. Callers: custody_worker.';
 
 -- Name: import_conversations(boolean); Type: FUNCTION; Schema: custody
 
@@ -976,7 +976,7 @@ CREATE FUNCTION custody.import_conversations(p_skip_refused boolean DEFAULT fals
 
 COMMENT ON FUNCTION custody.import_conversations(p_skip_refused boolean) IS 'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered. Callers: custody_worker.';
 
 -- Name: import_known(text, bytea); Type: FUNCTION; Schema: custody
 
@@ -1003,7 +1003,7 @@ CREATE FUNCTION custody.import_preferences(p_skip_refused boolean DEFAULT false)
 
 COMMENT ON FUNCTION custody.import_preferences(p_skip_refused boolean) IS 'Imports pg_temp.staged_user_preferences: adds the preferences of new people, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave a user_id that is on an earlier line with other content in pg_temp.import_refusals rather than raise the first.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered. Callers: custody_worker.';
 
 -- Name: import_profiles(boolean); Type: FUNCTION; Schema: custody
 
@@ -1017,7 +1017,7 @@ CREATE FUNCTION custody.import_profiles(p_skip_refused boolean DEFAULT false) RE
 
 COMMENT ON FUNCTION custody.import_profiles(p_skip_refused boolean) IS 'Imports pg_temp.staged_user_profiles: adds the profiles of new people, replaces profiles that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a user_id on an earlier line with other content, an e-mail address or telephone number that another person has where the tenant wants it unique.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC038. Callers: custody_worker.';
+Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered, PC038. Callers: custody_worker.';
 
 -- Name: open_text(uuid, text, text, text, bytea); Type: FUNCTION; Schema: custody_data
 
@@ -1350,7 +1350,7 @@ CREATE FUNCTION custody.patch_preferences(p_user_id text, p_changes jsonb, p_if_
 -- Name: FUNCTION patch_preferences(p_user_id text, p_changes jsonb, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.patch_preferences(p_user_id text, p_changes jsonb, p_if_version integer) IS 'Merges changes into the settings (JSON merge patch, RFC 7396) and returns the new version. p_if_version: only where they still have this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
 
 -- Name: patch_profile(text, jsonb, integer); Type: FUNCTION; Schema: custody
 
@@ -1363,7 +1363,7 @@ CREATE FUNCTION custody.patch_profile(p_user_id text, p_changes jsonb, p_if_vers
 
 COMMENT ON FUNCTION custody.patch_profile(p_user_id text, p_changes jsonb, p_if_version integer) IS 'Merges changes into the profile (JSON merge patch, RFC 7396: null empties a field) and returns the new version.
 p_if_version: only where the profile still has this version.
-Errors: PC001, PC003, PC011 no such person or profile, PC014 stale version, PC015, PC023, PC033 locked, PC038 taken. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011 no such person or profile, PC014 stale version, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 taken. Callers: custody_readwrite.';
 
 -- Name: erasure_notices; Type: TABLE; Schema: custody_data
 
@@ -1430,7 +1430,7 @@ CREATE FUNCTION custody.plan_erasure(p_user_id text) RETURNS jsonb
 -- Name: FUNCTION plan_erasure(p_user_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.plan_erasure(p_user_id text) IS 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), residue_searched_for, possible.
-Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person, PC035 the profile was altered: plan while locked. Callers: custody_privacy, custody_worker.';
 
 -- Name: prepare_import(text); Type: FUNCTION; Schema: custody
 
@@ -1454,7 +1454,7 @@ CREATE FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) RET
 -- Name: FUNCTION put_preferences(p_user_id text, p_preferences jsonb); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) IS 'Stores all settings of a person, a JSON object, and returns their version (1 for the first).
-Errors: PC001, PC003, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
 
 -- Name: put_profile(text, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1467,7 +1467,7 @@ CREATE FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) RETURNS int
 
 COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Stores the whole profile of a person, who is made known where missing, and returns its version (1 for the first). Fields that are left out are emptied.
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
-Errors: PC001, PC003, PC015, PC023, PC033 locked, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1482,7 +1482,7 @@ COMMENT ON FUNCTION custody.record_audit_event(p_action text, p_resource_type te
 p_action, p_resource_type: words of the vocabulary. p_resource_id: what was acted on; a known user_id is stored as the identity. p_result: success, failure, denied, partial.
 p_metadata: JSON object, keys from the action''s list, names nobody. p_personal: JSON object for whatever is about a person; it is sealed under the key of the subject, or of the actor where there is no subject, and unreadable once that person is erased. p_subject_user_id: whom it is about.
 p_occurred_at: within a day of now; default now. p_log_entry_id: unique in the tenant for 90 days; the same id with the same content is the first event.
-Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023, PC033 a personal part while locked.
+Errors: PC001, PC003, PC004 action, PC005 resource type, PC006 metadata key, PC007 result, PC009 time, PC010 id with other content, PC015 another person than the subject, PC023, PC033 a personal part while locked, PC035 altered.
 Callers: custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: record_audit_events(jsonb); Type: FUNCTION; Schema: custody
@@ -1508,7 +1508,7 @@ CREATE FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted
 
 COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone, p_consent_id uuid) IS 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
-Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
 
 -- Name: record_segment(date, integer, text, text, bigint, bigint, bigint, bytea, bytea, timestamp with time zone, timestamp with time zone, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1769,7 +1769,7 @@ CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text
 
 COMMENT ON FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text, p_if_version integer) IS 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
-Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
 
 -- Name: seal_value(uuid, text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1795,7 +1795,7 @@ CREATE FUNCTION custody.search_residue(p_request_id uuid) RETURNS jsonb
 
 COMMENT ON FUNCTION custody.search_residue(p_request_id uuid) IS 'Searches the whole tenant for the identifiers of the person of an open erasure request (user_id; e-mail, telephone number and name too where the transaction is unlocked) where they must not stand, and notes how far it looked, so that erase_subject need only look at what came since. It reads the trail once: run it before, outside of the erasure.
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
-Errors: PC001, PC015 confined to one person, PC016, PC018. Callers: custody_privacy, custody_worker.';
+Errors: PC001, PC015 confined to one person, PC016, PC018, PC035 the profile was altered: search while locked. Callers: custody_privacy, custody_worker.';
 
 -- Name: require_context(); Type: FUNCTION; Schema: custody_data
 
@@ -1935,7 +1935,7 @@ CREATE FUNCTION custody.update_conversation(p_user_id text, p_conversation_id te
 -- Name: FUNCTION update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer) IS 'Sets the title, null to empty it, and returns the new version. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked, PC035 altered. Callers: custody_readwrite.';
 
 -- Name: verify_erasure(uuid); Type: FUNCTION; Schema: custody
 
@@ -1947,7 +1947,7 @@ CREATE FUNCTION custody.verify_erasure(p_request_id uuid) RETURNS jsonb
 -- Name: FUNCTION verify_erasure(p_request_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.verify_erasure(p_request_id uuid) IS 'Looks for what an erasure should not leave: before it, the person''s identifiers in resource ids, metadata, purposes, reasons, run and job records; after it, whatever hangs on the identity. Returns request_id, status, clean, findings (table, column, rows), notices_open (holders that have not acknowledged and whose notice still names the person), searched_at.
-Errors: PC001, PC015 confined to one person, PC016, PC018 not an erasure. Callers: custody_privacy, custody_worker, custody_auditor.';
+Errors: PC001, PC015 confined to one person, PC016, PC018 not an erasure, PC035 the profile was altered: verify while locked. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- Name: legal_holds; Type: TABLE; Schema: custody_data
 

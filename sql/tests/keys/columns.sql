@@ -139,12 +139,14 @@ update custody_data.conversations c set title = c.messages where c.identity_id =
 update custody_data.conversations c set messages = o.messages from custody_data.conversations o where c.identity_id = pg_temp.id('cut') and c.conversation_id = 'c' and o.identity_id = c.identity_id and o.conversation_id = 'd';
 update custody_data.conversations c set title = o.title from custody_data.conversations o where c.identity_id = pg_temp.id('tenant') and c.conversation_id = 'c' and o.identity_id = pg_temp.id('ada', 'columns_2');
 update custody_data.conversations c set title = set_byte(c.title, 24, get_byte(c.title, 24) # 1) where c.identity_id = pg_temp.id('flipped') and c.conversation_id = 'c';
-insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, evidence, occurred_at)
-select c.tenant_id, pg_temp.id(v.u), v.u, true, '1', 'consent', case v.u when 'flipped' then set_byte(c.evidence, 24, get_byte(c.evidence, 24) # 1) else c.evidence end, now()
+insert into custody_data.consent_records (tenant_id, consent_id, identity_id, purpose, granted, policy_version, legal_basis, evidence, occurred_at)
+select c.tenant_id, case v.u when 'flipped' then '33333333-3333-4333-8333-333333333333'::uuid else gen_random_uuid() end, pg_temp.id(v.u), 'copied', true, '1', 'consent', case v.u when 'flipped' then set_byte(c.evidence, 24, get_byte(c.evidence, 24) # 1) else c.evidence end, now()
 from custody_data.consent_records c, (values ('ada'), ('bob'), ('flipped')) v (u) where c.consent_id = current_setting('testing.consent')::uuid;
 insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, personal)
 select 'columns', v.id::uuid, now(), a.actor_id, a.subject_id, 'account.login', a.personal
 from events('columns') a, (values ('11111111-1111-4111-8111-111111111111')) v (id) where a.log_entry_id = current_setting('testing.event')::uuid;
+insert into custody_data.audit_entry_ids (tenant_id, log_entry_id, occurred_at, content)
+select a.tenant_id, a.log_entry_id, a.occurred_at, custody_data.event_content(null, a.actor_id, a.subject_id, 'account.login', null, null, 'success', '{}', true) from events('columns') a where a.log_entry_id = '11111111-1111-4111-8111-111111111111';
 
 set local session authorization custody_app;
 select enter('columns', 'clerk') /* $1 */;
@@ -156,6 +158,15 @@ select refuses(format($$select custody.list_conversations(%L)$$, u), 'PC035', fo
 select refuses(format($$select custody.current_consents(%L)$$, u), 'PC035', format('evidence: %s', u)) from unnest(array['ada', 'bob', 'flipped']) u;
 select refuses(format($$select custody.consent_history(%L)$$, u), 'PC035', format('evidence in the history: %s', u)) from unnest(array['ada', 'bob', 'flipped']) u;
 select is(custody.get_profile('bob') ->> 'full_name', 'Name of bob', 'what nobody touched opens');
+-- Nothing is written over it unseen either: who wants it gone deletes it.
+select refuses($$select custody.put_profile('flipped', '{}')$$, 'PC035', 'a profile put over it');
+select refuses($$select custody.put_preferences('flipped', '{}')$$, 'PC035', 'preferences put over it');
+select refuses($$select custody.patch_preferences('flipped', '{}')$$, 'PC035', 'and patched');
+select refuses($$select custody.save_conversation('flipped', 'c', '[{"role": "user", "text": "x"}]')$$, 'PC035', 'a conversation saved over it');
+select refuses($$select custody.append_message('person', 'c', '{"role": "user", "text": "x"}')$$, 'PC035', 'a message after it');
+select refuses($$select custody.update_conversation('flipped', 'c', 'x')$$, 'PC035', 'a title over it');
+select refuses($$select custody.record_consent('flipped', 'copied', true, '1', p_evidence => '{"form": "Planted Evidence"}', p_consent_id => '33333333-3333-4333-8333-333333333333')$$, 'PC035', 'evidence that is compared with it');
+select refuses($$select custody.record_audit_event('account.login', p_subject_user_id => 'ada', p_log_entry_id => '11111111-1111-4111-8111-111111111111', p_personal => '{"note": "x"}')$$, 'PC035', 'a personal part that is compared with it');
 set local session authorization custody_dpo;
 select enter('columns', 'dpo') /* $1 */;
 select refuses($$select custody.audit_event('11111111-1111-4111-8111-111111111111')$$, 'PC035', 'the personal part of another event');
@@ -163,6 +174,33 @@ select refuses($$select custody.audit_events(now() - interval '1 day', now() + i
 select refuses(format($$select custody.export_subject(%L)$$, u), 'PC035', format('an export: %s', u)) from unnest(array['person', 'flipped']) u;
 select set_config('testing.export', request('columns', 'flipped', 'export')::text, true);
 select refuses($$select custody.export_items(current_setting('testing.export')::uuid)$$, 'PC035', 'and item by item');
+
+-- An erasure that would search for what stands there is refused while unlocked, and carried out while locked.
+select set_config('testing.request', request('columns', 'flipped')::text, true);
+select refuses($$select custody.plan_erasure('flipped')$$, 'PC035', 'a plan');
+select refuses($$select custody.search_residue(current_setting('testing.request')::uuid)$$, 'PC035', 'a search');
+select refuses($$select custody.verify_erasure(current_setting('testing.request')::uuid)$$, 'PC035', 'a verification');
+select refuses($$select custody.erase_subject(current_setting('testing.request')::uuid)$$, 'PC035', 'an erasure');
+select custody.set_context('columns', 'dpo');
+select is(custody.erase_subject(current_setting('testing.request')::uuid) ->> 'status', 'complete', 'it is done while locked');
+-- Imports open what they would replace.
+set local session authorization custody_runner;
+select enter('columns', 'runner') /* $1 */;
+select custody.prepare_import('user_profiles');
+insert into pg_temp.staged_user_profiles (line, user_id, full_name) values (1, 'person', 'x');
+select refuses($$select custody.import_profiles()$$, 'PC035', 'a profile imported over it');
+select custody.prepare_import('user_preferences');
+insert into pg_temp.staged_user_preferences values (1, 'person', '{}');
+select refuses($$select custody.import_preferences()$$, 'PC035', 'preferences imported over it');
+select custody.prepare_import('conversations');
+insert into pg_temp.staged_conversations select 1, 'person', 'c', 'T', '[]', c.message_count, c.started_at, c.last_message_at from custody_data.conversations c where c.identity_id = pg_temp.id('person') and c.conversation_id = 'c';
+select refuses($$select custody.import_conversations()$$, 'PC035', 'a conversation imported over it');
+select custody.prepare_import('consent_records');
+insert into pg_temp.staged_consent_records select 1, c.consent_id, 'bob', c.purpose, c.granted, c.policy_version, c.legal_basis, '{"form": 7}', c.occurred_at from custody_data.consent_records c where c.identity_id = pg_temp.id('bob');
+select refuses($$select custody.import_consents()$$, 'PC035', 'evidence that is compared with it');
+select custody.prepare_import('audit_logs');
+insert into pg_temp.staged_audit_logs select 1, a.log_entry_id, a.occurred_at, 'clerk', 'ada', 'account.login', null, null, 'success', null, '{}', '{"note": "x"}' from events('columns') a where a.log_entry_id = '11111111-1111-4111-8111-111111111111';
+select refuses($$select custody.import_audit_events(gen_random_uuid(), sha256('x'))$$, 'PC035', 'a personal part that is compared with it');
 
 -- Another tenant's key, forced upon the transaction, and another tenant's wrapped key.
 set local session authorization custody_app;
