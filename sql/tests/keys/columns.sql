@@ -158,13 +158,18 @@ select refuses(format($$select custody.list_conversations(%L)$$, u), 'PC035', fo
 select refuses(format($$select custody.current_consents(%L)$$, u), 'PC035', format('evidence: %s', u)) from unnest(array['ada', 'bob', 'flipped']) u;
 select refuses(format($$select custody.consent_history(%L)$$, u), 'PC035', format('evidence in the history: %s', u)) from unnest(array['ada', 'bob', 'flipped']) u;
 select is(custody.get_profile('bob') ->> 'full_name', 'Name of bob', 'what nobody touched opens');
--- Nothing is written over it unseen either: who wants it gone deletes it.
-select refuses($$select custody.put_profile('flipped', '{}')$$, 'PC035', 'a profile put over it');
-select refuses($$select custody.put_preferences('flipped', '{}')$$, 'PC035', 'preferences put over it');
-select refuses($$select custody.patch_preferences('flipped', '{}')$$, 'PC035', 'and patched');
-select refuses($$select custody.save_conversation('flipped', 'c', '[{"role": "user", "text": "x"}]')$$, 'PC035', 'a conversation saved over it');
+-- What changes a part of it has to read it; a whole is put in its place.
+select refuses($$select custody.patch_preferences('flipped', '{}')$$, 'PC035', 'preferences patched');
 select refuses($$select custody.append_message('person', 'c', '{"role": "user", "text": "x"}')$$, 'PC035', 'a message after it');
-select refuses($$select custody.update_conversation('flipped', 'c', 'x')$$, 'PC035', 'a title over it');
+savepoint replaced;
+select lives_ok($$select custody.put_profile('flipped', '{"full_name": "Anew"}')$$, 'a profile put over it');
+select is(custody.get_profile('flipped') ->> 'full_name', 'Anew', 'is whole again');
+select lives_ok($$select custody.put_preferences('flipped', '{}')$$, 'preferences too');
+select lives_ok($$select custody.update_conversation('flipped', 'c', 'x')$$, 'a title');
+select is(custody.get_conversation('flipped', 'c') ->> 'title', 'x', 'which opens');
+select lives_ok($$select custody.save_conversation('flipped', 'c', '[{"role": "user", "text": "x"}]')$$, 'a conversation');
+select is(custody.get_conversation('flipped', 'c') -> 'messages' -> 0 ->> 'text', 'x', 'all of it');
+rollback to replaced;
 select refuses($$select custody.record_consent('flipped', 'copied', true, '1', p_evidence => '{"form": "Planted Evidence"}', p_consent_id => '33333333-3333-4333-8333-333333333333')$$, 'PC035', 'evidence that is compared with it');
 select refuses($$select custody.record_audit_event('account.login', p_subject_user_id => 'ada', p_log_entry_id => '11111111-1111-4111-8111-111111111111', p_personal => '{"note": "x"}')$$, 'PC035', 'a personal part that is compared with it');
 set local session authorization custody_dpo;
