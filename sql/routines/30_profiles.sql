@@ -244,6 +244,7 @@ begin
   end if;
   perform custody_data.require_kek();
   v_identity_id := custody_data.claim_person(p_user_id);
+  perform custody_data.lock_unique_fields();
   loop
     select p.* into v_row from custody_data.user_profiles p where p.tenant_id = v_tenant and p.identity_id = v_identity_id for update;
     v_version := custody_data.write_profile(v_identity_id, v_row, v_profile);
@@ -314,6 +315,7 @@ begin
   if p_changes is null or jsonb_typeof(p_changes) <> 'object' then
     raise exception using errcode = 'PC023', message = 'invalid changes: not a JSON object', hint = 'Give a JSON merge patch (RFC 7396).';
   end if;
+  perform custody_data.lock_unique_fields();
   select p.* into v_row from custody_data.user_profiles p
   where p.tenant_id = custody.current_tenant() and p.identity_id = v_identity_id
   for update;
