@@ -7,7 +7,7 @@
 
 create or replace view custody.conversation_summaries with (security_invoker = true) as
 select c.tenant_id, c.identity_id, c.conversation_id,
-  custody_data.open_text(c.identity_id, 'conversations', 'title', c.conversation_id, c.title) as title, c.message_count, c.started_at, c.last_message_at, c.version, c.updated_at
+  custody_data.open_text(c.identity_id, 'conversations', 'title', c.conversation_id, c.title) collate "default" as title, c.message_count, c.started_at, c.last_message_at, c.version, c.updated_at
 from custody_data.conversations c;
 grant select on custody.conversation_summaries to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on view custody.conversation_summaries is 'Conversations without their messages. Titles are read unlocked.';

@@ -1037,7 +1037,7 @@ CREATE VIEW custody.conversation_summaries WITH (security_invoker='true') AS
  SELECT c.tenant_id,
     c.identity_id,
     c.conversation_id,
-    custody_data.open_text(c.identity_id, 'conversations'::text, 'title'::text, c.conversation_id, (c.title)::bytea) AS title,
+    (custody_data.open_text(c.identity_id, 'conversations'::text, 'title'::text, c.conversation_id, (c.title)::bytea) COLLATE "default") AS title,
     c.message_count,
     c.started_at,
     c.last_message_at,
