@@ -3046,7 +3046,7 @@ COMMENT ON FUNCTION custody_data.rights(p_acl aclitem[]) IS 'An access control l
 -- Name: same_personal(text, uuid, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) RETURNS boolean
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
