@@ -35,7 +35,6 @@ begin
 end
 $$;
 revoke all on function custody_data.merge_patch(jsonb, jsonb) from public;
-grant execute on function custody_data.merge_patch(jsonb, jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.merge_patch(jsonb, jsonb) is 'JSON merge patch, RFC 7396.';
 
 create or replace function custody_data.check_profile(p_profile jsonb)
@@ -78,7 +77,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_profile(jsonb) from public;
-grant execute on function custody_data.check_profile(jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.check_profile(jsonb) is 'The profile fields of a JSON object; PC023 names the field that is wrong.';
 
 create or replace function custody_data.profile_fields()
@@ -278,7 +276,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_version(integer, integer, text) from public;
-grant execute on function custody_data.check_version(integer, integer, text) to custody_readwrite, custody_worker;
 comment on function custody_data.check_version(integer, integer, text) is 'Raises PC014 where p_if_version is given and is not the version.';
 
 create or replace function custody_data.unknown_record(p_what text)
@@ -296,7 +293,6 @@ begin
 end
 $$;
 revoke all on function custody_data.unknown_record(text) from public;
-grant execute on function custody_data.unknown_record(text) to custody_readwrite, custody_worker;
 comment on function custody_data.unknown_record(text) is 'Raises PC011.';
 
 -- definer: profiles are written by functions alone
@@ -436,7 +432,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_preferences(jsonb) from public;
-grant execute on function custody_data.check_preferences(jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.check_preferences(jsonb) is 'Raises PC023 for what is not a JSON object.';
 
 create or replace function custody_data.open_preferences(p_row custody_data.user_preferences)
