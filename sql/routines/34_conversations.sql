@@ -62,7 +62,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_messages(jsonb) from public;
-grant execute on function custody_data.check_messages(jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.check_messages(jsonb) is 'The messages, each with a time; PC023 or PC009 for what is wrong.';
 
 create or replace function custody_data.check_conversation_id(p_conversation_id text)
@@ -79,7 +78,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_conversation_id(text) from public;
-grant execute on function custody_data.check_conversation_id(text) to custody_readwrite, custody_worker, custody_readonly, custody_privacy;
 comment on function custody_data.check_conversation_id(text) is 'Raises PC023 for an id that is null, empty or longer than 256 characters.';
 
 create or replace function custody_data.unknown_conversation()
@@ -97,7 +95,6 @@ begin
 end
 $$;
 revoke all on function custody_data.unknown_conversation() from public;
-grant execute on function custody_data.unknown_conversation() to custody_readwrite, custody_worker;
 comment on function custody_data.unknown_conversation() is 'Raises PC027.';
 
 create or replace function custody_data.open_conversation(p_row custody_data.conversations)

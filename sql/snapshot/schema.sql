@@ -2714,6 +2714,17 @@ CREATE FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean DEFAU
 
 COMMENT ON FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean) IS 'Lock between placing holds and deleting, for one tenant, until the transaction ends.';
 
+-- Name: lock_unique_fields(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.lock_unique_fields() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION lock_unique_fields(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.lock_unique_fields() IS 'Keeps the rule of unique fields as it is until the transaction ends. Before the row of a profile: imports and set_unique_fields have it before the rows, too. Errors: PC001; 40001 where the rule is newer than the snapshot.';
+
 -- Name: make_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.make_data_key(p_identity_id uuid, p_key_version integer) RETURNS boolean
@@ -3160,7 +3171,7 @@ CREATE FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_
 
 -- Name: FUNCTION require_unique(p_identity_id uuid, p_field text, p_value text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_value text) IS 'Raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
+COMMENT ON FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_value text) IS 'Once lock_unique_fields has been called: raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
 
 -- Name: require_whole_tenant(); Type: FUNCTION; Schema: custody_data
 
@@ -3198,7 +3209,7 @@ COMMENT ON FUNCTION custody_data.rights(p_acl aclitem[]) IS 'An access control l
 -- Name: same_personal(text, uuid, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) RETURNS boolean
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 

@@ -207,6 +207,17 @@ select custody.prepare_import('audit_logs');
 insert into pg_temp.staged_audit_logs select 1, a.log_entry_id, a.occurred_at, 'clerk', 'ada', 'account.login', null, null, 'success', null, '{}', '{"note": "x"}' from events('columns') a where a.log_entry_id = '11111111-1111-4111-8111-111111111111';
 select refuses($$select custody.import_audit_events(gen_random_uuid(), sha256('x'))$$, 'PC035', 'a personal part that is compared with it');
 
+-- In a context of one person nothing of another opens, whoever has kept its bytes.
+set local session authorization custody_app;
+select enter('columns', 'clerk') /* $1 */;
+create temp table kept as select p.identity_id, p.full_name::bytea as v from custody_data.user_profiles p where p.identity_id = pg_temp.id('bob');
+select is(custody_data.open_text(k.identity_id, 'user_profiles', 'full_name', k.identity_id::text, k.v), 'Name of bob', 'kept bytes open where everybody is seen') from kept k;
+select enter('columns', 'clerk', null, 'ada') /* $1 */;
+select refuses($$select custody_data.open_text(k.identity_id, 'user_profiles', 'full_name', k.identity_id::text, k.v) from kept k$$, 'PC015', 'not in a context of another person');
+select refuses($$select custody_data.open_values(k.identity_id, 'user_profiles', k.identity_id::text, '{full_name}', array[k.v]) from kept k$$, 'PC015', 'nor a row of them');
+select enter('columns', 'clerk', null, 'bob') /* $1 */;
+select is(custody_data.open_text(k.identity_id, 'user_profiles', 'full_name', k.identity_id::text, k.v), 'Name of bob', 'in one of that person') from kept k;
+
 -- Another tenant's key, forced upon the transaction, and another tenant's wrapped key.
 set local session authorization custody_app;
 select enter('columns', 'clerk') /* $1 */;
