@@ -1454,7 +1454,7 @@ CREATE FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) RET
 -- Name: FUNCTION put_preferences(p_user_id text, p_preferences jsonb); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) IS 'Stores all settings of a person, a JSON object, and returns their version (1 for the first).
-Errors: PC001, PC003, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: put_profile(text, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1467,7 +1467,7 @@ CREATE FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) RETURNS int
 
 COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Stores the whole profile of a person, who is made known where missing, and returns its version (1 for the first). Fields that are left out are emptied.
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
-Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1769,7 +1769,7 @@ CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text
 
 COMMENT ON FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text, p_if_version integer) IS 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
-Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: seal_value(uuid, text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1935,7 +1935,7 @@ CREATE FUNCTION custody.update_conversation(p_user_id text, p_conversation_id te
 -- Name: FUNCTION update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer) IS 'Sets the title, null to empty it, and returns the new version. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: verify_erasure(uuid); Type: FUNCTION; Schema: custody
 
