@@ -235,7 +235,7 @@ grant execute on function custody.put_profile(text, jsonb) to custody_readwrite;
 comment on function custody.put_profile(text, jsonb) is
 'Stores the whole profile of a person, who is made known where missing, and returns its version (1 for the first). Fields that are left out are emptied.
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
-Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
 create or replace function custody_data.check_version(p_version integer, p_if_version integer, p_what text)
 returns void

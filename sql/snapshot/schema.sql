@@ -1467,7 +1467,7 @@ CREATE FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) RETURNS int
 
 COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Stores the whole profile of a person, who is made known where missing, and returns its version (1 for the first). Fields that are left out are emptied.
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
-Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
