@@ -231,6 +231,9 @@ insert into custody_keys.wrapped_keys select 'columns', pg_temp.id('bob'), 7, w.
 set local session authorization custody_app;
 select enter('columns', 'clerk') /* $1 */;
 select refuses($$select custody.put_profile('bob', '{"full_name": "x"}')$$, 'PC035', 'a data key of another tenant');
+select refuses($$select custody.put_preferences('bob', '{}')$$, 'PC035', 'under which no preferences are sealed');
+select refuses($$select custody.save_conversation('bob', 'c', '[{"role": "user", "text": "x"}]')$$, 'PC035', 'nor a conversation');
+select refuses($$select custody.update_conversation('bob', 'c', 'x')$$, 'PC035', 'nor a title');
 
 -- The tables take nothing but sealed values.
 set local session authorization custody_runner;
