@@ -235,6 +235,7 @@ func (s *Stack) Env() map[string]string {
 		"PGSSLROOTCERT": s.RootCert(),
 
 		"PGCUSTODY_MIGRATE_URL":   s.URL(MigratorLogin, Database),
+		"PGCUSTODY_BACKUP_URL":    s.URL("custody_dump", Database),
 		"PGCUSTODY_STORE":         "s3://" + s.Bucket,
 		"PGCUSTODY_PRIVATE_STACK": s.ID,
 		"PGCUSTODY_WEBHOOK_KEY":   s.WebhookKey,

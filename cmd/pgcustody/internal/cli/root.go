@@ -47,6 +47,7 @@ type App struct {
 func commands() []func(*App) *cobra.Command {
 	return []func(*App) *cobra.Command{
 		newArchiveCmd,
+		newBackupCmd,
 		newCheckCmd,
 		newEraseCmd,
 		newExportCmd,
@@ -55,6 +56,7 @@ func commands() []func(*App) *cobra.Command {
 		newKeysCmd,
 		newMigrateCmd,
 		newRequestsCmd,
+		newRestoreCmd,
 		newRetentionCmd,
 		newRunCmd,
 		newStatusCmd,
