@@ -337,10 +337,11 @@ func newGate(t *testing.T, endpoint string, nth int, match func(*http.Request) b
 	require.NoError(t, err)
 	transport := &http.Transport{}
 	proxy := &httputil.ReverseProxy{
-		// The signature is over the host that the client knows.
-		Director:  func(r *http.Request) { r.URL.Scheme, r.URL.Host = target.Scheme, target.Host },
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.SetURL(target)
+			r.Out.Host = r.In.Host // the signature is over the host that the client knows
+		},
 		Transport: transport,
-		ErrorLog:  nil,
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, _ error) {
 			w.WriteHeader(http.StatusBadGateway)
 		},
@@ -381,6 +382,15 @@ func (b *bench) killed(nth int, match func(*http.Request) bool, look func(), arg
 	require.NoError(b, cmd.Process.Kill())
 	<-ended
 	require.Empty(b, out.String())
+}
+
+// nobodyLeft waits until the server knows that a process which was killed is gone, and
+// with it what it had started.
+func nobodyLeft(t *testing.T, s *stack.Stack, name string) {
+	t.Helper()
+	require.EventuallyWithT(t, func(c *assert.CollectT) {
+		assert.Zero(c, ask[int](t, s.SuperURL("postgres"), `select count(*) from pg_catalog.pg_stat_activity where datname = $1 and application_name like 'pgcustody%'`, name))
+	}, 2*time.Minute, 50*time.Millisecond)
 }
 
 func on(method, part string) func(*http.Request) bool {
@@ -490,4 +500,110 @@ func TestBackupEraseRestoreLook(t *testing.T) {
 	t.Run("not twice into the same", func(t *testing.T) {
 		b.fails(3, []string{"restore", "--into", into}, "is not empty", "nothing was changed")
 	})
+}
+
+func TestBackupKilledAnywhere(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.person("planted-ada", 1)
+	// More than a part, and nothing that could be made smaller.
+	do(t, b.Stack.SuperURL(b.Name),
+		`create table public.bulk as select pg_catalog.string_agg(pg_catalog.sha256(n::text::bytea), '')::bytea as body from pg_catalog.generate_series(1, 600000) n`,
+		`grant select on public.bulk to custody_backup`)
+	b.backup()
+	complete := 1
+	for _, at := range []struct {
+		name    string
+		match   func(*http.Request) bool
+		nth     int
+		another bool // it is a backup already
+	}{
+		{"the first part of the data", on("PUT", "data.dump.age?"), 1, false},
+		{"the second part", on("PUT", "partNumber=2"), 1, false},
+		{"the end of the upload", on("POST", "data.dump.age?uploadId"), 1, false},
+		{"the keys", on("PUT", "keys.dump.age"), 1, false},
+		{"reading back", on("GET", "data.dump.age"), 1, false},
+		{"the longer lock", on("PUT", "keys.dump.age?retention"), 1, false},
+		{"the manifest", on("PUT", "manifest.json"), 1, false},
+		{"reading the manifest back", on("GET", "manifest.json"), 1, true},
+	} {
+		b.killed(at.nth, at.match, nil, "backup")
+		nobodyLeft(t, b.Stack, b.Name)
+		if at.name == "the second part" {
+			require.Equal(t, 1, b.uploads())
+		}
+		if at.another {
+			complete++
+		}
+		require.Len(t, b.list(), complete, at.name)
+		for name, content := range b.objects() {
+			if strings.HasPrefix(name, backup.DataPrefix) || strings.HasPrefix(name, backup.KeysPrefix) {
+				require.NotContains(t, string(content), "planted-", "%s: %s", at.name, name)
+				require.NotContains(t, string(content), "PGDMP", "%s: %s", at.name, name)
+			}
+		}
+	}
+	left, err := os.ReadDir(b.tmp)
+	require.NoError(t, err)
+	require.Empty(t, left)
+	for _, entry := range b.list() {
+		require.True(t, entry.HasData && entry.HasKeys, entry.ID)
+	}
+
+	done := b.backup()
+	require.NotEmpty(t, done.ID)
+	require.Len(t, b.list(), complete+1)
+	require.Zero(t, b.uploads(), "unfinished uploads are gone")
+	require.Equal(t, 0, ask[int](t, b.Stack.SuperURL(b.Name), `select count(*) from custody_data.job_runs where job = 'backup' and status = 'running'`))
+	require.Equal(t, 8, ask[int](t, b.Stack.SuperURL(b.Name), `select count(*) from custody_data.job_runs where job = 'backup' and error = 'the process died'`))
+}
+
+func TestRestoreKilledAnywhere(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ada, bob := b.person("planted-ada", 1), b.person("planted-bob", 1)
+	b.archived()
+	b.backup()
+	b.ok("erase", ada.user)
+
+	s := cluster(t)
+	require.NoError(t, s.CreateDatabase(t.Context(), "restored", ""))
+	into, app := s.URL(stack.MigratorLogin, "restored"), s.URL("custody_app", "restored")
+	closed := func() {
+		t.Helper()
+		for _, login := range []string{"custody_app", "custody_runner", "custody_reports", "custody_dpo", "custody_audit", "custody_dump"} {
+			_, err := pgx.Connect(t.Context(), s.URL(login, "restored"))
+			require.Equal(t, "42501", state(err), "%s: %v", login, err)
+		}
+	}
+	var loaded bool
+	for _, at := range []struct {
+		name   string
+		match  func(*http.Request) bool
+		nth    int
+		loaded bool
+	}{
+		{"while it only looks", on("GET", "keys.dump.age"), 1, false},
+		{"the data", on("GET", "data.dump.age"), 2, false},
+		{"the keys", on("GET", "keys.dump.age"), 2, false},
+		{"guards and policies", on("GET", "data.dump.age"), 3, false},
+		{"the first erasure", on("GET", "erasure-certificates/acme/"), 1, true},
+		{"the archive", on("GET", "audit-archives/2"), 1, true},
+	} {
+		b.killed(at.nth, at.match, closed, "restore", "--into", into)
+		closed()
+		nobodyLeft(t, s, "restored")
+		loaded = at.loaded
+	}
+	require.True(t, loaded)
+	done := decode[backup.Restored](t, b.ok("restore", "--json", "--into", into))
+	require.True(t, done.Resumed)
+	require.Equal(t, 1, done.Erasures.Certificates)
+	require.Equal(t, 1, done.Erasures.Standing+done.Erasures.Replayed)
+	value, err := opens(t, app, b.kek(1).Bytes(), bob)
+	require.NoError(t, err)
+	require.Equal(t, "secret of planted-bob", value)
+	_, err = opens(t, app, b.kek(1).Bytes(), ada)
+	require.Error(t, err)
+	require.Equal(t, 0, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_keys.wrapped_keys where identity_id = $1`, ada.identity))
 }
