@@ -205,7 +205,6 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 		return nil, err
 	}
 	m := r.manifest
-	dataUntil, keysUntil := m.StartedAt.Add(r.KeepData), m.StartedAt.Add(r.KeepKeys)
 	var err error
 	// The whole database, definitions of the keys' tables among them; of the keys the rows alone.
 	m.Data, err = r.upload(ctx, "data", dataKey(m.ID), min(r.KeepData, firstLock), "--exclude-table-data=custody_keys.*", "--no-publications", "--no-subscriptions")
@@ -223,12 +222,12 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 	for _, object := range []struct {
 		*Stored
 		until time.Time
-	}{{&m.Data, dataUntil}, {&m.Keys, keysUntil}} {
+	}{{&m.Data, time.Now().Add(r.KeepData)}, {&m.Keys, m.StartedAt.Add(r.KeepKeys)}} {
 		if err := r.prove(ctx, object.Stored, object.until); err != nil {
 			return nil, err
 		}
 	}
-	result, err := r.putManifest(ctx, dataUntil)
+	result, err := r.putManifest(ctx, time.Now().Add(r.KeepData))
 	if err != nil {
 		return nil, err
 	}
@@ -277,11 +276,14 @@ func (r *run) takeSnapshot(ctx context.Context) error {
 	if err := r.conn.QueryRow(ctx, `select pg_catalog.max(m.version) from custody_data.schema_migrations m`).Scan(&m.SchemaVersion); err != nil {
 		return fmt.Errorf("read the schema's version: %w", err)
 	}
-	// Owners of objects and roles in their grants: what pg_restore will name.
+	// Owners of objects and roles in their grants: what pg_restore will name. What an extension
+	// brought belongs to whoever makes the extension.
 	rows, err := r.conn.Query(ctx, `
 		select distinct pg_catalog.pg_get_userbyid(d.refobjid)::text as role from pg_catalog.pg_shdepend d
 		where d.dbid = (select b.oid from pg_catalog.pg_database b where b.datname = pg_catalog.current_database())
 		  and d.refclassid = 'pg_catalog.pg_authid'::regclass and d.deptype in ('o', 'a', 'r')
+		  and d.classid <> 'pg_catalog.pg_extension'::regclass
+		  and not exists (select from pg_catalog.pg_depend e where e.classid = d.classid and e.objid = d.objid and e.deptype = 'e')
 		order by role`)
 	if err == nil {
 		m.Roles, err = pgx.CollectRows(rows, pgx.RowTo[string])
@@ -421,10 +423,12 @@ func compare(ctx context.Context, s store.Store, object Stored, to io.Writer) er
 	defer stored.Close()
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(sum, to), stored)
-	if err != nil {
+	got := hex.EncodeToString(sum.Sum(nil))
+	// The store's client compares a sum of its own, and speaks first.
+	if err != nil && (n != object.Size || got == object.SHA256) {
 		return err
 	}
-	if got := hex.EncodeToString(sum.Sum(nil)); n != object.Size || got != object.SHA256 {
+	if n != object.Size || got != object.SHA256 {
 		return &Error{Code: exitCheck, What: "object is not the one of the manifest", Object: s.URL() + "/" + object.Key,
 			Do: fmt.Sprintf("it has %d bytes and SHA-256 %s, not %d and %s: take another backup", n, got, object.Size, object.SHA256)}
 	}

@@ -71,8 +71,12 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	d := stacktest.DB(t)
-	b := &bench{T: t, Database: d, env: map[string]string{}, bucket: stacktest.Bucket(t), tmp: filepath.Join(t.TempDir(), "tmp")}
+	return benchOn(t, stacktest.DB(t), stacktest.Bucket(t))
+}
+
+func benchOn(t *testing.T, d *stacktest.Database, bucket string) *bench {
+	t.Helper()
+	b := &bench{T: t, Database: d, env: map[string]string{}, bucket: bucket, tmp: filepath.Join(t.TempDir(), "tmp")}
 	require.NoError(t, os.Mkdir(b.tmp, 0o700))
 	for name, value := range d.Stack.Env() {
 		b.env[name] = value
@@ -397,15 +401,21 @@ func on(method, part string) func(*http.Request) bool {
 	return func(r *http.Request) bool { return r.Method == method && strings.Contains(r.URL.String(), part) }
 }
 
+func databaseOf(s *stack.Stack, name string) *stacktest.Database {
+	d := &stacktest.Database{Name: name, Stack: s, URLs: map[string]string{}}
+	for login := range s.Passwords {
+		d.URLs[login] = s.URL(login, name)
+	}
+	return d
+}
+
 // in is the same store with a database of another cluster.
 func (b *bench) in(t *testing.T, s *stack.Stack, name string) *bench {
 	t.Helper()
 	other := *b
 	other.T, other.env = t, maps.Clone(b.env)
-	other.Database = &stacktest.Database{Name: name, Stack: b.Stack, URLs: map[string]string{}}
-	for login := range s.Passwords {
-		other.URLs[login] = s.URL(login, name)
-	}
+	other.Database = databaseOf(s, name)
+	other.Stack = b.Stack // whose store it is
 	for variable, value := range s.Env() {
 		if strings.HasPrefix(variable, "PG") && !strings.HasPrefix(variable, "PGCUSTODY_") {
 			other.env[variable] = value

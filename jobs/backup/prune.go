@@ -59,6 +59,9 @@ func Prune(ctx context.Context, s store.Store) (Pruned, error) {
 	return done, failures
 }
 
+// slack is for clocks that differ, and for stores that report whole seconds.
+const slack = 5 * time.Second
+
 // lockIsOver tells whether every version was locked and is so no longer. What never
 // was is not ours to delete.
 func lockIsOver(ctx context.Context, s store.Store, versions []store.Info) (bool, error) {
@@ -70,7 +73,7 @@ func lockIsOver(ctx context.Context, s store.Store, versions []store.Info) (bool
 		if err != nil {
 			return false, err
 		}
-		if info.RetainMode == "" || info.RetainUntil.After(time.Now()) {
+		if info.RetainMode == "" || info.RetainUntil.Add(slack).After(time.Now()) {
 			return false, nil
 		}
 	}
