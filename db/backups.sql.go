@@ -8,9 +8,52 @@ package db
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"github.com/google/uuid"
 )
+
+const archiveBranch = `-- name: ArchiveBranch :one
+select
+  (case when count(*) > 1 then (array_agg(left(i.incarnation_id::text, 8) order by i.opened_at desc))[1] else '' end)::text as branch,
+  coalesce(max(i.opened_at), '1970-01-01')::timestamptz as opened_at,
+  coalesce((select max(s.recorded_at) from custody_data.archive_segments s
+    where s.recorded_at < (select max(n.opened_at) from custody_data.incarnations n)), '1970-01-01')::timestamptz as recorded_until
+from custody_data.incarnations i
+`
+
+type ArchiveBranchRow struct {
+	Branch        string
+	OpenedAt      time.Time
+	RecordedUntil time.Time
+}
+
+// branch is empty in the first cluster that the database has lived in, and the beginning of its incarnation's id in
+// those that it was restored into. Between recorded_until and opened_at somebody may have gone on with the
+// database that was backed up.
+func (q *Queries) ArchiveBranch(ctx context.Context, db DBTX) (ArchiveBranchRow, error) {
+	row := db.QueryRow(ctx, archiveBranch)
+	var i ArchiveBranchRow
+	err := row.Scan(&i.Branch, &i.OpenedAt, &i.RecordedUntil)
+	return i, err
+}
+
+const newIncarnation = `-- name: NewIncarnation :one
+insert into custody_data.incarnations (system_identifier, opened_at)
+select c.system_identifier, greatest(clock_timestamp(),
+  (select max(i.opened_at) + interval '1 microsecond' from custody_data.incarnations i),
+  (select max(s.opened_at) + interval '1 microsecond' from custody_data.archive_segments s))
+from pg_catalog.pg_control_system() c
+returning incarnation_id
+`
+
+// As custody.open_incarnation, in the cluster where the database that was backed up has been too.
+func (q *Queries) NewIncarnation(ctx context.Context, db DBTX) (uuid.UUID, error) {
+	row := db.QueryRow(ctx, newIncarnation)
+	var incarnation_id uuid.UUID
+	err := row.Scan(&incarnation_id)
+	return incarnation_id, err
+}
 
 const openIncarnation = `-- name: OpenIncarnation :one
 select (custody.open_incarnation()).incarnation_id::uuid as incarnation_id

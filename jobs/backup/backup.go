@@ -146,6 +146,10 @@ func (r *run) begin(ctx context.Context) error {
 	r.id = uuid.New()
 	return jobs.InContext(ctx, r.Runner, r.scope(), func(tx pgx.Tx) error {
 		queries := db.New()
+		// A restored database is told from this one by its incarnation.
+		if _, err := queries.OpenIncarnation(ctx, tx); err != nil {
+			return err
+		}
 		dead, err := queries.UnfinishedRunsOf(ctx, tx, Job)
 		if err != nil {
 			return err

@@ -502,7 +502,10 @@ func TestBackupEraseRestoreLook(t *testing.T) {
 	})
 	t.Run("the proofs hold, and the jobs go on", func(t *testing.T) {
 		r := b.in(t, s, "restored")
-		r.fails(4, []string{"archive", "verify"}, "2 findings", "is on no record")
+		require.Contains(t, r.ok("archive", "verify"), "1 segments with 5 events verified, 0 findings")
+		r.archived()
+		require.Contains(t, r.ok("archive", "verify"), " 0 findings")
+		require.Equal(t, "restore succeeded", ask[string](t, s.SuperURL("restored"), `select job || ' ' || status from custody_data.job_runs where job = 'restore'`))
 		r.ok("erase", bob.user)
 		again := r.backup()
 		require.NotEqual(t, made.SystemIdentifier, again.SystemIdentifier)
@@ -616,4 +619,25 @@ func TestRestoreKilledAnywhere(t *testing.T) {
 	_, err = opens(t, app, b.kek(1).Bytes(), ada)
 	require.Error(t, err)
 	require.Equal(t, 0, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_keys.wrapped_keys where identity_id = $1`, ada.identity))
+}
+
+// Where somebody restores beside the original, both archive, and neither takes the other's names.
+func TestRestoreIntoTheSameCluster(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.person("planted-ada", 1)
+	b.archived()
+	b.backup()
+	name := b.Name[:min(len(b.Name), 50)] + "_restored"
+	t.Cleanup(func() { require.NoError(t, b.Stack.DropDatabase(context.Background(), name)) })
+	done := decode[backup.Restored](t, b.ok("restore", "--json", "--into", b.Stack.SuperURL(name)))
+	r := b.in(t, b.Stack, name)
+	require.Equal(t, 2, ask[int](t, b.Stack.SuperURL(name), `select count(*) from custody_data.incarnations`))
+	b.archived()
+	r.archived()
+	require.Contains(t, r.ok("archive", "verify"), " 0 findings")
+	keys := ask[string](t, b.Stack.SuperURL(name), `select string_agg(object_key, ' ' order by recorded_at) from custody_data.archive_segments`)
+	require.Contains(t, keys, "-"+done.Incarnation.String()[:8]+".jsonl.zst")
+	// The original sees what it did not write.
+	b.fails(4, []string{"archive", "verify"}, "is on no record")
 }

@@ -64,7 +64,8 @@ type Restored struct {
 	Archive     struct {
 		Segments int   `json:"segments"`
 		Events   int64 `json:"events"`
-		// Newer are objects that were archived after the snapshot.
+		// Newer are objects that were archived after the snapshot, by the database that
+		// this one was restored from.
 		Newer int `json:"newer"`
 	} `json:"archive"`
 	// Findings are what custody_check.findings says of the new database.
@@ -88,6 +89,8 @@ type restore struct {
 	listed *Listed
 	pool   *pgxpool.Pool
 	result *Restored
+
+	started time.Time
 }
 
 // Restore brings a backup back into a database that is empty, and lets nobody in
@@ -98,7 +101,7 @@ func Restore(ctx context.Context, config RestoreConfig) (_ *Restored, err error)
 	if err != nil {
 		return nil, err
 	}
-	r := &restore{RestoreConfig: &config}
+	r := &restore{RestoreConfig: &config, started: time.Now()}
 	if r.listed, err = find(ctx, config.Store, config.Backup); err != nil {
 		return nil, err
 	}
@@ -301,7 +304,12 @@ func (r *restore) finish(ctx context.Context) (err error) {
 
 	r.step("open incarnation")
 	if err := jobs.InContext(ctx, r.pool, r.scope(jobs.SystemTenant), func(tx pgx.Tx) (err error) {
-		r.result.Incarnation, err = db.New().OpenIncarnation(ctx, tx)
+		queries := db.New()
+		if r.result.Incarnation, err = queries.OpenIncarnation(ctx, tx); err != nil || r.system != r.listed.SystemIdentifier {
+			return err
+		}
+		// Beside the database that was backed up, or in its place: not the same one.
+		r.result.Incarnation, err = queries.NewIncarnation(ctx, tx)
 		return err
 	}); err != nil {
 		return fmt.Errorf("open incarnation: %w", err)
@@ -317,6 +325,9 @@ func (r *restore) finish(ctx context.Context) (err error) {
 	if err := r.pool.QueryRow(ctx, `
 		select array(select pg_catalog.concat_ws(' ', f.id, f.object, f.detail) from custody_check.findings f order by 1)`).Scan(&r.result.Findings); err != nil {
 		return fmt.Errorf("look at guards: %w", err)
+	}
+	if err := r.record(ctx); err != nil {
+		return err
 	}
 	r.step("open database")
 	if err := r.open(ctx, r.listed.ID); err != nil {
@@ -524,26 +535,41 @@ func (r *restore) verifyArchive(ctx context.Context) error {
 		return err
 	}
 	for _, c := range checks {
-		if c.Segment != "" {
+		switch {
+		case c.Finding != "":
+			return &Error{Code: exitCheck, What: "the database stays closed: the archive does not hold", Object: c.Object + ": " + c.Finding,
+				Do: "find out who changed it; to open the database all the same: grant connect on it to the group roles"}
+		case c.Segment == "":
+			r.result.Archive.Newer++
+		default:
 			r.result.Archive.Segments++
 			r.result.Archive.Events += c.Events
 		}
-		if c.Finding == "" {
-			continue
+	}
+	return nil
+}
+
+// record leaves a run in the new database that says what was done.
+func (r *restore) record(ctx context.Context) error {
+	counts, err := json.Marshal(map[string]int{
+		"certificates": r.result.Erasures.Certificates, "replayed": r.result.Erasures.Replayed, "standing": r.result.Erasures.Standing,
+		"unknown": r.result.Erasures.Unknown, "exports_deleted": r.result.Erasures.Exports,
+		"segments_verified": r.result.Archive.Segments, "newer_objects": r.result.Archive.Newer,
+		"seconds": int(time.Since(r.started).Seconds()),
+	})
+	if err != nil {
+		return err
+	}
+	err = jobs.InContext(ctx, r.pool, r.scope(jobs.SystemTenant), func(tx pgx.Tx) error {
+		queries := db.New()
+		id, err := queries.StartRun(ctx, tx, db.StartRunParams{Job: "restore"})
+		if err != nil {
+			return err
 		}
-		if c.Segment == "" {
-			info, err := r.Store.Head(ctx, c.Object, "")
-			if err != nil {
-				return err
-			}
-			// Clocks differ by minutes at most.
-			if info.Modified.After(r.listed.SnapshotAt.Add(-15 * time.Minute)) {
-				r.result.Archive.Newer++
-				continue
-			}
-		}
-		return &Error{Code: exitCheck, What: "the database stays closed: the archive does not hold", Object: c.Object + ": " + c.Finding,
-			Do: "find out who changed it; to open the database all the same: grant connect on it to the group roles"}
+		return queries.FinishRun(ctx, tx, db.FinishRunParams{RunID: id, Status: "succeeded", Counts: counts, Bytes: r.listed.Data.Size + r.listed.Keys.Size})
+	})
+	if err != nil {
+		return fmt.Errorf("record the restore: %w", err)
 	}
 	return nil
 }

@@ -25,6 +25,7 @@ type target struct {
 	server *server
 	conn   *pgx.Conn
 	super  bool
+	system string // identifier of the cluster
 }
 
 // mark is what the comment of the database says while it is being restored: it tells
@@ -60,13 +61,12 @@ func openTarget(ctx context.Context, server *server) (_ *target, err error) {
 		}
 	}()
 	var alone, mayCreate, owner, recovering bool
-	var major int
 	if err := conn.QueryRow(ctx, `
 		select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgcustody.restore', 0)), r.rolsuper, r.rolcreaterole,
-		  pg_catalog.pg_has_role(d.datdba, 'usage'), pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('server_version_num')::int / 10000
+		  pg_catalog.pg_has_role(d.datdba, 'usage'), pg_catalog.pg_is_in_recovery(), (select c.system_identifier::text from pg_catalog.pg_control_system() c)
 		from pg_catalog.pg_roles r, pg_catalog.pg_database d
 		where r.rolname = session_user and d.datname = pg_catalog.current_database()`).
-		Scan(&alone, &t.super, &mayCreate, &owner, &recovering, &major); err != nil {
+		Scan(&alone, &t.super, &mayCreate, &owner, &recovering, &t.system); err != nil {
 		return nil, err
 	}
 	switch {
