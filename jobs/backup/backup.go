@@ -336,6 +336,7 @@ func binary() string {
 // pg_dump reaches the store as an error of the stream, which it gives up then:
 // half a dump never becomes an object.
 func (r *run) upload(ctx context.Context, what, key string, lock time.Duration, args ...string) (Stored, error) {
+	callers := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd, said, err := r.server.program(ctx, "pg_dump", append([]string{
@@ -378,7 +379,11 @@ func (r *run) upload(ctx context.Context, what, key string, lock time.Duration, 
 	}()
 	put, err := r.Store.Put(ctx, key, reader, store.PutOptions{RetainUntil: time.Now().Add(lock), IfNoneMatch: true})
 	_ = reader.CloseWithError(errGivenUp)
-	if failed := <-dumped; failed != nil && !errors.Is(failed, errGivenUp) {
+	failed := <-dumped
+	if callers.Err() != nil {
+		return Stored{}, callers.Err() // which is what killed pg_dump
+	}
+	if failed != nil && !errors.Is(failed, errGivenUp) {
 		return Stored{}, fmt.Errorf("dump %s: %w", what, failed)
 	}
 	if err != nil {

@@ -369,6 +369,12 @@ func newGate(t *testing.T, endpoint string, nth int, match func(*http.Request) b
 // called then, and kills it.
 func (b *bench) killed(nth int, match func(*http.Request) bool, look func(), args ...string) {
 	b.Helper()
+	_, out := b.stopped(os.Kill, nth, match, look, args...)
+	require.Empty(b, out)
+}
+
+func (b *bench) stopped(signal os.Signal, nth int, match func(*http.Request) bool, look func(), args ...string) (code int, output string) {
+	b.Helper()
 	g := newGate(b.T, b.Stack.Endpoint(), nth, match)
 	cmd, out, said := b.start(map[string]string{"AWS_ENDPOINT_URL_S3": g.URL}, args...)
 	ended := make(chan struct{})
@@ -376,16 +382,16 @@ func (b *bench) killed(nth int, match func(*http.Request) bool, look func(), arg
 	select {
 	case <-g.reached:
 	case <-ended:
-		require.FailNow(b, "it ended before it could be killed", "%s%s", out, said)
+		require.FailNow(b, "it ended before it could be stopped", "%s%s", out, said)
 	case <-time.After(5 * time.Minute):
 		require.FailNow(b, "it never came that far")
 	}
 	if look != nil {
 		look()
 	}
-	require.NoError(b, cmd.Process.Kill())
+	require.NoError(b, cmd.Process.Signal(signal))
 	<-ended
-	require.Empty(b, out.String())
+	return cmd.ProcessState.ExitCode(), out.String() + said.String()
 }
 
 // nobodyLeft waits until the server knows that a process which was killed is gone, and
@@ -563,8 +569,16 @@ func TestBackupKilledAnywhere(t *testing.T) {
 		require.True(t, entry.HasData && entry.HasKeys, entry.ID)
 	}
 
-	done := b.backup()
-	require.NotEmpty(t, done.ID)
+	b.backup()
+
+	t.Run("an interrupt is no kill", func(t *testing.T) {
+		code, said := b.stopped(os.Interrupt, 1, on("PUT", "partNumber=2"), nil, "backup")
+		require.Equal(t, 1, code, said)
+		require.Contains(t, said, "interrupted")
+		nobodyLeft(t, b.Stack, b.Name)
+		require.Equal(t, "failed backup: interrupted", ask[string](t, b.Stack.SuperURL(b.Name),
+			`select status || ' ' || error from custody_data.job_runs where job = 'backup' order by started_at desc limit 1`))
+	})
 	require.Len(t, b.list(), complete+1)
 	require.Zero(t, b.uploads(), "unfinished uploads are gone")
 	require.Equal(t, 0, ask[int](t, b.Stack.SuperURL(b.Name), `select count(*) from custody_data.job_runs where job = 'backup' and status = 'running'`))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -292,6 +293,41 @@ func TestErasuresKeepTheDatabaseClosed(t *testing.T) {
 	require.Equal(t, 0, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_data.user_profiles where identity_id = $1`, ada.identity))
 	require.Equal(t, 0, ask[int](t, s.SuperURL("restored"), `select count(*) from pg_catalog.pg_auth_members m where m.roleid = 'custody_privacy'::regrole and m.member = 'custody_migrator'::regrole`), "a right for the restore alone")
 	require.Equal(t, 1, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_data.legal_holds where release_reason = 'the case is over'`))
+}
+
+func TestRestoreWithPgaudit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	text, err := fs.ReadFile(sql.Files(), "pgaudit.sql")
+	require.NoError(t, err)
+	do(t, b.Stack.SuperURL(b.Name), "set search_path = public", string(text))
+	b.backup()
+
+	s := cluster(t)
+	require.NoError(t, s.CreateDatabase(t.Context(), "restored", ""))
+	b.fails(3, []string{"restore", "--into", s.URL(stack.MigratorLogin, "restored")}, "custody_pgaudit", "nothing was changed")
+	do(t, s.SuperURL("postgres"), "create role custody_pgaudit nologin")
+	b.fails(3, []string{"restore", "--into", s.URL(stack.MigratorLogin, "restored")}, "pgaudit", "superuser", "nothing was changed")
+	b.ok("restore", "--into", s.SuperURL("restored"))
+	require.Equal(t, "custody_pgaudit", ask[string](t, s.SuperURL("restored"), `select current_setting('pgaudit.role')`), "its settings are a database's, and no part of a dump")
+}
+
+// A database whose restore was not ended, and that somebody opened by hand, is somebody's.
+func TestRestoreLeavesAloneWhatWasOpenedByHand(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.person("planted-ada", 1)
+	b.backup()
+	s := cluster(t)
+	require.NoError(t, s.CreateDatabase(t.Context(), "restored", ""))
+	into := s.URL(stack.MigratorLogin, "restored")
+	b.killed(3, on("GET", "data.dump.age"), nil, "restore", "--into", into)
+	nobodyLeft(t, s, "restored")
+	do(t, s.SuperURL("restored"), "grant connect on database restored to custody_readwrite")
+	b.fails(3, []string{"restore", "--into", into}, "opened by hand", "nothing was changed")
+	require.Equal(t, 1, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_data.user_profiles`))
+	do(t, s.SuperURL("restored"), "revoke connect on database restored from custody_readwrite")
+	b.ok("restore", "--into", into)
 }
 
 // TestBaseBackup: a physical backup cannot leave keys out. What is in an old one is

@@ -260,6 +260,7 @@ func (r *restore) load(ctx context.Context, unfinished *mark) error {
 
 // pgRestore feeds an object of the backup to pg_restore.
 func (r *restore) pgRestore(ctx context.Context, object Stored, args ...string) error {
+	callers := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cmd, said, err := r.server.program(ctx, "pg_restore", append([]string{"--format=custom", "--exit-on-error"}, args...)...)
@@ -279,6 +280,9 @@ func (r *restore) pgRestore(ctx context.Context, object Stored, args ...string) 
 	}
 	_ = stdin.Close()
 	ended := cmd.Wait()
+	if callers.Err() != nil {
+		return callers.Err()
+	}
 	if failed != nil {
 		return failed
 	}
@@ -538,7 +542,7 @@ func (r *restore) verifyArchive(ctx context.Context) error {
 		switch {
 		case c.Finding != "":
 			return &Error{Code: exitCheck, What: "the database stays closed: the archive does not hold", Object: c.Object + ": " + c.Finding,
-				Do: "find out who changed it; to open the database all the same: grant connect on it to the group roles"}
+				Do: "find out who changed it; to open the database all the same, grant connect on it to the group roles"}
 		case c.Segment == "":
 			r.result.Archive.Newer++
 		default:

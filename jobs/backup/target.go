@@ -166,6 +166,7 @@ func contains(list []string, text string) bool {
 func (t *target) state(ctx context.Context) (*mark, error) {
 	var comment *string
 	var content []string
+	var opened bool
 	if err := t.conn.QueryRow(ctx, `
 		select pg_catalog.shobj_description(d.oid, 'pg_database'),
 		  array(
@@ -177,13 +178,21 @@ func (t *target) state(ctx context.Context) (*mark, error) {
 		    select c.oid::regclass::text from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace where n.nspname = 'public'
 		    union all
 		    select p.oid::regprocedure::text from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace where n.nspname = 'public'
-		    order by 1 limit 5)
-		from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()`).Scan(&comment, &content); err != nil {
+		    order by 1 limit 5),
+		  exists (
+		    select from pg_catalog.aclexplode(coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a
+		    where a.privilege_type = 'CONNECT' and a.grantee <> d.datdba)
+		from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()`).Scan(&comment, &content, &opened); err != nil {
 		return nil, err
 	}
 	if comment != nil {
 		m := new(mark)
 		if json.Unmarshal([]byte(*comment), m) == nil && m.Restore != "" && (m.Phase == phaseLoading || m.Phase == phaseLoaded) {
+			// Closing and marking are one transaction.
+			if opened {
+				return nil, &Error{Code: exitRefused, What: "database " + t.server.config.Database + " was opened by hand while it was being restored", Object: "somebody may work in it",
+					Do: "nothing was changed; give another name, or drop it"}
+			}
 			return m, nil
 		}
 	}
