@@ -235,7 +235,6 @@ func (s *Stack) Env() map[string]string {
 		"PGSSLROOTCERT": s.RootCert(),
 
 		"PGCUSTODY_MIGRATE_URL":   s.URL(MigratorLogin, Database),
-		"PGCUSTODY_BACKUP_URL":    s.URL("custody_dump", Database),
 		"PGCUSTODY_STORE":         "s3://" + s.Bucket,
 		"PGCUSTODY_PRIVATE_STACK": s.ID,
 		"PGCUSTODY_WEBHOOK_KEY":   s.WebhookKey,
@@ -254,6 +253,7 @@ func (s *Stack) Env() map[string]string {
 			env[l.Variable] = s.URL(l.Name, Database)
 		}
 	}
+	env["PGCUSTODY_BACKUP_URL"] = env["DEVSTACK_DUMP_URL"]
 	return env
 }
 
