@@ -39,7 +39,12 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		if programDir != "" {
+			_ = os.RemoveAll(programDir)
+		}
+		os.Exit(code)
+	}))
 }
 
 const tenant = "acme"
@@ -50,6 +55,7 @@ var program = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	programDir = dir
 	path := filepath.Join(dir, "pgcustody")
 	out, err := exec.Command("go", "build", "-o", path, "pgcustody/cmd/pgcustody").CombinedOutput()
 	if err != nil {
@@ -57,6 +63,8 @@ var program = sync.OnceValues(func() (string, error) {
 	}
 	return path, nil
 })
+
+var programDir string
 
 // bench is a database with people in it, a bucket, and keys for both.
 type bench struct {

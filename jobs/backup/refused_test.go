@@ -93,6 +93,22 @@ func TestBackupRefuses(t *testing.T) {
 		require.Equal(t, "backup: *exec.ExitError", ask[string](t, b.Stack.SuperURL(b.Name),
 			`select error from custody_data.job_runs where job = 'backup' order by started_at desc limit 1`))
 	})
+	t.Run("rows that the login would not see", func(t *testing.T) {
+		do(t, b.Stack.SuperURL(b.Name), "create table public.private (a int)", "insert into public.private values (1)", "grant select on public.private to custody_backup",
+			"alter table public.private enable row level security")
+		for _, policy := range []string{
+			"create policy others on public.private for select to custody_readonly using (true)",
+			"create policy a_few on public.private for select to custody_backup using (a > 1)",
+			"create policy writing on public.private for insert to custody_backup with check (true)",
+		} {
+			do(t, b.Stack.SuperURL(b.Name), policy)
+			b.fails(5, []string{"backup"}, "row-level security", "public.private", "using (true)")
+		}
+		do(t, b.Stack.SuperURL(b.Name), "create policy all_rows on public.private for select to custody_backup using (true)",
+			"create policy never on public.private as restrictive using (a > 1)")
+		b.fails(5, []string{"backup"}, "row-level security", "public.private")
+		do(t, b.Stack.SuperURL(b.Name), "drop table public.private")
+	})
 	t.Run("while another one is at it", func(t *testing.T) {
 		b.killed(1, on("PUT", "data.dump.age"), func() { b.fails(3, []string{"backup"}, "another backup") }, "backup")
 	})
@@ -235,15 +251,19 @@ func TestKeysHaveAShortLifeOfTheirOwn(t *testing.T) {
 	t.Run("and so have the data, all but the newest", func(t *testing.T) {
 		b := newBench(t)
 		b.backup("--keep", "1s", "--keep-keys", "1s")
-		b.backup("--keep", "1s", "--keep-keys", "1s")
-		var pruned backup.Pruned
+		// What never became a backup.
+		b.killed(1, on("PUT", "manifest.json"), nil, "backup", "--keep", "1s", "--keep-keys", "1s")
+		nobodyLeft(t, b.Stack, b.Name)
+		last := b.backup("--keep", "1s", "--keep-keys", "1s")
 		require.EventuallyWithT(t, func(c *assert.CollectT) {
-			now := decode[backup.Pruned](t, b.ok("backup", "prune", "--json"))
-			pruned.Data, pruned.Keys = pruned.Data+now.Data, pruned.Keys+now.Keys
+			b.ok("backup", "prune")
 			left := b.list()
 			if assert.Len(c, left, 1) {
 				assert.True(c, left[0].HasData)
 				assert.False(c, left[0].HasKeys)
+			}
+			for name := range b.objects() {
+				assert.False(c, strings.HasPrefix(name, backup.KeysPrefix) || strings.HasPrefix(name, backup.DataPrefix) && !strings.Contains(name, last.ID), name)
 			}
 		}, 2*time.Minute, time.Second)
 	})
