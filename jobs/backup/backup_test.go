@@ -481,6 +481,7 @@ func TestBackupEraseRestoreLook(t *testing.T) {
 	b.ok("erase", fresh.user)
 	_, err := opens(t, b.URLs["custody_app"], b.kek(1).Bytes(), ada)
 	require.Error(t, err)
+	b.ok("keys", "rotate")
 
 	s := cluster(t)
 	require.NoError(t, s.CreateDatabase(t.Context(), "restored", ""))
@@ -511,6 +512,14 @@ func TestBackupEraseRestoreLook(t *testing.T) {
 	})
 	t.Run("the others are there", func(t *testing.T) {
 		value, err := opens(t, app, b.kek(1).Bytes(), bob)
+		require.NoError(t, err)
+		require.Equal(t, "secret of planted-bob", value)
+	})
+	t.Run("under the key of the time of the backup, until it is rotated", func(t *testing.T) {
+		_, err := opens(t, app, b.kek(2).Bytes(), bob)
+		require.Equal(t, "PC034", state(err))
+		b.in(t, s, "restored").ok("keys", "rotate")
+		value, err := opens(t, app, b.kek(2).Bytes(), bob)
 		require.NoError(t, err)
 		require.Equal(t, "secret of planted-bob", value)
 	})

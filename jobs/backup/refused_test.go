@@ -56,6 +56,7 @@ func TestBackupRefuses(t *testing.T) {
 		{"no TLS", 2, with("sslmode=verify-full", "sslmode=disable"), []string{"TLS is required"}},
 		{"TLS if it pleases", 2, with("sslmode=verify-full", "sslmode=prefer"), []string{"TLS is required"}},
 		{"another form of address", 2, []string{"backup", "--backup-url", "host=localhost password=" + password}, []string{"--backup-url"}},
+		{"a secret in the address", 2, with("sslmode=", "sslpassword=hidden&sslmode="), []string{"sslpassword"}},
 		{"a login without the right", 5, []string{"backup", "--backup-url", b.URLs["custody_app"]}, []string{"custody_backup", "custody_app"}},
 		{"no such database", 6, with(b.Name, "nowhere"), []string{"nowhere"}},
 		{"an identity for a recipient", 2, []string{"backup", "--recipient", secret}, []string{"secret"}},
@@ -220,7 +221,7 @@ func TestKeysHaveAShortLifeOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	ada := b.person("planted-ada", 1)
-	first := b.backup("--keep", "1h", "--keep-keys", "1s")
+	first := b.backup("--keep", "1h", "--keep-keys", "15s")
 	// Hidden is not gone.
 	_, err := b.Stack.S3().DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &b.bucket, Key: &first.Keys.Key})
 	require.NoError(t, err)
@@ -228,7 +229,7 @@ func TestKeysHaveAShortLifeOfTheirOwn(t *testing.T) {
 	require.EventuallyWithT(t, func(c *assert.CollectT) {
 		second = b.backup()
 		assert.Equal(c, 1, second.Pruned.Keys)
-	}, 2*time.Minute, time.Second)
+	}, 3*time.Minute, time.Second)
 	require.Zero(t, second.Pruned.Data)
 	for name := range b.objects() {
 		require.NotContains(t, name, first.Keys.Key)
@@ -250,11 +251,11 @@ func TestKeysHaveAShortLifeOfTheirOwn(t *testing.T) {
 
 	t.Run("and so have the data, all but the newest", func(t *testing.T) {
 		b := newBench(t)
-		b.backup("--keep", "1s", "--keep-keys", "1s")
+		b.backup("--keep", "15s", "--keep-keys", "15s")
 		// What never became a backup.
-		b.killed(1, on("PUT", "manifest.json"), nil, "backup", "--keep", "1s", "--keep-keys", "1s")
+		b.killed(1, on("PUT", "manifest.json"), nil, "backup", "--keep", "15s", "--keep-keys", "15s")
 		nobodyLeft(t, b.Stack, b.Name)
-		last := b.backup("--keep", "1s", "--keep-keys", "1s")
+		last := b.backup("--keep", "15s", "--keep-keys", "15s")
 		require.EventuallyWithT(t, func(c *assert.CollectT) {
 			b.ok("backup", "prune")
 			left := b.list()
@@ -265,7 +266,7 @@ func TestKeysHaveAShortLifeOfTheirOwn(t *testing.T) {
 			for name := range b.objects() {
 				assert.False(c, strings.HasPrefix(name, backup.KeysPrefix) || strings.HasPrefix(name, backup.DataPrefix) && !strings.Contains(name, last.ID), name)
 			}
-		}, 2*time.Minute, time.Second)
+		}, 3*time.Minute, time.Second)
 	})
 }
 

@@ -66,8 +66,15 @@ func parseServer(field, address, bin string) (*server, error) {
 		return nil, wrong("the address names no database")
 	}
 
+	if query.Has("sslpassword") {
+		return nil, wrong("sslpassword would be seen by everybody on this machine: give a key without one, that only its owner may read")
+	}
+
 	u.User = url.User(config.User)
 	query.Del("password")
+	if mode != "" {
+		query.Set("sslmode", mode) // a service file must not say otherwise
+	}
 	for name := range query {
 		if strings.HasPrefix(name, "pool_") {
 			query.Del(name)
