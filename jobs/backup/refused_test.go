@@ -276,10 +276,19 @@ func TestErasuresKeepTheDatabaseClosed(t *testing.T) {
 	ada := b.person("planted-ada", 1)
 	b.person("planted-bob", 1)
 	b.ok("hold", "place", "--user", ada.user, "--reference", "case 1", "--reason", "claim")
+	var export string
+	require.NoError(t, inContext(t, b.URLs["custody_dpo"], nil, func(tx pgx.Tx) error {
+		return tx.QueryRow(t.Context(), "select custody.request_export($1)::text", ada.user).Scan(&export)
+	}))
 	b.backup()
 	hold := ask[string](t, b.Stack.SuperURL(b.Name), `select hold_id::text from custody_data.legal_holds`)
 	b.ok("hold", "release", hold, "--reason", "over")
 	b.ok("erase", ada.user)
+
+	// As if the erasure had been cut off before it came to the person's exports.
+	document := "exports/acme/" + export + ".json"
+	_, err := b.Stack.S3().PutObject(t.Context(), &s3.PutObjectInput{Bucket: &b.bucket, Key: &document, Body: strings.NewReader("{}")})
+	require.NoError(t, err)
 
 	s := cluster(t)
 	require.NoError(t, s.CreateDatabase(t.Context(), "restored", ""))
@@ -291,7 +300,7 @@ func TestErasuresKeepTheDatabaseClosed(t *testing.T) {
 	}
 	client := b.Stack.S3()
 	junk := "erasure-certificates/acme/00000000-0000-4000-8000-000000000000.json"
-	_, err := client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &b.bucket, Key: &junk, Body: strings.NewReader("{}")})
+	_, err = client.PutObject(t.Context(), &s3.PutObjectInput{Bucket: &b.bucket, Key: &junk, Body: strings.NewReader("{}")})
 	require.NoError(t, err)
 	b.fails(4, []string{"restore", "--into", into}, "stays closed", "not under lock", junk)
 	closed()
@@ -311,6 +320,10 @@ func TestErasuresKeepTheDatabaseClosed(t *testing.T) {
 	done := decode[backup.Restored](t, b.ok("restore", "--json", "--into", into, "--skip-certificate", junk, "--release-holds-reason", "the case is over"))
 	require.True(t, done.Resumed)
 	require.Equal(t, 1, done.Erasures.Replayed)
+	require.Equal(t, 1, done.Erasures.Exports)
+	for name := range b.objects() {
+		require.NotContains(t, name, document)
+	}
 	require.Equal(t, 0, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_data.user_profiles where identity_id = $1`, ada.identity))
 	require.Equal(t, 0, ask[int](t, s.SuperURL("restored"), `select count(*) from pg_catalog.pg_auth_members m where m.roleid = 'custody_privacy'::regrole and m.member = 'custody_migrator'::regrole`), "a right for the restore alone")
 	require.Equal(t, 1, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_data.legal_holds where release_reason = 'the case is over'`))
@@ -331,6 +344,27 @@ func TestRestoreWithPgaudit(t *testing.T) {
 	b.fails(3, []string{"restore", "--into", s.URL(stack.MigratorLogin, "restored")}, "pgaudit", "superuser", "nothing was changed")
 	b.ok("restore", "--into", s.SuperURL("restored"))
 	require.Equal(t, "custody_pgaudit", ask[string](t, s.SuperURL("restored"), `select current_setting('pgaudit.role')`), "its settings are a database's, and no part of a dump")
+}
+
+// A hold on everything is no matter of one person's erasure: it is released where it stands.
+func TestHoldOnTheTenantKeepsTheDatabaseClosed(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	ada := b.person("planted-ada", 1)
+	b.ok("hold", "place", "--all", "--reference", "case 1", "--reason", "claim")
+	b.backup()
+	hold := ask[string](t, b.Stack.SuperURL(b.Name), `select hold_id::text from custody_data.legal_holds`)
+	b.ok("hold", "release", hold, "--reason", "over")
+	b.ok("erase", ada.user)
+
+	s := cluster(t)
+	require.NoError(t, s.CreateDatabase(t.Context(), "restored", ""))
+	restore := []string{"restore", "--into", s.URL(stack.MigratorLogin, "restored"), "--release-holds-reason", "over"}
+	b.fails(4, restore, "stays closed", "hold on the whole tenant", "custody.release_hold")
+	do(t, s.SuperURL("restored"), "begin", "set local role custody_privacy", "select custody.set_context('acme', 'officer')",
+		"select custody.release_hold('"+hold+"', 'over')", "commit")
+	b.ok(restore...)
+	require.Equal(t, 0, ask[int](t, s.SuperURL("restored"), `select count(*) from custody_data.user_profiles`))
 }
 
 // A database whose restore was not ended, and that somebody opened by hand, is somebody's.
