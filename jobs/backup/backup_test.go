@@ -290,6 +290,13 @@ func bareCluster(t *testing.T) *stack.Stack {
 // archived puts events of a day that is over into the archive.
 func (b *bench) archived() {
 	b.Helper()
+	events := func() (n int64) {
+		for _, segment := range decode[[]struct{ Events int64 }](b.T, b.ok("archive", "list", "--json")) {
+			n += segment.Events
+		}
+		return n
+	}
+	before := events()
 	day := time.Now().UTC().AddDate(0, 0, -3).Format(time.RFC3339)
 	require.NoError(b, inContext(b.T, b.URLs["custody_runner"], nil, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(b.Context(), "select custody.ensure_audit_partitions($1::timestamptz, $1::timestamptz)", day); err != nil {
@@ -303,8 +310,8 @@ func (b *bench) archived() {
 	// A transaction of another test may be open in the cluster, and puts it off.
 	require.EventuallyWithT(b, func(c *assert.CollectT) {
 		b.ok("archive", "run")
-		assert.NotEmpty(c, decode[[]any](b.T, b.ok("archive", "list", "--json")))
-	}, 2*time.Minute, 200*time.Millisecond)
+		assert.Equal(c, before+5, events())
+	}, 3*time.Minute, 200*time.Millisecond)
 }
 
 // objects returns what the bucket has, every version, by key and version.
