@@ -121,15 +121,18 @@ func Run(ctx context.Context, config Config) (*Result, error) {
 
 // alone keeps a second backup of this database out, and looks at what the login may do.
 func (r *run) alone(ctx context.Context) error {
-	var alone, member bool
+	var member bool
 	err := r.conn.QueryRow(ctx, `
-		select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgcustody.backup', 0)),
-		  exists (select from pg_catalog.pg_roles r where r.rolname = 'custody_backup' and pg_catalog.pg_has_role(r.oid, 'member'))`).Scan(&alone, &member)
-	switch {
+		select exists (select from pg_catalog.pg_roles r where r.rolname = 'custody_backup' and pg_catalog.pg_has_role(r.oid, 'member'))`).Scan(&member)
+	if err != nil {
+		return err
+	}
+	if !member {
+		return &Error{Code: exitPermission, What: "login " + r.server.config.User + " is no member of custody_backup", Do: "grant custody_backup to it, or name another login in --backup-url"}
+	}
+	switch alone, err := onlyOne(ctx, r.conn, "pgcustody.backup"); {
 	case err != nil:
 		return err
-	case !member:
-		return &Error{Code: exitPermission, What: "login " + r.server.config.User + " is no member of custody_backup", Do: "grant custody_backup to it, or name another login in --backup-url"}
 	case !alone:
 		return &Error{Code: exitRefused, What: "another backup of this database is being made", Do: "let it end"}
 	}

@@ -211,10 +211,10 @@ type person struct {
 	sealed   []byte
 }
 
-func (b *bench) person(user string, kekVersion int) (p person) {
+func (b *bench) person(user string) (p person) {
 	b.Helper()
 	p.user = user
-	require.NoError(b, inContext(b.T, b.URLs["custody_app"], b.kek(kekVersion).Bytes(), func(tx pgx.Tx) error {
+	require.NoError(b, inContext(b.T, b.URLs["custody_app"], b.kek(1).Bytes(), func(tx pgx.Tx) error {
 		if _, err := tx.Exec(b.Context(), `
 			select custody.put_profile($1, '{"full_name": "Planted Person"}'), custody.put_preferences($1, '{"colour": "planted-preference"}'),
 			  custody.record_consent($1, 'newsletter', true, '1'), custody.save_conversation($1, 'c1', '[{"role": "user", "text": "planted-message"}]'),
@@ -455,7 +455,7 @@ func (b *bench) in(t *testing.T, s *stack.Stack, name string) *bench {
 func TestBackupEraseRestoreLook(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	ada, bob := b.person("planted-ada", 1), b.person("planted-bob", 1)
+	ada, bob := b.person("planted-ada"), b.person("planted-bob")
 	b.archived()
 	made := b.backup()
 	require.Equal(t, []backup.TenantKEKs{{Tenant: tenant, Valid: []int{1}}}, made.KEKs)
@@ -490,7 +490,7 @@ func TestBackupEraseRestoreLook(t *testing.T) {
 	// What the backup knows nothing of.
 	b.archived()
 	b.ok("erase", ada.user)
-	fresh := b.person("cyd", 1)
+	fresh := b.person("cyd")
 	b.ok("erase", fresh.user)
 	_, err := opens(t, b.URLs["custody_app"], b.kek(1).Bytes(), ada)
 	require.Error(t, err)
@@ -554,7 +554,7 @@ func TestBackupEraseRestoreLook(t *testing.T) {
 func TestBackupKilledAnywhere(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.person("planted-ada", 1)
+	b.person("planted-ada")
 	// More than a part, and nothing that could be made smaller.
 	do(t, b.Stack.SuperURL(b.Name),
 		`create table public.bulk as select pg_catalog.string_agg(pg_catalog.sha256(n::text::bytea), '')::bytea as body from pg_catalog.generate_series(1, 600000) n`,
@@ -618,7 +618,7 @@ func TestBackupKilledAnywhere(t *testing.T) {
 func TestRestoreKilledAnywhere(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	ada, bob := b.person("planted-ada", 1), b.person("planted-bob", 1)
+	ada, bob := b.person("planted-ada"), b.person("planted-bob")
 	b.archived()
 	b.backup()
 	b.ok("erase", ada.user)
@@ -669,7 +669,7 @@ func TestRestoreKilledAnywhere(t *testing.T) {
 func TestRestoreIntoTheSameCluster(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.person("planted-ada", 1)
+	b.person("planted-ada")
 	b.archived()
 	b.backup()
 	name := b.Name[:min(len(b.Name), 50)] + "_restored"

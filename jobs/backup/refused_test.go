@@ -123,7 +123,7 @@ func TestBackupRefuses(t *testing.T) {
 func TestRestoreRefuses(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.person("planted-ada", 1)
+	b.person("planted-ada")
 	role := "reporting_" + strings.ToLower(rand.Text()[:8])
 	do(t, b.Stack.SuperURL(b.Name), "create role "+role)
 	t.Cleanup(func() {
@@ -220,7 +220,7 @@ func TestRestoreRefuses(t *testing.T) {
 func TestKeysHaveAShortLifeOfTheirOwn(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	ada := b.person("planted-ada", 1)
+	ada := b.person("planted-ada")
 	first := b.backup("--keep", "1h", "--keep-keys", "15s")
 	// Hidden is not gone.
 	_, err := b.Stack.S3().DeleteObject(t.Context(), &s3.DeleteObjectInput{Bucket: &b.bucket, Key: &first.Keys.Key})
@@ -273,8 +273,8 @@ func TestKeysHaveAShortLifeOfTheirOwn(t *testing.T) {
 func TestErasuresKeepTheDatabaseClosed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	ada := b.person("planted-ada", 1)
-	b.person("planted-bob", 1)
+	ada := b.person("planted-ada")
+	b.person("planted-bob")
 	b.ok("hold", "place", "--user", ada.user, "--reference", "case 1", "--reason", "claim")
 	var export string
 	require.NoError(t, inContext(t, b.URLs["custody_dpo"], nil, func(tx pgx.Tx) error {
@@ -350,7 +350,7 @@ func TestRestoreWithPgaudit(t *testing.T) {
 func TestHoldOnTheTenantKeepsTheDatabaseClosed(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	ada := b.person("planted-ada", 1)
+	ada := b.person("planted-ada")
 	b.ok("hold", "place", "--all", "--reference", "case 1", "--reason", "claim")
 	b.backup()
 	hold := ask[string](t, b.Stack.SuperURL(b.Name), `select hold_id::text from custody_data.legal_holds`)
@@ -371,7 +371,7 @@ func TestHoldOnTheTenantKeepsTheDatabaseClosed(t *testing.T) {
 func TestRestoreLeavesAloneWhatWasOpenedByHand(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
-	b.person("planted-ada", 1)
+	b.person("planted-ada")
 	b.backup()
 	s := cluster(t)
 	require.NoError(t, s.CreateDatabase(t.Context(), "restored", ""))
@@ -395,7 +395,7 @@ func TestBaseBackup(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, s.PutLogins(t.Context(), stack.Database))
 	b := benchOn(t, databaseOf(s, stack.Database), s.Bucket)
-	ada, bob := b.person("planted-ada", 1), b.person("planted-bob", 1)
+	ada, bob := b.person("planted-ada"), b.person("planted-bob")
 
 	dir := physicalCopy(t, b.Stack)
 	b.ok("erase", ada.user)

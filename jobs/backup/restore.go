@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -115,7 +116,7 @@ func Restore(ctx context.Context, config RestoreConfig) (_ *Restored, err error)
 	if r.target, err = openTarget(ctx, server); err != nil {
 		return nil, err
 	}
-	defer r.target.close(ctx)
+	defer r.close(ctx)
 	if err := r.fits(ctx, r.listed.Manifest); err != nil {
 		return nil, err
 	}
@@ -367,7 +368,7 @@ func (r *restore) replay(ctx context.Context) error {
 		if r.OnProgress != nil {
 			r.OnProgress(jobs.Progress{Job: "replay", Unit: "certificates", Done: int64(i), Total: int64(len(keys))})
 		}
-		if contains(r.SkipCertificates, key) {
+		if slices.Contains(r.SkipCertificates, key) {
 			continue
 		}
 		name := certificateName.FindStringSubmatch(key)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -125,6 +126,27 @@ func (s *server) connect(ctx context.Context, step string) (*pgx.Conn, error) {
 	return nil, &Error{Code: exitUsage, What: "the connection is not encrypted", Do: "say sslmode=verify-full in the address"}
 }
 
+// lockWait is how long the server may take to notice that a process is gone which
+// held a lock.
+const lockWait = 10 * time.Second
+
+// onlyOne takes an advisory lock that lasts as long as the connection, and tells
+// whether it got it.
+func onlyOne(ctx context.Context, conn *pgx.Conn, name string) (bool, error) {
+	for deadline := time.Now().Add(lockWait); ; {
+		var got bool
+		err := conn.QueryRow(ctx, "select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended($1, 0))", name).Scan(&got)
+		if err != nil || got || time.Now().After(deadline) {
+			return got, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
 // program is pg_dump or pg_restore, on this database.
 func (s *server) program(ctx context.Context, name string, args ...string) (*exec.Cmd, *complaints, error) {
 	path := filepath.Join(s.bin, name)
@@ -138,7 +160,7 @@ func (s *server) program(ctx context.Context, name string, args ...string) (*exe
 		return nil, nil, &Error{Code: exitUsage, What: "--pg-bin", Object: s.bin, Do: "there is no " + name}
 	}
 	cmd := exec.CommandContext(ctx, path, append(args, "--no-password", "--dbname="+s.address)...)
-	cmd.Env = append(s.env, "PGAPPNAME=pgcustody "+name)
+	cmd.Env = append(slices.Clone(s.env), "PGAPPNAME=pgcustody "+name)
 	cmd.WaitDelay = 10 * time.Second
 	said := &complaints{name: name}
 	cmd.Stderr = said

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"time"
 
@@ -60,21 +61,25 @@ func openTarget(ctx context.Context, server *server) (_ *target, err error) {
 			t.close(ctx)
 		}
 	}()
-	var alone, mayCreate, owner, recovering bool
+	var mayCreate, owner, recovering bool
 	if err := conn.QueryRow(ctx, `
-		select pg_catalog.pg_try_advisory_lock(pg_catalog.hashtextextended('pgcustody.restore', 0)), r.rolsuper, r.rolcreaterole,
+		select r.rolsuper, r.rolcreaterole,
 		  pg_catalog.pg_has_role(d.datdba, 'usage'), pg_catalog.pg_is_in_recovery(), (select c.system_identifier::text from pg_catalog.pg_control_system() c)
 		from pg_catalog.pg_roles r, pg_catalog.pg_database d
 		where r.rolname = session_user and d.datname = pg_catalog.current_database()`).
-		Scan(&alone, &t.super, &mayCreate, &owner, &recovering, &t.system); err != nil {
+		Scan(&t.super, &mayCreate, &owner, &recovering, &t.system); err != nil {
 		return nil, err
 	}
 	switch {
 	case recovering:
 		return nil, &Error{Code: exitRefused, What: "the target is a standby", Do: "give a primary in --into"}
-	case !t.super && !(mayCreate && owner):
+	case !t.super && (!mayCreate || !owner):
 		return nil, &Error{Code: exitPermission, What: "login " + server.config.User + " may not restore into " + server.config.Database,
 			Do: "give a superuser in --into, or the login for migrations: it owns the database and has CREATEROLE"}
+	}
+	switch alone, err := onlyOne(ctx, conn, "pgcustody.restore"); {
+	case err != nil:
+		return nil, err
 	case !alone:
 		return nil, &Error{Code: exitRefused, What: "another restore into " + server.config.Database + " is under way", Do: "let it end"}
 	}
@@ -131,7 +136,7 @@ func (t *target) fits(ctx context.Context, m *Manifest) error {
 	var others []string
 	for _, role := range missing {
 		// Those of pgcustody the restore makes itself.
-		if role != "custody_owner" && !contains(groups, role) {
+		if role != "custody_owner" && !slices.Contains(groups, role) {
 			others = append(others, role)
 		}
 	}
@@ -151,15 +156,6 @@ func (t *target) fits(ctx context.Context, m *Manifest) error {
 		}
 	}
 	return nil
-}
-
-func contains(list []string, text string) bool {
-	for _, entry := range list {
-		if entry == text {
-			return true
-		}
-	}
-	return false
 }
 
 // state reads the mark of an unfinished restore; an unmarked database must be empty.
