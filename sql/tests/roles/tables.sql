@@ -13,6 +13,7 @@ insert into may values
   ('consent_records',      's',   's',    'si',  's',  '',  's'),
   ('conversations',        's',   's',    'siu', 's',  '',  's'),
   ('audit_logs',           '',    'i',    'si',  'i',  '',  's'),
+  ('erased_user_ids',      '',    '',     '',    '',   '',  's'),
   ('audit_entry_ids',      '',    '',     'si',  '',   '',  's'),
   ('audit_actions',        's',   'siu',  'siu', 's',  's', 's'),
   ('audit_resource_types', 's',   'siu',  'siu', 's',  's', 's'),
