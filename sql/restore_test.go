@@ -241,6 +241,7 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	_, err := o.admin.Exec(t.Context(), `insert into river.river_job (kind, max_attempts, args) values ('archive', 1, '{}')`)
 	require.NoError(t, err)
 	o.standing, o.gone, o.asked = o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo), o.fullVictim(t, o.app, o.dpo)
+	o.dpo.run(t, tenant, `select custody.remember_erased(true)`)
 	o.runner.run(t, tenant, o.standing.erase())
 	o.runner.run(t, tenant, fmt.Sprintf(`select custody.mark_certificate_stored('%s', 'erasure-certificates/standing')`, o.standing.request))
 	// Held when the dump is taken, no longer when the person is erased.
