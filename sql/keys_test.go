@@ -322,6 +322,34 @@ func TestKeysLeaveNoTrace(t *testing.T) {
 		exec("alter role custody_app reset all")
 		require.Empty(t, exposed())
 	}
+	// A plan shows what is compared and sorted by, so under auto_explain the key comes in a statement of its own.
+	for _, setting := range explained {
+		exec("alter role custody_app set " + setting)
+	}
+	if version >= 160000 {
+		exec("alter role custody_app set auto_explain.log_parameter_max_length = 0")
+	}
+	unseen := newKEK(t) // the settings above have logged the other one
+	_, err = worker.register(t.Context(), unseen, kek)
+	require.NoError(t, err)
+	for query, code := range map[string]string{
+		"select custody.unlock($1)": "", "select custody.set_context('acme', 'clerk'), custody.unlock($1)": "", "select * from custody.unlock($1)": "",
+		"select 1 where custody.unlock($1) is not null": "PC036", "select custody.unlock($1) order by 1": "PC036", "select distinct custody.unlock($1)": "PC036",
+		"select custody.unlock($1) UNION select 1": "PC036", "select custody.unlock($1) as k group by k": "PC036",
+	} {
+		err := connectKeyed(t, s.URL(app, stack.Database)).in(t.Context(), nil, func(tx pgx.Tx) error {
+			_, err := tx.Exec(t.Context(), query, unseen)
+			return err
+		})
+		if code == "" {
+			require.NoError(t, err, query)
+		} else {
+			require.Contains(t, requireCode(t, err, code).Message, "auto_explain", query)
+		}
+	}
+	require.Empty(t, findIn(t, s.PGHome, spellings("kek", unseen)))
+	exec("alter role custody_app reset all")
+
 	// Postgres 16 has this one, any may know it by name.
 	explain := connectKeyed(t, s.SuperURL(stack.Database))
 	for _, setting := range []string{"auto_explain.log_min_duration = 0", "auto_explain.log_parameter_max_length = -1"} {
