@@ -9,6 +9,8 @@
 -- which is the data key of the nil identity. So two people with the same address have the same index, in one tenant and
 -- one field; who has not got the tenant's key-encryption key can neither compute an index nor test a guess.
 --
+-- A user_id is indexed once its person has been erased, and only where the tenant wants it (custody.remember_erased).
+--
 -- While an index key is replaced (custody.reseal_index) indexes of both versions are looked for.
 
 create or replace function custody_data.normalize_email(p_email text)
@@ -55,7 +57,7 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_nobody constant uuid := uuid '00000000-0000-0000-0000-000000000000';
-  v_normal constant text := case p_field when 'email' then custody_data.normalize_email(p_value) else custody_data.normalize_phone(p_value) end;
+  v_normal constant text := case p_field when 'email' then custody_data.normalize_email(p_value) when 'phone' then custody_data.normalize_phone(p_value) else p_value end;
   v_versions integer[];
   v_key bytea;
   v_indexes bytea[] := array[]::bytea[];
@@ -79,7 +81,7 @@ $$;
 revoke all on function custody_data.blind_indexes(text, text) from public;
 grant execute on function custody_data.blind_indexes(text, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.blind_indexes(text, text) is
-'Blind indexes of a value of field email or phone: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
+'Blind indexes of a value of field email or phone, normalised, or of a user_id: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 
 -- definer: under a context that is confined to one person, the others' profiles are looked at too
 create or replace function custody_data.index_taken(p_identity_id uuid, p_field text, p_indexes bytea[])
@@ -109,6 +111,26 @@ $$;
 revoke all on function custody_data.index_taken(uuid, text, bytea[]) from public;
 comment on function custody_data.index_taken(uuid, text, bytea[]) is 'Whether the profile of anybody else of the tenant has one of these indexes.';
 
+create or replace function custody_data.lock_unique_fields()
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+begin
+  perform pg_advisory_xact_lock_shared(hashtextextended('pgcustody.profiles.' || v_tenant, 0));
+  if current_setting('transaction_isolation') <> 'read committed' then
+    -- Of a rule that is newer than this snapshot only a row lock tells: 40001.
+    perform 1 from custody_data.tenants t where t.tenant_id = v_tenant for share;
+  end if;
+end
+$$;
+revoke all on function custody_data.lock_unique_fields() from public;
+comment on function custody_data.lock_unique_fields() is
+'Keeps the rule of unique fields as it is until the transaction ends. Before the row of a profile: imports and set_unique_fields have it before the rows, too. Errors: PC001; 40001 where the rule is newer than the snapshot.';
+
 create or replace function custody_data.require_unique(p_identity_id uuid, p_field text, p_value text)
 returns void
 language plpgsql
@@ -119,8 +141,6 @@ declare
   v_tenant constant text := custody_data.require_context();
   v_indexes bytea[];
 begin
-  -- Against set_unique_fields, and imports.
-  perform pg_advisory_xact_lock_shared(hashtextextended('pgcustody.profiles.' || v_tenant, 0));
   if not exists (select from custody_data.tenants t where t.tenant_id = v_tenant and p_field = any (t.unique_fields)) then
     return;
   end if;
@@ -143,7 +163,7 @@ end
 $$;
 revoke all on function custody_data.require_unique(uuid, text, text) from public;
 comment on function custody_data.require_unique(uuid, text, text) is
-'Raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
+'Once lock_unique_fields has been called: raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
 
 -- definer: tenants are written by functions alone
 create or replace function custody.set_unique_fields(p_fields text[])

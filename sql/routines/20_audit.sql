@@ -141,7 +141,7 @@ parallel safe
 return pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.jsonb_build_array(
   extract(epoch from p_occurred_at), p_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, p_metadata, p_has_personal)::text, 'UTF8'));
 revoke all on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) from public;
-grant execute on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) to custody_readwrite, custody_worker, custody_privacy;
+grant execute on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) to custody_worker;
 comment on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) is
 'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids. Of the personal part it has only whether there is one: that is compared by opening it, so that no digest of it outlives its key.';
 
@@ -233,16 +233,22 @@ comment on function custody_data.open_personal(custody_data.audit_logs) is
 create or replace function custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamptz, p_personal jsonb)
 returns boolean
 language plpgsql
-stable
+volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_subject constant text := current_setting('custody.subject', true);
   v_row custody_data.audit_logs;
+  v_same boolean;
 begin
+  -- A context that is confined to one person does not see the events about nobody that it records.
+  perform set_config('custody.subject', '', true);
   select a.* into v_row from custody_data.audit_logs a
   where a.tenant_id = p_tenant and a.log_entry_id = p_log_entry_id and a.occurred_at = p_occurred_at;
   -- One that is in the archive alone cannot be compared any more.
-  return not found or custody_data.open_personal(v_row) is not distinct from p_personal;
+  v_same := not found or custody_data.open_personal(v_row) is not distinct from p_personal;
+  perform set_config('custody.subject', v_subject, true);
+  return v_same;
 end
 $$;
 revoke all on function custody_data.same_personal(text, uuid, timestamptz, jsonb) from public;
