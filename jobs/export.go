@@ -134,6 +134,13 @@ func (w *ExportWorker) export(ctx context.Context, tx pgx.Tx, run *Run, key stri
 		writer.CloseWithError(err) // nil is the end of the document
 		written <- err
 	}()
+	returned := false
+	defer func() {
+		if !returned { // a panic, which ends the transaction on its way
+			reader.CloseWithError(io.ErrClosedPipe)
+			<-written
+		}
+	}()
 	if w.ExportTo != nil {
 		size, err = w.ExportTo(ctx, key, reader)
 	} else {
@@ -141,6 +148,7 @@ func (w *ExportWorker) export(ctx context.Context, tx pgx.Tx, run *Run, key stri
 		put, err = w.Store.Put(ctx, key, reader, store.PutOptions{ContentType: "application/json", IfNoneMatch: true})
 		size = put.Size
 	}
+	returned = true
 	// Whoever reads no further ends the writer too: the transaction is its alone until then.
 	reader.CloseWithError(cmp.Or[error](err, io.ErrClosedPipe))
 	if documentErr := <-written; documentErr != nil && !errors.Is(documentErr, io.ErrClosedPipe) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -59,6 +60,15 @@ func spoken(err error) error {
 		words = []string{Code(err)}
 	}
 	return &put{message: strings.Join(words, "; "), err: err}
+}
+
+// spokenPanic is what may be kept of a panic: the runtime's own say what went wrong
+// and with which types, whatever else may quote a value.
+func spokenPanic(cause any) string {
+	if inner, ok := cause.(runtime.Error); ok {
+		return inner.Error()
+	}
+	return fmt.Sprintf("panic of type %T", cause)
 }
 
 // Code is an error in one word or two that name nobody: a SQLSTATE, a kind of

@@ -82,6 +82,17 @@ func TestPanicIsOnRecord(t *testing.T) {
 	run := b.lastRun(tenant, "export")
 	require.Equal(t, "failed", run.Status)
 	require.Equal(t, "export: panic", *run.Error)
+	kept := event.Job.Errors[len(event.Job.Errors)-1]
+	require.Equal(t, "panic of type string", kept.Error)
+	require.Contains(t, kept.Trace, "panickyStore", "where it was is still told")
+	require.NotContains(t, kept.Trace, "for a test")
+}
+
+func TestSpokenPanic(t *testing.T) {
+	t.Parallel()
+	require.Equal(t, "panic of type *pgconn.PgError", spokenPanic(secret))
+	defer func() { require.Contains(t, spokenPanic(recover()), "index out of range [3]") }()
+	_ = make([]int, 1)[len("abc")]
 }
 
 type panickyStore struct{ store.Store }

@@ -144,8 +144,13 @@ func record[T river.JobArgs](ctx context.Context, d Deps, job *river.Job[T], ten
 	}
 	finished := false
 	defer func() {
-		if !finished { // a panic is on its way to River
-			closeFailed(job.Kind + ": panic")
+		if finished {
+			return
+		}
+		cause := recover() // nil: a test ends its goroutine
+		closeFailed(job.Kind + ": panic")
+		if cause != nil {
+			panic(spokenPanic(cause)) // on its way to River, which keeps and logs it
 		}
 	}()
 

@@ -376,7 +376,7 @@ func (cfg *Config) recordFailure(ctx context.Context, f file, failure error) {
 	var bad *LineError
 	if errors.As(failure, &bad) {
 		code = bad.Code
-		text = fmt.Sprintf("%s: line %d%s: %s", f.table.name, bad.Line, fieldPart(bad.Field), code)
+		text = fmt.Sprintf("%s: line %d%s: %s", f.table.name, bad.Line, fieldPart(f.table.recorded(bad.Field)), code)
 	}
 	err := jobs.InContext(ctx, cfg.Database, cfg.scope(), func(tx pgx.Tx) error {
 		queries := db.New()

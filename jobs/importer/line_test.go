@@ -226,6 +226,23 @@ func TestBadLines(t *testing.T) {
 }
 
 // TestEdges has what is just allowed.
+// What is kept of a field's path is the table's own word, not the file's.
+func TestRecordedField(t *testing.T) {
+	for path, want := range map[string]string{
+		"": "", "email": "email", "ann@example.org": "", "messages[3].at": "messages", "metadata.ann@example.org": "metadata", "personal.x": "personal",
+		"emails": "", "email.ann": "email", "messages[ann]": "messages", "x.email": "",
+	} {
+		table := "audit_logs"
+		switch {
+		case strings.HasPrefix(path, "messages"):
+			table = "conversations"
+		case strings.Contains(path, "email"):
+			table = "user_profiles"
+		}
+		require.Equal(t, want, tables[table].recorded(path), path)
+	}
+}
+
 func TestEdges(t *testing.T) {
 	for _, test := range []struct {
 		table string

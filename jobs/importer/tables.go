@@ -45,6 +45,17 @@ type table struct {
 	store func(ctx context.Context, tx pgx.Tx, importID uuid.UUID, sum []byte, skipRefused bool) (json.RawMessage, error)
 }
 
+// recorded is as much of the path to a field as may be kept: what the table knows. A key that it does not know, or one of
+// metadata, is the file's own word and may name somebody.
+func (t *table) recorded(path string) string {
+	for i := range t.fields {
+		if name := t.fields[i].name; path == name || strings.HasPrefix(path, name+".") || strings.HasPrefix(path, name+"[") {
+			return name
+		}
+	}
+	return ""
+}
+
 // Lengths in characters, the same as those of the functions that applications call.
 const (
 	userIDMax   = 256

@@ -84,6 +84,16 @@ begin
       detail = 'The text of a statement is shown in pg_stat_activity and written to logs.',
       hint = 'Bind it: select custody.unlock($1). Rotate this key: it may be in the server log now.';
   end if;
+  -- auto_explain shows conditions, and what is sorted or grouped by, with the values bound in them. It does so at the end
+  -- of a statement, which an error here has not.
+  if coalesce(current_setting('auto_explain.log_min_duration', true), '-1') <> '-1'
+      and v_query ~* '\m(where|having|order|group|distinct|over|join|union|intersect|except|merge)\M' then
+    raise exception using
+      errcode = 'PC036',
+      message = 'key refused: auto_explain would write it into the server log',
+      detail = 'The statement has more in it than the call, and its plan is logged with what it compares and sorts by.',
+      hint = 'Unlock by a statement of its own: select custody.unlock($1).';
+  end if;
   return false;
 end
 $$;

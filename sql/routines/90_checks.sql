@@ -53,9 +53,11 @@ exposing (place, setting) as (
     and case pg_catalog.split_part(c.entry, '=', 1)
       when 'log_parameter_max_length' then pg_catalog.split_part(c.entry, '=', 2) <> '0'
       when 'log_parameter_max_length_on_error' then pg_catalog.split_part(c.entry, '=', 2) <> '0'
+      when 'auto_explain.log_parameter_max_length' then pg_catalog.split_part(c.entry, '=', 2) <> '0'
       else pg_catalog.split_part(c.entry, '=', 1) in ('pgaudit.log_parameter', 'auto_explain.log_nested_statements', 'auto_explain.log_verbose',
           'debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
-        and pg_catalog.split_part(c.entry, '=', 2) in ('on', 'true', 'yes', '1') end
+        -- as it was written, which may be cut short
+        and pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2)) in ('on', 'true', 'tru', 'tr', 't', 'yes', 'ye', 'y', '1') end
 )
 select 'rls-forced' as id, 'Row-level security is not enabled and forced' as title, 'error' as level, 'HIPAA 164.312(a)(1)' as control,
   t.name as object, pg_catalog.format('enabled %s, forced %s', t.relrowsecurity, t.relforcerowsecurity) as detail,

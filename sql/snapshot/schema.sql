@@ -3836,7 +3836,8 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
                 CASE split_part(c.entry, '='::text, 1)
                     WHEN 'log_parameter_max_length'::text THEN (split_part(c.entry, '='::text, 2) <> '0'::text)
                     WHEN 'log_parameter_max_length_on_error'::text THEN (split_part(c.entry, '='::text, 2) <> '0'::text)
-                    ELSE ((split_part(c.entry, '='::text, 1) = ANY (ARRAY['pgaudit.log_parameter'::text, 'auto_explain.log_nested_statements'::text, 'auto_explain.log_verbose'::text, 'debug_print_parse'::text, 'debug_print_rewritten'::text, 'debug_print_plan'::text])) AND (split_part(c.entry, '='::text, 2) = ANY (ARRAY['on'::text, 'true'::text, 'yes'::text, '1'::text])))
+                    WHEN 'auto_explain.log_parameter_max_length'::text THEN (split_part(c.entry, '='::text, 2) <> '0'::text)
+                    ELSE ((split_part(c.entry, '='::text, 1) = ANY (ARRAY['pgaudit.log_parameter'::text, 'auto_explain.log_nested_statements'::text, 'auto_explain.log_verbose'::text, 'debug_print_parse'::text, 'debug_print_rewritten'::text, 'debug_print_plan'::text])) AND (lower(split_part(c.entry, '='::text, 2)) = ANY (ARRAY['on'::text, 'true'::text, 'tru'::text, 'tr'::text, 't'::text, 'yes'::text, 'ye'::text, 'y'::text, '1'::text])))
                 END)
         )
  SELECT 'rls-forced'::text AS id,

@@ -1,0 +1,4 @@
+package jobs
+
+// What the tests of package jobs_test use of this package's: they are outside because they import what imports it.
+var NewTestStore = newStore
