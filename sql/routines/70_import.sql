@@ -9,7 +9,9 @@
 -- run as the owner inside a definer function.
 --
 -- The transaction is unlocked: what is personal is sealed on its way from the staging table, which is temporary and so
--- in no log and no backup.
+-- in no log and no backup. Conversations, of which there are many and long ones, come sealed: the runner claims the
+-- identities of a file (custody_data.claim_identities) and their data keys (custody.claim_data_keys) before it fills the
+-- staging table.
 --
 -- Lines that cannot be imported go to pg_temp.import_refusals. With p_skip_refused they are left out there for
 -- the caller to fetch, otherwise the first of them is raised.
@@ -54,7 +56,7 @@ begin
       ) on commit drop;
     when 'conversations' then
       create temporary table staged_conversations (
-        line bigint, user_id text collate "C", conversation_id text collate "C", title text, messages jsonb, message_count integer,
+        line bigint, identity_id uuid, conversation_id text collate "C", title bytea, messages bytea, message_count integer,
         started_at timestamptz, last_message_at timestamptz
       ) on commit drop;
     when 'audit_logs' then
@@ -543,26 +545,23 @@ declare
   v_added bigint;
   v_changed bigint;
 begin
-  analyze pg_temp.staged_conversations (line, user_id, conversation_id);
-  v_unchanged := custody_data.settle_repeated('conversations', 'PC028', 'user_id', 'conversation_id');
+  analyze pg_temp.staged_conversations (line, identity_id, conversation_id);
+  v_unchanged := custody_data.settle_repeated('conversations', 'PC028', 'identity_id', 'conversation_id');
   v_refused := custody_data.settle_refused('conversations', p_skip_refused);
+  -- Sealing has one outcome, so what says the same has the same bytes, unless an older data key sealed it.
   delete from pg_temp.staged_conversations s
-  using custody_data.identities i, custody_data.conversations c
-  where i.tenant_id = v_tenant and i.user_id = s.user_id
-    and c.tenant_id = v_tenant and c.identity_id = i.identity_id and c.conversation_id = s.conversation_id
-    and (c.started_at, c.last_message_at, c.message_count) = (s.started_at, s.last_message_at, s.message_count)
-    and custody_data.open_conversation(c) = array[s.title, s.messages::text];
+  using custody_data.conversations c
+  where c.tenant_id = v_tenant and c.identity_id = s.identity_id and c.conversation_id = s.conversation_id
+    and (c.started_at, c.last_message_at, c.message_count, c.messages) = (s.started_at, s.last_message_at, s.message_count, s.messages)
+    and c.title is not distinct from s.title;
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
-  perform custody_data.claim_staged('conversations');
   with written as (
     insert into custody_data.conversations as c
       (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
-    select v_tenant, i.identity_id, s.conversation_id, x.sealed[1], x.sealed[2], s.message_count, s.started_at, s.last_message_at
+    select v_tenant, s.identity_id, s.conversation_id, s.title, s.messages, s.message_count, s.started_at, s.last_message_at
     from pg_temp.staged_conversations s
-    join pg_temp.import_people i on i.user_id = s.user_id
-    cross join lateral (select custody_data.seal_values(i.identity_id, 'conversations', s.conversation_id, array['title', 'messages'], array[s.title, s.messages::text]) as sealed offset 0) x
     on conflict (tenant_id, identity_id, conversation_id) do update set
       title = excluded.title, messages = excluded.messages, message_count = excluded.message_count,
       started_at = excluded.started_at, last_message_at = excluded.last_message_at
@@ -575,9 +574,9 @@ $$;
 revoke all on function custody.import_conversations(boolean) from public;
 grant execute on function custody.import_conversations(boolean) to custody_worker;
 comment on function custody.import_conversations(boolean) is
-'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
+'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}. Title and messages are staged sealed, under the keys of claim_data_keys and for their place in the table, messages as the text of jsonb; values under an older key differ.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered. Callers: custody_worker.';
+Errors: PC001, PC021 erased or unknown, PC023, PC026, PC028. Callers: custody_worker.';
 
 create or replace function custody.import_audit_events(p_import_id uuid, p_file_sha256 bytea, p_skip_refused boolean default false)
 returns jsonb

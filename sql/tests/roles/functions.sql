@@ -23,7 +23,7 @@ from (values
   ('custody', 'readwrite worker', 'seal_value'),
   ('custody', 'privacy readonly readwrite worker', 'open_value'),
   ('custody', 'admin worker', 'register_kek'),
-  ('custody', 'worker', 'expire_data_keys mark_kek_destroyed reindex_profiles retire_kek rewrap_keys rotate_data_keys rotate_index_key'),
+  ('custody', 'worker', 'claim_data_keys expire_data_keys mark_kek_destroyed reindex_profiles retire_kek rewrap_keys rotate_data_keys rotate_index_key'),
   ('custody', 'auditor privacy worker', 'list_keks list_key_ages list_sealed_values'),
   ('custody_data', 'auditor privacy readonly readwrite worker', 'is_unlocked'),
   -- what views and readers with the caller's rights open by, and imports seal by; none of it does anything while locked
