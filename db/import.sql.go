@@ -13,10 +13,10 @@ import (
 )
 
 const claimDataKeys = `-- name: ClaimDataKeys :many
-select k.identity_id, k.key_version, k.wrapped from custody.claim_data_keys($1::uuid[]) k
+select k.identity_id, k.key_version, k.wrapped from custody.claim_data_keys(cast($1::text[] as uuid[])) k
 `
 
-func (q *Queries) ClaimDataKeys(ctx context.Context, db DBTX, identityIds []uuid.UUID) ([]CustodyWrappedDataKey, error) {
+func (q *Queries) ClaimDataKeys(ctx context.Context, db DBTX, identityIds []string) ([]CustodyWrappedDataKey, error) {
 	rows, err := db.Query(ctx, claimDataKeys, identityIds)
 	if err != nil {
 		return nil, err

@@ -1,5 +1,5 @@
 -- name: ClaimDataKeys :many
-select k.identity_id, k.key_version, k.wrapped from custody.claim_data_keys(@identity_ids::uuid[]) k;
+select k.identity_id, k.key_version, k.wrapped from custody.claim_data_keys(cast(@identity_ids::text[] as uuid[])) k;
 
 -- name: ClaimIdentities :many
 select i.user_id::text as user_id, i.identity_id from custody_data.claim_identities(@user_ids::text[]) i;

@@ -329,7 +329,7 @@ func (cfg *Config) stage(ctx context.Context, tx pgx.Tx, f file, _ []byte, sourc
 // twice: the first pass says whom it is about, and whether the file is known, which ends it.
 func (cfg *Config) stageSealed(ctx context.Context, tx pgx.Tx, f file, kek []byte, source io.ReadSeeker, report *Report) (*vocabulary, error) {
 	// Nobody's keys, to be told at once that the transaction is locked.
-	if _, err := db.New().ClaimDataKeys(ctx, tx, []uuid.UUID{}); err != nil {
+	if _, err := db.New().ClaimDataKeys(ctx, tx, []string{}); err != nil {
 		return nil, fmt.Errorf("claim data keys: %w", err)
 	}
 	parsers := cfg.parsers(f, &known{})

@@ -50,10 +50,10 @@ func (p *people) claim(ctx context.Context, tx pgx.Tx, kek []byte, userIDs []str
 		return fmt.Errorf("claim identities: %w", err)
 	}
 	byIdentity := make(map[uuid.UUID]*person, len(claimed))
-	identities := make([]uuid.UUID, len(claimed))
+	identities := make([]string, len(claimed))
 	for i, row := range claimed {
 		one := &person{identity: row.IdentityID}
-		identities[i], byIdentity[row.IdentityID], p.byID[row.UserID] = row.IdentityID, one, one
+		identities[i], byIdentity[row.IdentityID], p.byID[row.UserID] = row.IdentityID.String(), one, one
 	}
 	keys, err := queries.ClaimDataKeys(ctx, tx, identities)
 	if err != nil {
