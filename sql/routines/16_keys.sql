@@ -493,6 +493,29 @@ $$;
 revoke all on function custody_data.check_sealing_identity(uuid) from public;
 comment on function custody_data.check_sealing_identity(uuid) is 'Raises PC015 for another identity than the one that the context is confined to.';
 
+create or replace function custody_data.require_data_key(p_identity_id uuid, p_key_version integer)
+returns bytea
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key constant bytea := custody_data.data_key(p_identity_id, p_key_version);
+begin
+  if v_key is null then
+    -- An erasure destroyed it after it was claimed.
+    raise exception using
+      errcode = 'PC021',
+      message = 'sealing refused: subject erased',
+      detail = format('The data keys of identity %s were destroyed meanwhile.', p_identity_id),
+      hint = 'Run the transaction again: it finds the identity that the user_id has now.';
+  end if;
+  return v_key;
+end
+$$;
+revoke all on function custody_data.require_data_key(uuid, integer) from public;
+comment on function custody_data.require_data_key(uuid, integer) is 'A data key of an identity. Errors: PC001, PC021 destroyed, PC033, PC035 no such version.';
+
 -- definer: the keys are the owner's
 create or replace function custody_data.seal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_values text[])
 returns bytea[]
@@ -504,17 +527,9 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_version constant integer := custody_data.claim_data_key(p_identity_id);
-  v_key constant bytea := custody_data.data_key(p_identity_id, v_version);
+  v_key constant bytea := custody_data.require_data_key(p_identity_id, v_version);
   v_sealed bytea[] := array_fill(null::bytea, array[cardinality(p_columns)]);
 begin
-  if v_key is null then
-    -- An erasure destroyed it between the two.
-    raise exception using
-      errcode = 'PC021',
-      message = 'sealing refused: subject erased',
-      detail = format('The data keys of identity %s were destroyed meanwhile.', p_identity_id),
-      hint = 'Run the transaction again: it finds the identity that the user_id has now.';
-  end if;
   for i in 1 .. cardinality(p_columns) loop
     if p_values[i] is not null then
       v_sealed[i] := custody_data.seal_bytes(v_key, v_version,
@@ -527,6 +542,33 @@ $$;
 revoke all on function custody_data.seal_values(uuid, text, text, text[], text[]) from public;
 grant execute on function custody_data.seal_values(uuid, text, text, text[], text[]) to custody_worker;
 comment on function custody_data.seal_values(uuid, text, text, text[], text[]) is 'Values of one row sealed, in the order of the columns; null stays null. Errors: PC001, PC021, PC033.';
+
+-- definer: the keys are the owner's
+create or replace function custody_data.seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[])
+returns bytea[]
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_version constant integer := custody_data.claim_data_key(p_identity_id);
+  v_key constant bytea := custody_data.require_data_key(p_identity_id, v_version);
+  v_sealed bytea[] := array_fill(null::bytea, array[cardinality(p_rows)]);
+begin
+  for i in 1 .. cardinality(p_rows) loop
+    if p_values[i] is not null then
+      v_sealed[i] := custody_data.seal_bytes(v_key, v_version,
+        custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_column, p_rows[i]), convert_to(p_values[i], 'UTF8'));
+    end if;
+  end loop;
+  return v_sealed;
+end
+$$;
+revoke all on function custody_data.seal_column(uuid, text, text, text[], text[]) from public;
+grant execute on function custody_data.seal_column(uuid, text, text, text[], text[]) to custody_worker;
+comment on function custody_data.seal_column(uuid, text, text, text[], text[]) is 'Values of one column of one person sealed, in the order of the rows, with one look-up of the key; null stays null. Errors: PC001, PC021, PC033.';
 
 -- definer: the keys are the owner's
 create or replace function custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[])

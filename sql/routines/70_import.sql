@@ -32,7 +32,7 @@ begin
       hint = 'Set a context without p_subject.';
   end if;
   if to_regclass('pg_temp.import_refusals') is not null then
-    drop table pg_temp.import_refusals, pg_temp.import_people, pg_temp.import_known, pg_temp.import_words;
+    drop table pg_temp.import_refusals, pg_temp.import_people, pg_temp.import_known, pg_temp.import_words, pg_temp.import_sealed;
   end if;
   if to_regclass(format('pg_temp.%I', 'staged_' || coalesce(p_table, ''))) is not null then
     execute format('drop table pg_temp.%I', 'staged_' || p_table);
@@ -41,6 +41,7 @@ begin
   create temporary table import_people (user_id text collate "C", identity_id uuid) on commit drop;
   create temporary table import_known (line bigint, same boolean) on commit drop;
   create temporary table import_words (action text, resource_type text, code text, field text) on commit drop;
+  create temporary table import_sealed (line bigint, sealed bytea) on commit drop;
   case p_table
     when 'user_profiles' then
       create temporary table staged_user_profiles (
@@ -712,18 +713,37 @@ begin
       hint = 'Import the file again.';
   end;
 
+  -- Personal parts are sealed person by person, a thousand at a time.
+  insert into pg_temp.import_sealed (line, sealed)
+  select x.line, x.sealed
+  from (
+    select p.identity_id, array_agg(p.line) as lines,
+      custody_data.seal_column(p.identity_id, 'audit_logs', 'personal', array_agg(p.log_entry_id::text), array_agg(p.personal::text)) as sealed
+    from (
+      select coalesce(subject.identity_id, resource.identity_id, actor.identity_id) as identity_id, s.line, s.log_entry_id, s.personal,
+        row_number() over (partition by coalesce(subject.identity_id, resource.identity_id, actor.identity_id)) / 1000 as part
+      from pg_temp.staged_audit_logs s
+      join pg_temp.import_people actor on actor.user_id = s.user_id
+      left join pg_temp.import_people subject on subject.user_id = s.subject_user_id
+      left join pg_temp.import_people resource on resource.user_id = s.resource_id
+      where s.personal is not null
+    ) p
+    group by p.identity_id, p.part
+  ) g
+  cross join lateral unnest(g.lines, g.sealed) x (line, sealed);
+  analyze pg_temp.import_sealed;
+
   -- In order of time: month after month, each with indexes small enough for the processor's cache.
   insert into custody_data.audit_logs
     (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id)
   select v_tenant, s.log_entry_id, s.occurred_at, actor.identity_id, coalesce(subject.identity_id, resource.identity_id), s.action,
     s.resource_type, coalesce(resource.identity_id::text, s.resource_id), s.result, s.purpose, coalesce(s.metadata, '{}'),
-    case when s.personal is not null then (custody_data.seal_values(coalesce(subject.identity_id, resource.identity_id, actor.identity_id),
-      'audit_logs', s.log_entry_id::text, array['personal'], array[s.personal::text]))[1] end,
-    p_import_id
+    sealed.sealed, p_import_id
   from pg_temp.staged_audit_logs s
   join pg_temp.import_people actor on actor.user_id = s.user_id
   left join pg_temp.import_people subject on subject.user_id = s.subject_user_id
   left join pg_temp.import_people resource on resource.user_id = s.resource_id
+  left join pg_temp.import_sealed sealed on sealed.line = s.line
   order by s.occurred_at;
   get diagnostics v_added = row_count;
   return custody_data.import_result(v_added, 0, v_unchanged, v_refused);

@@ -3133,6 +3133,17 @@ CREATE FUNCTION custody_data.require_archiver() RETURNS void
 
 COMMENT ON FUNCTION custody_data.require_archiver() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
+-- Name: require_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_data_key(p_identity_id uuid, p_key_version integer) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_data_key(p_identity_id uuid, p_key_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity. Errors: PC001, PC021 destroyed, PC033, PC035 no such version.';
+
 -- Name: require_kek(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_kek() RETURNS integer
@@ -3253,6 +3264,17 @@ CREATE FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_pl
 -- Name: FUNCTION seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) IS 'Seals bytes under a key for a place.';
+
+-- Name: seal_column(uuid, text, text, text[], text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[]) RETURNS bytea[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[]) IS 'Values of one column of one person sealed, in the order of the rows, with one look-up of the key; null stays null. Errors: PC001, PC021, PC033.';
 
 -- Name: seal_preferences(uuid, jsonb); Type: FUNCTION; Schema: custody_data
 
