@@ -51,7 +51,7 @@ func (b *archiveBench) day(ago int) time.Time { return b.today.AddDate(0, 0, -ag
 const insertEvents = `
 insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, metadata, personal, import_id)
 select $1, gen_random_uuid(), $2::timestamptz + random() * interval '86399 s', gen_random_uuid(), $4, 'phi.access', 'document',
-  E'x"\\\n\t' || i, jsonb_build_object('count', i), '{"note": "line\nfeed, \\ and \u00e9"}', gen_random_uuid()
+  E'x"\\\n\t' || i, jsonb_build_object('count', i), '\x0100000001'::bytea || sha512(i::text::bytea), gen_random_uuid()
 from generate_series(1, $3) i`
 
 // events writes n events of a day in a transaction of their own.

@@ -33,7 +33,7 @@ const SystemTenant = "system"
 // Queues of the daemon. A command that works its jobs itself has a queue of its
 // own, named by OwnQueue.
 const (
-	QueueMaintenance = "maintenance" // retention, archive, partitions, requests
+	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys
 	QueueSubjects    = "subjects"    // erase, export
 	QueueNotices     = "notices"     // notify
 )
@@ -93,12 +93,13 @@ type Config struct {
 	Requests   RequestsConfig
 	Erase      EraseConfig
 	Export     ExportConfig
+	Keys       KeysConfig
 	Notify     NotifyConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
 type Schedule struct {
-	Retention, Archive, Partitions, Requests time.Duration
+	Retention, Archive, Partitions, Requests, Keys time.Duration
 }
 
 // scope is the context in which a job works for a tenant.
@@ -112,6 +113,7 @@ func Workers(d Deps) *river.Workers {
 	river.AddWorker(workers, &ArchiveWorker{Deps: d})
 	river.AddWorker(workers, &EraseWorker{Deps: d})
 	river.AddWorker(workers, &ExportWorker{Deps: d})
+	river.AddWorker(workers, &KeysWorker{Deps: d})
 	river.AddWorker(workers, NewNotifyWorker(d))
 	river.AddWorker(workers, &PartitionsWorker{Deps: d})
 	river.AddWorker(workers, &RequestsWorker{Deps: d})
@@ -132,6 +134,7 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 		}
 	}
 	add(s.Archive, ArchiveArgs{})
+	add(s.Keys, KeysArgs{})
 	add(s.Partitions, PartitionsArgs{})
 	add(s.Requests, RequestsArgs{})
 	add(s.Retention, RetentionArgs{})

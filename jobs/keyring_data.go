@@ -31,8 +31,6 @@ type DataRotation struct {
 	Expired int64 `json:"expired"`
 }
 
-func (r DataRotation) empty() bool { return r == DataRotation{} }
-
 // resealConnections is how many go through the people of a tenant at once: sealing is
 // work for a core of the server each.
 const resealConnections = 4
@@ -41,11 +39,16 @@ const resealConnections = 4
 // them waits for it.
 const peopleBatch = 20
 
-// RotateData replaces the data keys, and the index key, that were made before a time,
-// and seals and indexes anew what they sealed in tables that change. One that was
-// interrupted is gone on with when it is called with the same time again. progress is
-// told how many values are done.
-func (k Keyring) RotateData(ctx context.Context, tenant string, before time.Time, progress func(values int64)) (DataRotation, error) {
+// RotateData replaces the data keys, and the index key, that are older than a time, and
+// seals and indexes anew what they sealed in tables that change. It may be interrupted
+// and begun again: what is done is done. progress is told how many values are.
+func (k Keyring) RotateData(ctx context.Context, tenant string, olderThan time.Duration, progress func(values int64)) (DataRotation, error) {
+	policy, err := k.policies(ctx, tenant)
+	if err != nil {
+		return DataRotation{}, fmt.Errorf("time of the database: %w", err)
+	}
+	// By the database's clock, which keys are dated by: with another the rotation might not end.
+	before := policy.Now.Add(-olderThan)
 	kek, err := k.Current(ctx, tenant)
 	if err != nil {
 		return DataRotation{}, err
@@ -281,16 +284,18 @@ func (k Keyring) Maintain(ctx context.Context, tenant string, handover time.Dura
 	}
 
 	newest := valid[len(valid)-1]
-	switch {
-	case len(valid) > 1 && policy.Now.Sub(newest.CreatedAt) >= handover:
+	age := policy.Now.Sub(newest.CreatedAt)
+	if len(valid) > 1 && age >= handover {
 		rotation, err := k.Rotate(ctx, tenant, nil)
 		done.Retired, done.Rewrapped = rotation.Retired, rotation.Rewrapped
 		if err != nil {
 			return done, err
 		}
-	case len(valid) == 1 && policy.Now.Sub(newest.CreatedAt) >= policy.Generation:
+	}
+	if (len(valid) == 1 || done.Retired > 0) && age >= policy.Generation {
 		begun, rewrapped, err := k.begin(ctx, tenant, newest)
-		done.Begun, done.Rewrapped = begun, rewrapped
+		done.Begun = begun
+		done.Rewrapped += rewrapped
 		if err != nil {
 			return done, err
 		}
@@ -308,7 +313,7 @@ func (k Keyring) Maintain(ctx context.Context, tenant string, handover time.Dura
 		done.Destroyed = append(done.Destroyed, kek.Version)
 	}
 
-	done.DataRotation, err = k.RotateData(ctx, tenant, policy.Now.Add(-policy.Age), nil)
+	done.DataRotation, err = k.RotateData(ctx, tenant, policy.Age, nil)
 	failures = errors.Join(failures, err)
 	done.Expired, err = k.ExpireData(ctx, tenant)
 	return done, errors.Join(failures, err)

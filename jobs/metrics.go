@@ -20,6 +20,8 @@ type Metrics struct {
 	items    *prometheus.CounterVec
 	bytes    *prometheus.CounterVec
 	success  *prometheus.GaugeVec
+	keyAges  *prometheus.GaugeVec
+	keysOld  *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics, and those that are read from the database
@@ -45,8 +47,14 @@ func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
 		success: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgcustody_job_last_success_timestamp_seconds", Help: "When a job last succeeded in this process.",
 		}, []string{"job"}),
+		keyAges: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_key_made_timestamp_seconds", Help: "When the oldest key of a kind was made that still seals: key_encryption, data or index.",
+		}, []string{"tenant", "kind"}),
+		keysOld: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_keys_overdue", Help: "Keys that seal and are older than the policy key_age.",
+		}, []string{"tenant", "kind"}),
 	}
-	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, &queueCollector{pool: pool})
+	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, m.keyAges, m.keysOld, &queueCollector{pool: pool})
 	return m
 }
 
@@ -64,6 +72,17 @@ func (m *Metrics) observe(r Report) {
 	if r.Status == "succeeded" {
 		m.success.WithLabelValues(r.Job).Set(float64(r.EndedAt.Unix()))
 	}
+}
+
+// keyAge takes over what a look after keys found.
+func (m *Metrics) keyAge(tenant string, age KeyAge) {
+	if m == nil {
+		return
+	}
+	if age.Oldest != nil {
+		m.keyAges.WithLabelValues(tenant, age.Kind).Set(float64(age.Oldest.Unix()))
+	}
+	m.keysOld.WithLabelValues(tenant, age.Kind).Set(float64(age.Overdue))
 }
 
 // middleware measures every attempt of every kind.

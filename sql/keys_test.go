@@ -432,8 +432,8 @@ func TestSealedVectors(t *testing.T) {
 	var vectors struct {
 		Sealed []struct {
 			Name, Key, Plaintext, Sealed string
-			Version                          int
-			Place                            struct{ Tenant, Identity, Table, Column, Row string }
+			Version                      int
+			Place                        struct{ Tenant, Identity, Table, Column, Row string }
 		}
 	}
 	require.NoError(t, json.Unmarshal(text, &vectors))

@@ -505,9 +505,13 @@ func TestConsentIDs(t *testing.T) {
 	s.mustImport(cfg, s.file("consent_records", line))
 	require.Equal(t, 2, value[int](s, "select count(distinct consent_id) from custody_data.consent_records"), "the same person elsewhere is another identity")
 
-	for field, v := range map[string]any{"granted": false, "purpose": "x", "policy_version": "2", "legal_basis": "contract", "timestamp": "2026-01-01T00:00:00.000001Z", "source": "app"} {
+	for field, v := range map[string]any{"granted": false, "purpose": "x", "policy_version": "2", "legal_basis": "contract", "timestamp": "2026-01-01T00:00:00.000001Z"} {
 		require.Equal(t, int64(1), s.mustImport(s.config(), s.file("consent_records", lineOf(t, "consent_records", map[string]any{field: v})))[0].RowsAdded, field)
 	}
+
+	// The evidence is sealed and not in the id: the same decision at the same instant is the same record, and has one.
+	other := s.refused(s.config(), s.file("consent_records", lineOf(t, "consent_records", map[string]any{"source": "app"})))
+	require.Equal(t, "PC010", other.Code)
 
 	// One that the application recorded, by its id.
 	given := uuid.New()

@@ -63,7 +63,6 @@ begin
 end
 $$;
 revoke all on function custody_data.claim_identity(text, text) from public;
-grant execute on function custody_data.claim_identity(text, text) to custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.claim_identity(text, text) is
 'Identity of a user_id, made where it is missing, and kept from erasure until the transaction ends.
 Errors: PC001, PC003, PC015 when the context is confined to another person.';
@@ -88,7 +87,6 @@ begin
 end
 $$;
 revoke all on function custody_data.claim_person(text) from public;
-grant execute on function custody_data.claim_person(text) to custody_readwrite;
 comment on function custody_data.claim_person(text) is
 'Identity of the person that a row will be about, as claim_identity.
 Errors: PC001, PC003, PC015 when the context is confined to another person.';
@@ -147,7 +145,6 @@ begin
 end
 $$;
 revoke all on function custody_data.require_person(text) from public;
-grant execute on function custody_data.require_person(text) to custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.require_person(text) is
 'Identity of a known user_id, kept from erasure until the transaction ends.
 Errors: PC001, PC003, PC011 unknown, PC015 when the context is confined to another person.';

@@ -222,7 +222,7 @@ return array(
   where o.value is distinct from p_new -> o.key and o.key <> all (array['version', 'updated_at'])
   order by o.key);
 revoke all on function custody_data.changed_columns(jsonb, jsonb) from public;
-grant execute on function custody_data.changed_columns(jsonb, jsonb) to custody_readwrite, custody_worker, custody_privacy;
+grant execute on function custody_data.changed_columns(jsonb, jsonb) to custody_worker;
 comment on function custody_data.changed_columns(jsonb, jsonb) is 'Names of the columns in which two versions of a row differ, without those that every update changes.';
 
 create or replace function custody_data.was_resealed(p_old jsonb, p_new jsonb, p_columns text[])
@@ -239,7 +239,7 @@ as $$
   from unnest(p_columns) c (name);
 $$;
 revoke all on function custody_data.was_resealed(jsonb, jsonb, text[]) from public;
-grant execute on function custody_data.was_resealed(jsonb, jsonb, text[]) to custody_readwrite, custody_worker, custody_privacy;
+grant execute on function custody_data.was_resealed(jsonb, jsonb, text[]) to custody_worker;
 comment on function custody_data.was_resealed(jsonb, jsonb, text[]) is 'Whether the changed columns of a row were sealed under later keys by the owner''s functions, which is no change of the record.';
 
 create or replace function custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[])
@@ -267,7 +267,7 @@ begin
 end
 $$;
 revoke all on function custody_data.append_record_events(text, text, custody_data.touched_rows[]) from public;
-grant execute on function custody_data.append_record_events(text, text, custody_data.touched_rows[]) to custody_readwrite, custody_worker, custody_privacy;
+grant execute on function custody_data.append_record_events(text, text, custody_data.touched_rows[]) to custody_worker;
 comment on function custody_data.append_record_events(text, text, custody_data.touched_rows[]) is
 'Appends record.insert, record.update or record.delete to the trail: one event for each person that a statement touched (and, for updates, for each set of changed columns), naming every row and no value.';
 

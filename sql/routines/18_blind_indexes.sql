@@ -109,6 +109,26 @@ $$;
 revoke all on function custody_data.index_taken(uuid, text, bytea[]) from public;
 comment on function custody_data.index_taken(uuid, text, bytea[]) is 'Whether the profile of anybody else of the tenant has one of these indexes.';
 
+create or replace function custody_data.lock_unique_fields()
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+begin
+  perform pg_advisory_xact_lock_shared(hashtextextended('pgcustody.profiles.' || v_tenant, 0));
+  if current_setting('transaction_isolation') <> 'read committed' then
+    -- Of a rule that is newer than this snapshot only a row lock tells: 40001.
+    perform 1 from custody_data.tenants t where t.tenant_id = v_tenant for share;
+  end if;
+end
+$$;
+revoke all on function custody_data.lock_unique_fields() from public;
+comment on function custody_data.lock_unique_fields() is
+'Keeps the rule of unique fields as it is until the transaction ends. Before the row of a profile: imports and set_unique_fields have it before the rows, too. Errors: PC001; 40001 where the rule is newer than the snapshot.';
+
 create or replace function custody_data.require_unique(p_identity_id uuid, p_field text, p_value text)
 returns void
 language plpgsql
@@ -119,8 +139,6 @@ declare
   v_tenant constant text := custody_data.require_context();
   v_indexes bytea[];
 begin
-  -- Against set_unique_fields, and imports.
-  perform pg_advisory_xact_lock_shared(hashtextextended('pgcustody.profiles.' || v_tenant, 0));
   if not exists (select from custody_data.tenants t where t.tenant_id = v_tenant and p_field = any (t.unique_fields)) then
     return;
   end if;
@@ -143,7 +161,7 @@ end
 $$;
 revoke all on function custody_data.require_unique(uuid, text, text) from public;
 comment on function custody_data.require_unique(uuid, text, text) is
-'Raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
+'Once lock_unique_fields has been called: raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
 
 -- definer: tenants are written by functions alone
 create or replace function custody.set_unique_fields(p_fields text[])

@@ -233,16 +233,22 @@ comment on function custody_data.open_personal(custody_data.audit_logs) is
 create or replace function custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamptz, p_personal jsonb)
 returns boolean
 language plpgsql
-stable
+volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_subject constant text := current_setting('custody.subject', true);
   v_row custody_data.audit_logs;
+  v_same boolean;
 begin
+  -- A context that is confined to one person does not see the events about nobody that it records.
+  perform set_config('custody.subject', '', true);
   select a.* into v_row from custody_data.audit_logs a
   where a.tenant_id = p_tenant and a.log_entry_id = p_log_entry_id and a.occurred_at = p_occurred_at;
   -- One that is in the archive alone cannot be compared any more.
-  return not found or custody_data.open_personal(v_row) is not distinct from p_personal;
+  v_same := not found or custody_data.open_personal(v_row) is not distinct from p_personal;
+  perform set_config('custody.subject', v_subject, true);
+  return v_same;
 end
 $$;
 revoke all on function custody_data.same_personal(text, uuid, timestamptz, jsonb) from public;

@@ -35,7 +35,6 @@ begin
 end
 $$;
 revoke all on function custody_data.merge_patch(jsonb, jsonb) from public;
-grant execute on function custody_data.merge_patch(jsonb, jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.merge_patch(jsonb, jsonb) is 'JSON merge patch, RFC 7396.';
 
 create or replace function custody_data.check_profile(p_profile jsonb)
@@ -78,7 +77,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_profile(jsonb) from public;
-grant execute on function custody_data.check_profile(jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.check_profile(jsonb) is 'The profile fields of a JSON object; PC023 names the field that is wrong.';
 
 create or replace function custody_data.profile_fields()
@@ -223,6 +221,7 @@ begin
   end if;
   perform custody_data.require_kek();
   v_identity_id := custody_data.claim_person(p_user_id);
+  perform custody_data.lock_unique_fields();
   loop
     select p.* into v_row from custody_data.user_profiles p where p.tenant_id = v_tenant and p.identity_id = v_identity_id for update;
     v_version := custody_data.write_profile(v_identity_id, v_row, v_profile);
@@ -256,7 +255,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_version(integer, integer, text) from public;
-grant execute on function custody_data.check_version(integer, integer, text) to custody_readwrite, custody_worker;
 comment on function custody_data.check_version(integer, integer, text) is 'Raises PC014 where p_if_version is given and is not the version.';
 
 create or replace function custody_data.unknown_record(p_what text)
@@ -274,7 +272,6 @@ begin
 end
 $$;
 revoke all on function custody_data.unknown_record(text) from public;
-grant execute on function custody_data.unknown_record(text) to custody_readwrite, custody_worker;
 comment on function custody_data.unknown_record(text) is 'Raises PC011.';
 
 -- definer: profiles are written by functions alone
@@ -293,6 +290,7 @@ begin
   if p_changes is null or jsonb_typeof(p_changes) <> 'object' then
     raise exception using errcode = 'PC023', message = 'invalid changes: not a JSON object', hint = 'Give a JSON merge patch (RFC 7396).';
   end if;
+  perform custody_data.lock_unique_fields();
   select p.* into v_row from custody_data.user_profiles p
   where p.tenant_id = custody.current_tenant() and p.identity_id = v_identity_id
   for update;
@@ -413,7 +411,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_preferences(jsonb) from public;
-grant execute on function custody_data.check_preferences(jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.check_preferences(jsonb) is 'Raises PC023 for what is not a JSON object.';
 
 create or replace function custody_data.open_preferences(p_row custody_data.user_preferences)
@@ -473,7 +470,7 @@ revoke all on function custody.put_preferences(text, jsonb) from public;
 grant execute on function custody.put_preferences(text, jsonb) to custody_readwrite;
 comment on function custody.put_preferences(text, jsonb) is
 'Stores all settings of a person, a JSON object, and returns their version (1 for the first).
-Errors: PC001, PC003, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- definer: as put_profile
 create or replace function custody.patch_preferences(p_user_id text, p_changes jsonb, p_if_version integer default null)

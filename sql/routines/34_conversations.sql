@@ -7,7 +7,7 @@
 
 create or replace view custody.conversation_summaries with (security_invoker = true) as
 select c.tenant_id, c.identity_id, c.conversation_id,
-  custody_data.open_text(c.identity_id, 'conversations', 'title', c.conversation_id, c.title) as title, c.message_count, c.started_at, c.last_message_at, c.version, c.updated_at
+  custody_data.open_text(c.identity_id, 'conversations', 'title', c.conversation_id, c.title) collate "default" as title, c.message_count, c.started_at, c.last_message_at, c.version, c.updated_at
 from custody_data.conversations c;
 grant select on custody.conversation_summaries to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on view custody.conversation_summaries is 'Conversations without their messages. Titles are read unlocked.';
@@ -62,7 +62,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_messages(jsonb) from public;
-grant execute on function custody_data.check_messages(jsonb) to custody_readwrite, custody_worker;
 comment on function custody_data.check_messages(jsonb) is 'The messages, each with a time; PC023 or PC009 for what is wrong.';
 
 create or replace function custody_data.check_conversation_id(p_conversation_id text)
@@ -79,7 +78,6 @@ begin
 end
 $$;
 revoke all on function custody_data.check_conversation_id(text) from public;
-grant execute on function custody_data.check_conversation_id(text) to custody_readwrite, custody_worker, custody_readonly, custody_privacy;
 comment on function custody_data.check_conversation_id(text) is 'Raises PC023 for an id that is null, empty or longer than 256 characters.';
 
 create or replace function custody_data.unknown_conversation()
@@ -97,7 +95,6 @@ begin
 end
 $$;
 revoke all on function custody_data.unknown_conversation() from public;
-grant execute on function custody_data.unknown_conversation() to custody_readwrite, custody_worker;
 comment on function custody_data.unknown_conversation() is 'Raises PC027.';
 
 create or replace function custody_data.open_conversation(p_row custody_data.conversations)
@@ -198,7 +195,7 @@ grant execute on function custody.save_conversation(text, text, jsonb, text, int
 comment on function custody.save_conversation(text, text, jsonb, text, integer) is
 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
-Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- definer: as put_profile
 create or replace function custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer default null)
@@ -257,7 +254,7 @@ revoke all on function custody.update_conversation(text, text, text, integer) fr
 grant execute on function custody.update_conversation(text, text, text, integer) to custody_readwrite;
 comment on function custody.update_conversation(text, text, text, integer) is
 'Sets the title, null to empty it, and returns the new version. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked. Callers: custody_readwrite.';
 
 create or replace function custody.get_conversation(p_user_id text, p_conversation_id text)
 returns jsonb

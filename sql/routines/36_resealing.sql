@@ -243,6 +243,7 @@ declare
   v_values text[];
   v_indexes bytea[];
   v_version integer;
+  v_live bigint;
   v_prefix bytea;
   v_destroyed integer[] := array[]::integer[];
 begin
@@ -250,9 +251,13 @@ begin
   if p_limit is null or p_limit not between 1 and 10000 then
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 profiles at a time.';
   end if;
-  select max(k.key_version) filter (where k.destroyed_at is null) into v_version
+  select max(k.key_version), count(*) into v_version, v_live
   from custody_keys.data_keys k
-  where k.tenant_id = v_tenant and k.identity_id = v_nobody;
+  where k.tenant_id = v_tenant and k.identity_id = v_nobody and k.destroyed_at is null;
+  -- With one key there is nothing under another.
+  if v_live < 2 then
+    return jsonb_build_object('version', v_version, 'profiles', 0, 'destroyed', jsonb '[]', 'last', null);
+  end if;
   v_prefix := int4send(v_version);
   select array_agg(x.p order by (x.p).identity_id) into v_rows
   from (
@@ -464,8 +469,12 @@ declare
   v_before constant timestamptz := now() - custody_data.keep_of('key_age');
 begin
   return query
-  select 'key_encryption', count(*), min(k.created_at), count(*) filter (where k.created_at < v_before)
-  from custody_keys.key_encryption_keys k where k.tenant_id = v_tenant and k.retired_at is null
+  -- While one replaces another, the new one.
+  select 'key_encryption', count(*), min(e.created_at), count(*) filter (where e.created_at < v_before)
+  from (
+    select k.created_at from custody_keys.key_encryption_keys k
+    where k.tenant_id = v_tenant and k.retired_at is null order by k.kek_version desc limit 1
+  ) e
   union all
   select case when d.identity_id = '00000000-0000-0000-0000-000000000000' then 'index' else 'data' end,
     count(*), min(d.created_at), count(*) filter (where d.created_at < v_before)

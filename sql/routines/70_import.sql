@@ -311,16 +311,21 @@ begin
   insert into pg_temp.import_refusals
   select x.line, 'PC038', x.field, 'is in the profile of another person'
   from (
-    select s.line, s.user_id, f.field, f.value, row_number() over (partition by f.field, f.value order by s.line) as nth
+    select s.line, s.user_id, f.field, n.indexes, row_number() over (partition by f.field, f.value order by s.line) as nth
     from pg_temp.staged_user_profiles s
     cross join lateral (values ('email', custody_data.normalize_email(s.email)), ('phone', custody_data.normalize_phone(s.phone))) f (field, value)
+    -- once a line, not once for every profile that it is compared with
+    cross join lateral (select custody_data.blind_indexes(f.field, f.value) as indexes offset 0) n
     where f.value is not null and f.field = any (v_fields)
   ) x
   where x.nth > 1 or exists (
     select from custody_data.user_profiles p
     join custody_data.identities i on i.tenant_id = v_tenant and i.identity_id = p.identity_id
-    where p.tenant_id = v_tenant and i.user_id <> x.user_id
-      and case x.field when 'email' then p.email_index else p.phone_index end = any (custody_data.blind_indexes(x.field, x.value)));
+    where p.tenant_id = v_tenant and i.user_id <> x.user_id and x.field = 'email' and p.email_index = any (x.indexes)
+  ) or exists (
+    select from custody_data.user_profiles p
+    join custody_data.identities i on i.tenant_id = v_tenant and i.identity_id = p.identity_id
+    where p.tenant_id = v_tenant and i.user_id <> x.user_id and x.field = 'phone' and p.phone_index = any (x.indexes));
 end
 $$;
 revoke all on function custody_data.refuse_taken() from public;

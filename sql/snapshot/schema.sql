@@ -1099,7 +1099,7 @@ CREATE VIEW custody.conversation_summaries WITH (security_invoker='true') AS
  SELECT c.tenant_id,
     c.identity_id,
     c.conversation_id,
-    custody_data.open_text(c.identity_id, 'conversations'::text, 'title'::text, c.conversation_id, (c.title)::bytea) AS title,
+    (custody_data.open_text(c.identity_id, 'conversations'::text, 'title'::text, c.conversation_id, (c.title)::bytea) COLLATE "default") AS title,
     c.message_count,
     c.started_at,
     c.last_message_at,
@@ -1481,7 +1481,7 @@ CREATE FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) RET
 -- Name: FUNCTION put_preferences(p_user_id text, p_preferences jsonb); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) IS 'Stores all settings of a person, a JSON object, and returns their version (1 for the first).
-Errors: PC001, PC003, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: put_profile(text, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1796,7 +1796,7 @@ CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text
 
 COMMENT ON FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text, p_if_version integer) IS 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
-Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: seal_value(uuid, text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1962,7 +1962,7 @@ CREATE FUNCTION custody.update_conversation(p_user_id text, p_conversation_id te
 -- Name: FUNCTION update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer) IS 'Sets the title, null to empty it, and returns the new version. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked, PC035 altered. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked. Callers: custody_readwrite.';
 
 -- Name: verify_erasure(uuid); Type: FUNCTION; Schema: custody
 
@@ -2741,6 +2741,17 @@ CREATE FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean DEFAU
 
 COMMENT ON FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean) IS 'Lock between placing holds and deleting, for one tenant, until the transaction ends.';
 
+-- Name: lock_unique_fields(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.lock_unique_fields() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION lock_unique_fields(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.lock_unique_fields() IS 'Keeps the rule of unique fields as it is until the transaction ends. Before the row of a profile: imports and set_unique_fields have it before the rows, too. Errors: PC001; 40001 where the rule is newer than the snapshot.';
+
 -- Name: make_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.make_data_key(p_identity_id uuid, p_key_version integer) RETURNS boolean
@@ -3209,7 +3220,7 @@ CREATE FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_
 
 -- Name: FUNCTION require_unique(p_identity_id uuid, p_field text, p_value text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_value text) IS 'Raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
+COMMENT ON FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text, p_value text) IS 'Once lock_unique_fields has been called: raises PC038 where another person of the tenant has the same value in a field that the tenant wants unique, and keeps others from writing it until the transaction ends. Errors: PC026, PC038.';
 
 -- Name: require_whole_tenant(); Type: FUNCTION; Schema: custody_data
 
@@ -3247,7 +3258,7 @@ COMMENT ON FUNCTION custody_data.rights(p_acl aclitem[]) IS 'An access control l
 -- Name: same_personal(text, uuid, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) RETURNS boolean
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 

@@ -34,6 +34,7 @@ var figures = []figure{
 	{"append", "record_audit_event against a bare function", measureAppend},
 	{"retention", "deleting a million conversations, and who notices", measureRetention},
 	{"import", "import of files against COPY of typed rows", measureImport},
+	{"sealed", "tables of sealed columns: reading, saving, rotating", measureSealed},
 	{"sealing", "sealed values against pgp_sym_encrypt, and the rotation of keys", measureSealing},
 }
 

@@ -22,7 +22,7 @@ func measureReads(ctx context.Context, b *bench) error {
 		triggersOff("conversations"),
 		people("person-", persons),
 		fmt.Sprintf(`insert into custody_data.conversations (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
-			select '%s', md5('person-' || p)::uuid, 'chat-' || c, 'About ' || c, '[]', 2, now(), now()
+			select '%s', md5('person-' || p)::uuid, 'chat-' || c, bench.sealed('About ' || c), bench.sealed('[]'), 2, now(), now()
 			from generate_series(1, %d) p, generate_series(1, %d) c`, tenant, persons, each),
 		triggersOn("conversations"),
 		"create table bench.conversations (like custody_data.conversations including defaults including indexes)",

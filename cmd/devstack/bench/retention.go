@@ -31,8 +31,8 @@ func measureRetention(ctx context.Context, b *bench) error {
 		triggersOff("conversations"),
 		people("person-", persons),
 		fmt.Sprintf(`insert into custody_data.conversations (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
-			select '%s', md5('person-' || n %% %d + 1)::uuid, 'chat-' || n, 'About ' || n,
-			  jsonb_build_array(jsonb_build_object('role', 'user', 'text', repeat(md5(n::text), 28), 'at', now() - interval '1 year')), 1,
+			select '%s', md5('person-' || n %% %d + 1)::uuid, 'chat-' || n, bench.sealed('About ' || n),
+			  bench.sealed(jsonb_build_array(jsonb_build_object('role', 'user', 'text', repeat(md5(n::text), 28), 'at', now() - interval '1 year'))::text), 1,
 			  now() - interval '1 year', now() - interval '100 days' - random() * interval '200 days'
 			from generate_series(1, %d) n`, tenant, persons, expired),
 		triggersOn("conversations"),

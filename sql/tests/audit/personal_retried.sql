@@ -18,6 +18,12 @@ select refuses($$select custody.record_audit_event('phi.update', p_subject_user_
 select custody.record_audit_event('account.login', p_log_entry_id => '33333333-3333-4333-8333-333333333333', p_personal => '{"ip": 1}');
 select is(custody.record_audit_event('account.login', p_log_entry_id => '33333333-3333-4333-8333-333333333333', p_personal => '{"ip": 1}'), '33333333-3333-4333-8333-333333333333', 'an event about nobody again');
 select refuses($$select custody.record_audit_event('account.login', p_log_entry_id => '33333333-3333-4333-8333-333333333333', p_personal => '{"ip": 2}')$$, 'PC010', 'with another personal part');
+select enter('personal_retried', 'clerk', null, 'ada') /* $1 */;
+select is(custody.record_audit_event('account.login', p_log_entry_id => '33333333-3333-4333-8333-333333333333', p_personal => '{"ip": 1}'), '33333333-3333-4333-8333-333333333333', 'in a context of one person too');
+select refuses($$select custody.record_audit_event('account.login', p_log_entry_id => '33333333-3333-4333-8333-333333333333', p_personal => '{"ip": 2}')$$, 'PC010', 'though that person''s context does not see the event');
+select is(custody.record_audit_event('phi.access', p_subject_user_id => 'ada', p_log_entry_id => :'id', p_personal => '{"n": 1.0, "ip": "::1"}'), :'id', 'one about the person');
+select is(custody.current_subject(), 'ada', 'which is confined as before');
+select refuses($$select custody.record_audit_event('account.login', p_subject_user_id => 'clerk')$$, 'PC015', 'to that person');
 select custody.set_context('personal_retried', 'clerk');
 select refuses($$select custody.record_audit_event('phi.access', p_subject_user_id => 'ada', p_log_entry_id => '11111111-1111-4111-8111-111111111111', p_personal => '{"n": 1.0, "ip": "::1"}')$$, 'PC033', 'while locked it is not compared');
 select is(custody.record_audit_event('phi.update', p_subject_user_id => 'ada', p_log_entry_id => '22222222-2222-4222-8222-222222222222'), '22222222-2222-4222-8222-222222222222', 'one without a personal part is');

@@ -161,13 +161,18 @@ select refuses(format($$select custody.list_conversations(%L)$$, u), 'PC035', fo
 select refuses(format($$select custody.current_consents(%L)$$, u), 'PC035', format('evidence: %s', u)) from unnest(array['ada', 'bob', 'flipped']) u;
 select refuses(format($$select custody.consent_history(%L)$$, u), 'PC035', format('evidence in the history: %s', u)) from unnest(array['ada', 'bob', 'flipped']) u;
 select is(custody.get_profile('bob') ->> 'full_name', 'Name of bob', 'what nobody touched opens');
--- Nothing is written over it unseen either: who wants it gone deletes it.
-select refuses($$select custody.put_profile('flipped', '{}')$$, 'PC035', 'a profile put over it');
-select refuses($$select custody.put_preferences('flipped', '{}')$$, 'PC035', 'preferences put over it');
-select refuses($$select custody.patch_preferences('flipped', '{}')$$, 'PC035', 'and patched');
-select refuses($$select custody.save_conversation('flipped', 'c', '[{"role": "user", "text": "x"}]')$$, 'PC035', 'a conversation saved over it');
+-- What changes a part of it has to read it; a whole is put in its place.
+select refuses($$select custody.patch_preferences('flipped', '{}')$$, 'PC035', 'preferences patched');
 select refuses($$select custody.append_message('person', 'c', '{"role": "user", "text": "x"}')$$, 'PC035', 'a message after it');
-select refuses($$select custody.update_conversation('flipped', 'c', 'x')$$, 'PC035', 'a title over it');
+savepoint replaced;
+select lives_ok($$select custody.put_profile('flipped', '{"full_name": "Anew"}')$$, 'a profile put over it');
+select is(custody.get_profile('flipped') ->> 'full_name', 'Anew', 'is whole again');
+select lives_ok($$select custody.put_preferences('flipped', '{}')$$, 'preferences too');
+select lives_ok($$select custody.update_conversation('flipped', 'c', 'x')$$, 'a title');
+select is(custody.get_conversation('flipped', 'c') ->> 'title', 'x', 'which opens');
+select lives_ok($$select custody.save_conversation('flipped', 'c', '[{"role": "user", "text": "x"}]')$$, 'a conversation');
+select is(custody.get_conversation('flipped', 'c') -> 'messages' -> 0 ->> 'text', 'x', 'all of it');
+rollback to replaced;
 select refuses($$select custody.record_consent('flipped', 'copied', true, '1', p_evidence => '{"form": "Planted Evidence"}', p_consent_id => '33333333-3333-4333-8333-333333333333')$$, 'PC035', 'evidence that is compared with it');
 select refuses($$select custody.record_audit_event('account.login', p_subject_user_id => 'ada', p_log_entry_id => '11111111-1111-4111-8111-111111111111', p_personal => '{"note": "x"}')$$, 'PC035', 'a personal part that is compared with it');
 set local session authorization custody_dpo;
@@ -202,6 +207,17 @@ select custody.prepare_import('audit_logs');
 insert into pg_temp.staged_audit_logs select 1, a.log_entry_id, a.occurred_at, 'clerk', 'ada', 'account.login', null, null, 'success', null, '{}', '{"note": "x"}' from events('columns') a where a.log_entry_id = '11111111-1111-4111-8111-111111111111';
 select refuses($$select custody.import_audit_events(gen_random_uuid(), sha256('x'))$$, 'PC035', 'a personal part that is compared with it');
 
+-- In a context of one person nothing of another opens, whoever has kept its bytes.
+set local session authorization custody_app;
+select enter('columns', 'clerk') /* $1 */;
+create temp table kept as select p.identity_id, p.full_name::bytea as v from custody_data.user_profiles p where p.identity_id = pg_temp.id('bob');
+select is(custody_data.open_text(k.identity_id, 'user_profiles', 'full_name', k.identity_id::text, k.v), 'Name of bob', 'kept bytes open where everybody is seen') from kept k;
+select enter('columns', 'clerk', null, 'ada') /* $1 */;
+select refuses($$select custody_data.open_text(k.identity_id, 'user_profiles', 'full_name', k.identity_id::text, k.v) from kept k$$, 'PC015', 'not in a context of another person');
+select refuses($$select custody_data.open_values(k.identity_id, 'user_profiles', k.identity_id::text, '{full_name}', array[k.v]) from kept k$$, 'PC015', 'nor a row of them');
+select enter('columns', 'clerk', null, 'bob') /* $1 */;
+select is(custody_data.open_text(k.identity_id, 'user_profiles', 'full_name', k.identity_id::text, k.v), 'Name of bob', 'in one of that person') from kept k;
+
 -- Another tenant's key, forced upon the transaction, and another tenant's wrapped key.
 set local session authorization custody_app;
 select enter('columns', 'clerk') /* $1 */;
@@ -215,6 +231,9 @@ insert into custody_keys.wrapped_keys select 'columns', pg_temp.id('bob'), 7, w.
 set local session authorization custody_app;
 select enter('columns', 'clerk') /* $1 */;
 select refuses($$select custody.put_profile('bob', '{"full_name": "x"}')$$, 'PC035', 'a data key of another tenant');
+select refuses($$select custody.put_preferences('bob', '{}')$$, 'PC035', 'under which no preferences are sealed');
+select refuses($$select custody.save_conversation('bob', 'c', '[{"role": "user", "text": "x"}]')$$, 'PC035', 'nor a conversation');
+select refuses($$select custody.update_conversation('bob', 'c', 'x')$$, 'PC035', 'nor a title');
 
 -- The tables take nothing but sealed values.
 set local session authorization custody_runner;

@@ -75,6 +75,7 @@ update custody_data.user_profiles p set phone = set_byte(p.phone, 40, get_byte(p
 set local session authorization custody_runner;
 select enter('reseal', 'runner') /* $1 */;
 select refuses($$select custody.rotate_data_keys(now() + interval '1 hour')$$, 'PC035', 'an altered value is not passed over');
+select custody.rotate_index_key();
 select refuses($$select custody.reindex_profiles()$$, 'PC035', 'nor an altered number');
 rollback to altered;
 savepoint retired;

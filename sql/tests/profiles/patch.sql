@@ -31,6 +31,7 @@ select is(custody.get_profile('ada') ->> 'city', 'Rome', 'none of it changed any
 select is((custody.get_profile('ada') ->> 'version')::int, 6, 'nor the version');
 
 -- The examples of RFC 7396, Appendix A.
+reset session authorization;
 select is(custody_data.merge_patch(e.target, e.patch), e.result, format('%s merged with %s', e.target, e.patch))
 from (values
   ('{"a":"b"}'::jsonb, '{"a":"c"}'::jsonb, '{"a":"c"}'::jsonb),

@@ -94,5 +94,21 @@ select custody.set_context('unique_fields', 'runner');
 select refuses($$select custody.set_unique_fields('{phone}')$$, 'PC038', 'without the key the same is seen');
 reset session authorization;
 select is((select t.unique_fields from custody_data.tenants t where t.tenant_id = 'unique_fields_2'), '{}', 'another tenant has no such rule');
+
+-- Telephone numbers, and both.
+set local session authorization custody_app;
+select enter('unique_fields_2', 'clerk') /* $1 */;
+select custody.delete_profile('somebody'), custody.put_profile('p1', '{"email": "p1@example.org", "phone": "+49 30 123456"}');
+select is(custody.set_unique_fields('{phone,email}'), array['email', 'phone'], 'both');
+select refuses($$select custody.put_profile('p2', '{"email": "p2@example.org", "phone": "0049 (0)30 123-456"}')$$, 'PC038', 'a number that is taken');
+select refuses($$select custody.put_profile('p2', '{"email": "P1@example.org", "phone": "+49 30 1"}')$$, 'PC038', 'or an address');
+select refuses($$select custody.patch_profile('other tenant', '{"phone": "+49 30 123456"}')$$, 'PC038', 'patched');
+select is(custody.put_profile('p2', '{"email": "p2@example.org", "phone": "030 123456"}'), 1, 'a number that does not say its country is another one');
+set local session authorization custody_runner;
+select enter('unique_fields_2', 'runner') /* $1 */;
+select custody.prepare_import('user_profiles');
+insert into pg_temp.staged_user_profiles (line, user_id, email, phone) values (1, 'p1', 'p1@example.org', '0049 30 123456'), (2, 'i1', 'i1@example.org', '+49 30 12 34 56'), (3, 'i2', 'p2@example.org', '030/123456'), (4, 'i3', 'i3@example.org', '+49 30 3');
+select is(custody.import_profiles(true), '{"added": 1, "changed": 1, "unchanged": 0, "refused": 2}', 'an import, too');
+select results_eq($$select r.line, r.code, r.field from pg_temp.import_refusals r order by 1, 3$$, $$values (2::bigint, 'PC038'::text, 'phone'::text), (3, 'PC038', 'email'), (3, 'PC038', 'phone')$$, 'by each field that is taken');
 select * from finish();
 rollback;

@@ -10,5 +10,8 @@ select refuses($$select custody.set_unique_fields('{}')$$, 'PC026', 'the rule');
 select refuses($$select custody.put_profile('ada', '{"email": "ada@example.org"}')$$, 'PC026', 'an address put');
 select is(custody.put_profile('ada', '{"city": "London"}'), 1, 'what need not be unique');
 select refuses($$select custody.patch_profile('ada', '{"email": "ada@example.org"}')$$, 'PC026', 'an address patched');
+select enter('unique_isolation', 'ada', null, 'ada') /* $1 */;
+select is(custody.put_profile('ada', '{"city": "Rome"}'), 2, 'in a context of one person too');
+select refuses($$select custody.put_profile('ada', '{"email": "ada@example.org"}')$$, 'PC026', 'and an address there');
 select * from finish();
 rollback;

@@ -45,16 +45,13 @@ from (values
   ('custody', 'worker', 'drop_archived_partitions mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
     'open_segments prepare_import record_segment refuse_import segment_entries start_run'),
   -- helpers that functions with the caller's rights need
-  ('custody_data', 'privacy readonly readwrite worker', 'check_conversation_id'),
   ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),
   ('custody_data', 'admin auditor privacy readonly readwrite worker', 'check_user_id require_context'),
   ('custody_data', 'auditor privacy readwrite worker', 'require_whole_tenant'),
-  ('custody_data', 'privacy readwrite worker', 'append_event append_record_events was_resealed changed_columns claim_identity event_content new_entry_id require_actor require_partition require_person'),
+  ('custody_data', 'privacy readwrite worker', 'append_event event_content new_entry_id require_actor require_partition'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
-  ('custody_data', 'readwrite worker', 'check_messages check_preferences check_profile check_version merge_patch unknown_conversation unknown_record'),
-  ('custody_data', 'readwrite', 'claim_person'),
   ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings rights'),
-  ('custody_data', 'worker', 'begin_import claim_identities claim_staged consent_content_id import_result settle_refused settle_repeated')
+  ('custody_data', 'worker', 'append_record_events changed_columns was_resealed begin_import claim_identities claim_staged consent_content_id import_result settle_refused settle_repeated')
 ) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
 
 -- As the catalog has it. What is not on the page is the owner's alone.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strconv"
 	"text/tabwriter"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
@@ -17,7 +18,7 @@ func newKeysCmd(app *App) *cobra.Command {
 	k := &keyCommands{App: app}
 	cmd := &cobra.Command{
 		Use:   "keys",
-		Short: "Make, rotate and destroy a tenant's key-encryption key",
+		Short: "Make, rotate and destroy a tenant's keys",
 		Long: `Personal values are sealed under a data key of each person, and these are wrapped by the
 tenant's key-encryption key, which is not in the database but with a provider:
 
@@ -30,6 +31,18 @@ opens everything meanwhile, and no value is touched. A rotation that was interru
 with. A retired version may be destroyed once no backup of the wrapped keys is needed that was
 taken while it was in use.`,
 	}
+	var olderThan time.Duration
+	reseal := &cobra.Command{
+		Use:   "reseal",
+		Short: "Replace data keys and the index key, and seal and index anew what they sealed",
+		Long: `Replace data keys and the index key, and seal and index anew what they sealed in profiles,
+preferences and conversations. Each person's values change over in one transaction, so it may be
+interrupted at any moment and begun again. The keys of append-only values stay until the last of
+these has expired. The daemon does the same for keys that are older than the policy key_age.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return k.Reseal(cmd.Context(), olderThan) },
+	}
+	reseal.Flags().DurationVar(&olderThan, "older-than", 0, "only keys that are older than this; by default all")
 	cmd.AddCommand(&cobra.Command{
 		Use:   "create",
 		Short: "Make the first key of the tenant; one that is there already is left as it is",
@@ -45,6 +58,16 @@ taken while it was in use.`,
 		Short: "Replace the tenant's key by a new one, or go on with a rotation",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return k.Rotate(cmd.Context()) },
+	}, reseal, &cobra.Command{
+		Use:   "status",
+		Short: "Show how old the tenant's keys are, and how much is sealed under which version of them",
+		Long: `Show how old the tenant's keys are, and how much is sealed under which version of them.
+
+Values of tables that change are under the newest data key of their person once a rotation is
+over; those of append-only tables, evidence of consents and personal parts of events, keep theirs
+for life. It reads every row.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return k.Status(cmd.Context()) },
 	}, &cobra.Command{
 		Use:   "destroy VERSION",
 		Short: "Have the provider forget a version that was retired",
@@ -94,7 +117,10 @@ func (k *keyCommands) List(ctx context.Context) error {
 			fmt.Fprintln(table, "VERSION\tPROVIDER\tCREATED\tRETIRED\tDATA KEYS\tNOTE")
 			for _, key := range list {
 				note := ""
-				if key.Overdue {
+				switch {
+				case key.DestroyedAt != nil:
+					note = "destroyed " + timeText(key.DestroyedAt)
+				case key.Overdue:
 					note = "overdue: pgcustody keys rotate"
 				}
 				fmt.Fprintf(table, "%d\t%s\t%s\t%s\t%d\t%s\n", key.Version, key.Provider, timeText(&key.CreatedAt), timeText(key.RetiredAt), key.DataKeys, note)
@@ -118,6 +144,55 @@ func (k *keyCommands) Rotate(ctx context.Context) error {
 		return k.Print(done, func(out io.Writer) {
 			fmt.Fprintf(out, "tenant %s: key %d in use, %d data keys wrapped anew; key %d is retired and may be destroyed once no backup needs it\n",
 				tenant, done.Version, done.Rewrapped, done.Retired)
+		})
+	})
+}
+
+func (k *keyCommands) Reseal(ctx context.Context, olderThan time.Duration) error {
+	if olderThan < 0 {
+		return k.wrong("older-than", olderThan.String(), "must not be negative")
+	}
+	return k.with(ctx, "reseal", func(ring jobs.Keyring, tenant string) error {
+		bar := k.newProgress()
+		defer bar.Done()
+		done, err := ring.RotateData(ctx, tenant, olderThan, func(values int64) {
+			bar.Show(jobs.Progress{Job: "reseal", Unit: "values", Done: values})
+		})
+		if err != nil {
+			return err
+		}
+		bar.Done()
+		return k.Print(done, func(out io.Writer) {
+			fmt.Fprintf(out, "tenant %s: new data keys for %d people, %d values sealed anew, %d profiles indexed anew\n", tenant, done.Identities, done.Values, done.Profiles)
+		})
+	})
+}
+
+func (k *keyCommands) Status(ctx context.Context) error {
+	return k.with(ctx, "status", func(ring jobs.Keyring, tenant string) error {
+		ages, err := ring.Ages(ctx, tenant)
+		if err != nil {
+			return err
+		}
+		values, err := ring.Values(ctx, tenant)
+		if err != nil {
+			return err
+		}
+		return k.Print(map[string]any{"keys": ages, "values": values}, func(out io.Writer) {
+			table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+			fmt.Fprintln(table, "KIND\tKEYS\tOLDEST\tOVERDUE")
+			for _, age := range ages {
+				fmt.Fprintf(table, "%s\t%d\t%s\t%d\n", age.Kind, age.Keys, timeText(age.Oldest), age.Overdue)
+			}
+			fmt.Fprintln(table, "\nCOLUMN\tVERSION\tSTATE\tVALUES")
+			for _, v := range values {
+				state := v.State
+				if v.AppendOnly && state == "older" {
+					state = "older, for life"
+				}
+				fmt.Fprintf(table, "%s.%s\t%d\t%s\t%d\n", v.Table, v.Column, v.KeyVersion, state, v.Values)
+			}
+			_ = table.Flush()
 		})
 	})
 }

@@ -59,6 +59,10 @@ var runnable = map[string]func(context.Context, *runJob, *pgxpool.Pool, *jobs.De
 	"partitions": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.PartitionsArgs{}}, nil
 	},
+	"keys": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
+		_, err := r.NeedKeys()
+		return []jobArgs{jobs.KeysArgs{Tenant: r.Tenant}}, err
+	},
 	"requests": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.RequestsArgs{Tenant: r.Tenant}}, nil
 	},
