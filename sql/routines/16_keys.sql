@@ -235,6 +235,26 @@ $$;
 revoke all on function custody_data.wrap_key(text, uuid, integer, bytea, bytea, integer) from public;
 comment on function custody_data.wrap_key(text, uuid, integer, bytea, bytea, integer) is 'A data key sealed under a key-encryption key.';
 
+create or replace function custody_data.unwrap_key(p_wrapped custody_keys.wrapped_keys)
+returns bytea
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_kek_version constant integer := custody_data.require_kek();
+  v_kek bytea := decode(current_setting('custody.kek'), 'hex');
+begin
+  if p_wrapped.kek_version < v_kek_version then
+    v_kek := custody_data.previous_kek(p_wrapped.tenant_id, v_kek, v_kek_version);
+  end if;
+  return custody_data.open_bytes(v_kek,
+    custody_data.sealing_place(p_wrapped.tenant_id, p_wrapped.identity_id, 'wrapped_keys', 'wrapped', p_wrapped.key_version::text), p_wrapped.wrapped);
+end
+$$;
+revoke all on function custody_data.unwrap_key(custody_keys.wrapped_keys) from public;
+comment on function custody_data.unwrap_key(custody_keys.wrapped_keys) is 'A data key, 64 bytes, of a copy that the key in hand or the one before it wrapped. Errors: PC033, PC035.';
+
 -- definer: reads wrapped keys
 create or replace function custody_data.data_key(p_identity_id uuid, p_key_version integer)
 returns bytea
@@ -247,7 +267,6 @@ declare
   v_tenant constant text := custody_data.require_context();
   v_kek_version constant integer := custody_data.require_kek();
   v_wrapped custody_keys.wrapped_keys;
-  v_kek bytea;
 begin
   -- The newest copy that the key in hand can open: its own, or that of the version before it.
   select w.* into v_wrapped
@@ -266,12 +285,7 @@ begin
       detail = format('Identity %s has no data key of version %s that the key-encryption key of version %s opens.', p_identity_id, p_key_version, v_kek_version),
       hint = 'Unlock with the newest key-encryption key; after a restore, restore the backup of the keys too.';
   end if;
-  v_kek := decode(current_setting('custody.kek'), 'hex');
-  if v_wrapped.kek_version < v_kek_version then
-    v_kek := custody_data.previous_kek(v_tenant, v_kek, v_kek_version);
-  end if;
-  return custody_data.open_bytes(v_kek,
-    custody_data.sealing_place(v_tenant, p_identity_id, 'wrapped_keys', 'wrapped', p_key_version::text), v_wrapped.wrapped);
+  return custody_data.unwrap_key(v_wrapped);
 end
 $$;
 revoke all on function custody_data.data_key(uuid, integer) from public;
@@ -526,10 +540,25 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
-  v_version constant integer := custody_data.claim_data_key(p_identity_id);
-  v_key constant bytea := custody_data.require_data_key(p_identity_id, v_version);
+  v_kek_version constant integer := custody_data.require_kek();
+  v_wrapped custody_keys.wrapped_keys;
+  v_version integer;
+  v_key bytea;
   v_sealed bytea[] := array_fill(null::bytea, array[cardinality(p_columns)]);
 begin
+  -- Its newest copy is that of the newest key: those that are destroyed have none.
+  select w.* into v_wrapped
+  from custody_keys.wrapped_keys w
+  where w.tenant_id = v_tenant and w.identity_id = p_identity_id and w.kek_version <= v_kek_version
+  order by w.key_version desc, w.kek_version desc
+  limit 1;
+  if found then
+    v_version := v_wrapped.key_version;
+    v_key := custody_data.unwrap_key(v_wrapped);
+  else
+    v_version := custody_data.claim_data_key(p_identity_id);
+    v_key := custody_data.require_data_key(p_identity_id, v_version);
+  end if;
   for i in 1 .. cardinality(p_columns) loop
     if p_values[i] is not null then
       v_sealed[i] := custody_data.seal_bytes(v_key, v_version,

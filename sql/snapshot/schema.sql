@@ -3579,6 +3579,37 @@ CREATE FUNCTION custody_data.unknown_record(p_what text) RETURNS void
 
 COMMENT ON FUNCTION custody_data.unknown_record(p_what text) IS 'Raises PC011.';
 
+-- Name: wrapped_keys; Type: TABLE; Schema: custody_keys
+
+CREATE TABLE custody_keys.wrapped_keys (
+    tenant_id custody_data.tenant_name NOT NULL,
+    identity_id uuid NOT NULL,
+    key_version integer NOT NULL,
+    kek_version integer NOT NULL,
+    wrapped bytea NOT NULL
+);
+
+ALTER TABLE ONLY custody_keys.wrapped_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE wrapped_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON TABLE custody_keys.wrapped_keys IS 'Data keys, each sealed under a key-encryption key. Deleted when the data key is destroyed, or when the key-encryption key is retired.';
+
+-- Name: COLUMN wrapped_keys.wrapped; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.wrapped_keys.wrapped IS 'Sealed value, version 1, of the 64 bytes of the data key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION, its key version the kek_version.';
+
+-- Name: unwrap_key(custody_keys.wrapped_keys); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.unwrap_key(p_wrapped custody_keys.wrapped_keys) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION unwrap_key(p_wrapped custody_keys.wrapped_keys); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.unwrap_key(p_wrapped custody_keys.wrapped_keys) IS 'A data key, 64 bytes, of a copy that the key in hand or the one before it wrapped. Errors: PC033, PC035.';
+
 -- Name: was_resealed(jsonb, jsonb, text[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.was_resealed(p_old jsonb, p_new jsonb, p_columns text[]) RETURNS boolean
@@ -4366,26 +4397,6 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version befo
 -- Name: COLUMN key_encryption_keys.destroyed_at; Type: COMMENT; Schema: custody_keys
 
 COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
-
--- Name: wrapped_keys; Type: TABLE; Schema: custody_keys
-
-CREATE TABLE custody_keys.wrapped_keys (
-    tenant_id custody_data.tenant_name NOT NULL,
-    identity_id uuid NOT NULL,
-    key_version integer NOT NULL,
-    kek_version integer NOT NULL,
-    wrapped bytea NOT NULL
-);
-
-ALTER TABLE ONLY custody_keys.wrapped_keys FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE wrapped_keys; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON TABLE custody_keys.wrapped_keys IS 'Data keys, each sealed under a key-encryption key. Deleted when the data key is destroyed, or when the key-encryption key is retired.';
-
--- Name: COLUMN wrapped_keys.wrapped; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON COLUMN custody_keys.wrapped_keys.wrapped IS 'Sealed value, version 1, of the 64 bytes of the data key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION, its key version the kek_version.';
 
 -- Name: archive_segments archive_segments_pkey; Type: CONSTRAINT; Schema: custody_data
 
