@@ -172,6 +172,23 @@ func FuzzJSONB(f *testing.F) {
 	})
 }
 
+// TestSkipPlain: every byte, wherever it stands, is told as the table tells it.
+func TestSkipPlain(t *testing.T) {
+	random := rand.New(rand.NewPCG(9, 10))
+	for range 200_000 {
+		b := make([]byte, random.IntN(40))
+		for i := range b {
+			b[i] = []byte{byte(random.IntN(256)), 'a', 0x1f, 0x20, 0x21, '"', '#', '[', '\\', ']', 0x7f, 0x80, 0xa2, 0xdc, 0xff}[max(random.IntN(40)-25, 0)]
+		}
+		from := random.IntN(len(b) + 1)
+		want := from
+		for want < len(b) && stringClass[b[want]] == plain {
+			want++
+		}
+		require.Equal(t, want, skipPlain(b, from), "%x from %d", b, from)
+	}
+}
+
 func BenchmarkJSONB(b *testing.B) {
 	value := []byte(`[{"role":"user","text":"` + strings.Repeat("a word and another one ", 20) + `","at":"2026-01-01T00:00:00Z"},{"role":"assistant","text":"` +
 		strings.Repeat("an answer to that ", 30) + `","at":"2026-01-01T00:00:30Z"}]`)
