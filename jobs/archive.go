@@ -117,11 +117,16 @@ const segmentsAtOnce = 100
 
 func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveConfig) error {
 	checked, done := false, int64(0)
+	var branch string
 	var waitUntil time.Time
 	for {
 		var open []db.OpenSegmentsRow
 		err := InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) (err error) {
-			open, err = db.New().OpenSegments(ctx, tx, segmentsAtOnce)
+			if open, err = db.New().OpenSegments(ctx, tx, segmentsAtOnce); err != nil {
+				return err
+			}
+			in, err := db.New().ArchiveBranch(ctx, tx)
+			branch = in.Branch
 			return err
 		})
 		if err != nil {
@@ -140,6 +145,7 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 		left := 0
 		for _, row := range open {
 			a := &archiving{ArchiveWorker: w, run: run, config: config, name: segment.NewName(row.Day, int(row.Part)), row: row, done: done}
+			a.name.Branch = branch
 			if err := errors.Join(a.from.UnmarshalText([]byte(row.XidFrom)), a.to.UnmarshalText([]byte(row.XidTo))); err != nil {
 				return fail("open segments", err)
 			}

@@ -25,6 +25,8 @@ type SegmentCheck struct {
 	StoredBytes int64  `json:"stored_bytes"`
 	// Finding is what is wrong, empty where nothing is.
 	Finding string `json:"finding,omitempty"`
+	// Note is what is to be known of an object that is on no record and right there.
+	Note string `json:"note,omitempty"`
 }
 
 // VerifyArchive reads recorded segments back from the store and holds each
@@ -34,8 +36,14 @@ type SegmentCheck struct {
 // that something could not be looked at.
 func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, total int)) ([]SegmentCheck, error) {
 	var recorded []db.ArchiveSegmentsRow
+	var in timeline
 	known := map[string]bool{}
 	err := InContext(ctx, d.Pool, d.scope(SystemTenant, "archive verify"), func(tx pgx.Tx) error {
+		row, err := db.New().ArchiveBranch(ctx, tx)
+		if err != nil {
+			return err
+		}
+		in = timeline(row)
 		open, err := db.New().OpenArchiveSegments(ctx, tx)
 		if err != nil {
 			return err
@@ -43,6 +51,8 @@ func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, 
 		for _, s := range open {
 			// A run is at it, or was killed: what it has written so far is no finding.
 			name := segment.NewName(s.Day, int(s.Part))
+			known[name.ObjectKey()], known[name.ManifestKey()] = true, true
+			name.Branch = in.Branch
 			known[name.ObjectKey()], known[name.ManifestKey()] = true, true
 		}
 		recorded, err = db.New().ArchiveSegments(ctx, tx)
@@ -90,11 +100,28 @@ func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, 
 		if err != nil {
 			return checks, err
 		}
-		if !known[object.Key] {
+		if !known[object.Key] && in.leftBehind(object) {
+			checks = append(checks, SegmentCheck{Object: object.Key, StoredBytes: object.Size,
+				Note: "archived after the backup that this database was restored from, by the one that was backed up"})
+		} else if !known[object.Key] {
 			checks = append(checks, SegmentCheck{Object: object.Key, StoredBytes: object.Size, Finding: "object is on no record"})
 		}
 	}
 	return checks, nil
+}
+
+// timeline is where a database stands that was restored.
+type timeline db.ArchiveBranchRow
+
+// leftBehind tells whether an object is of the database that was backed up, which went
+// on until its backup was restored: of another branch, and archived between what the
+// backup knows of and the restore.
+func (t timeline) leftBehind(object store.Info) bool {
+	// Whole seconds, and clocks that differ.
+	const slack = time.Minute
+	name, err := segment.ParseKey(object.Key)
+	return err == nil && t.Branch != "" && name.Branch != t.Branch &&
+		object.Modified.After(t.RecordedUntil.Add(-slack)) && object.Modified.Before(t.OpenedAt.Add(slack))
 }
 
 func verifySegment(ctx context.Context, s store.Store, record db.ArchiveSegmentsRow) error {

@@ -22,12 +22,14 @@ create table custody_data.tenants (
   tenant_id custody_data.tenant_name not null,
   name text not null,
   unique_fields text[] not null default '{}',
+  remember_erased boolean not null default false,
   created_at timestamptz not null default pg_catalog.now(),
   constraint tenants_pkey primary key (tenant_id),
   constraint tenants_unique_fields_are_indexed_check check (unique_fields <@ array['email', 'phone'])
 );
 comment on table custody_data.tenants is 'The organisations whose data this database keeps apart. The tenant system holds what belongs to none: the shared vocabulary, default retention policies, archive and partition runs.';
 comment on column custody_data.tenants.unique_fields is 'Profile fields of which no two people of the tenant may have the same: email, phone.';
+comment on column custody_data.tenants.remember_erased is 'Whether a keyed hash of an erased person''s user_id is kept, for the policy erased_ids.';
 
 create table custody_data.identities (
   tenant_id custody_data.tenant_name not null,

@@ -63,6 +63,19 @@ create table custody_data.stored_certificates (
 );
 comment on table custody_data.stored_certificates is 'Which certificates are under lock in the object store, from where a restore replays them: append-only.';
 
+create table custody_data.erased_user_ids (
+  tenant_id custody_data.tenant_name not null,
+  request_id uuid not null,
+  user_id_index bytea not null,
+  erased_at timestamptz not null default pg_catalog.now(),
+  constraint erased_user_ids_pkey primary key (tenant_id, request_id),
+  constraint erased_user_ids_user_id_index_is_a_blind_index_check check (pg_catalog.octet_length(user_id_index) = 36)
+);
+create index erased_user_ids_user_id_index_idx on custody_data.erased_user_ids (tenant_id, user_id_index);
+create index erased_user_ids_erased_at_idx on custody_data.erased_user_ids (tenant_id, erased_at);
+comment on table custody_data.erased_user_ids is 'By which the key''s holder can recognise a later claim of somebody who was erased. Only where the tenant wants it; deleted after the policy erased_ids, and with the index key.';
+comment on column custody_data.erased_user_ids.user_id_index is 'Blind index of the user_id. @custody{"sensitivity":"identifying","retention":"erased_ids"}';
+
 create table custody_data.holders (
   tenant_id custody_data.tenant_name not null,
   holder text collate "C" not null,
@@ -140,7 +153,7 @@ create table custody_data.retention_policies (
   set_at timestamptz not null default pg_catalog.now(),
   constraint retention_policies_pkey primary key (tenant_id, class),
   constraint retention_policies_class_is_known_check check (class in
-    ('audit', 'audit_hot', 'consent', 'conversations', 'entry_ids', 'key_age', 'kek_generation', 'key_backup')),
+    ('audit', 'audit_hot', 'consent', 'conversations', 'entry_ids', 'erased_ids', 'key_age', 'kek_generation', 'key_backup')),
   constraint retention_policies_keep_is_positive_check check (keep > interval '0'),
   constraint retention_policies_basis_is_given_check check (pg_catalog.char_length(basis) between 1 and 1000)
 );
@@ -148,4 +161,4 @@ comment on table custody_data.retention_policies is 'How long each class of data
 
 -- +goose Down
 drop table custody_data.retention_policies, custody_data.legal_holds, custody_data.erasure_notices, custody_data.holders,
-  custody_data.stored_certificates, custody_data.erasure_certificates, custody_data.requests cascade;
+  custody_data.erased_user_ids, custody_data.stored_certificates, custody_data.erasure_certificates, custody_data.requests cascade;

@@ -136,6 +136,10 @@ alter table custody_data.stored_certificates enable row level security, force ro
 create policy stored_certificates_all_all on custody_data.stored_certificates using (tenant_id = (select custody.current_tenant()) and not (select custody.has_subject()));
 create policy stored_certificates_backup_select on custody_data.stored_certificates for select to custody_backup using (true);
 
+alter table custody_data.erased_user_ids enable row level security, force row level security;
+create policy erased_user_ids_all_all on custody_data.erased_user_ids using (tenant_id = (select custody.current_tenant()) and not (select custody.has_subject()));
+create policy erased_user_ids_backup_select on custody_data.erased_user_ids for select to custody_backup using (true);
+
 alter table custody_data.holders enable row level security, force row level security;
 create policy holders_all_all on custody_data.holders using (tenant_id = (select custody.current_tenant()) and not (select custody.has_subject()));
 -- Who asks for their own data is told who else has it.

@@ -32,7 +32,7 @@ grant insert (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action
   on custody_data.audit_logs to custody_readwrite, custody_worker, custody_privacy;
 grant insert (personal, import_id), select on custody_data.audit_logs to custody_worker;
 grant insert (tenant_id, log_entry_id, occurred_at, content), select
-  on custody_data.audit_entry_ids to custody_readwrite, custody_worker, custody_privacy;
+  on custody_data.audit_entry_ids to custody_worker;
 
 grant insert (tenant_id, action, metadata_keys, description), update (metadata_keys, description)
   on custody_data.audit_actions to custody_readwrite, custody_worker, custody_admin;

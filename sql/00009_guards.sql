@@ -34,7 +34,7 @@ begin
   end loop;
 
   -- Tables of record that erasure and retention delete from, row by row: never all at once.
-  foreach v_table in array array['user_profiles', 'user_preferences', 'conversations', 'audit_entry_ids'] loop
+  foreach v_table in array array['user_profiles', 'user_preferences', 'conversations', 'audit_entry_ids', 'erased_user_ids'] loop
     execute pg_catalog.format(
       'create trigger a_reject_truncate before truncate on custody_data.%I
          for each statement execute function custody_data.tg_reject_mutation()', v_table);

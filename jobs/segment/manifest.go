@@ -66,7 +66,13 @@ type Manifest struct {
 }
 
 // Name of the manifest's segment.
-func (m *Manifest) Name() Name { return Name{Day: time.Time(m.Day), Part: m.Part} }
+func (m *Manifest) Name() Name {
+	name := Name{Day: time.Time(m.Day), Part: m.Part}
+	if of, err := ParseKey(m.ObjectKey); err == nil {
+		name.Branch = of.Branch
+	}
+	return name
+}
 
 // Encode writes the manifest as it is stored.
 func (m *Manifest) Encode() ([]byte, error) {

@@ -33,6 +33,10 @@ const (
 type Name struct {
 	Day  time.Time
 	Part int
+	// Branch is empty until a database has been restored: from then on it tells what
+	// that one archives from what the one before it did after the backup. 8
+	// hexadecimal digits.
+	Branch string
 }
 
 // NewName takes the date of day, whatever its time and zone.
@@ -40,6 +44,8 @@ func NewName(day time.Time, part int) Name {
 	y, m, d := day.Date()
 	return Name{Day: time.Date(y, m, d, 0, 0, 0, 0, time.UTC), Part: part}
 }
+
+const branchLength = 8
 
 // String is the day and the part, as in 2026-11-20.1.
 func (n Name) String() string {
@@ -50,6 +56,9 @@ func (n Name) stem() string {
 	stem := Prefix + n.Day.Format("2006/01/") + "audit-logs-" + n.Day.Format(time.DateOnly)
 	if n.Part > 1 {
 		stem += "." + strconv.Itoa(n.Part)
+	}
+	if n.Branch != "" {
+		stem += "-" + n.Branch
 	}
 	return stem
 }
@@ -70,7 +79,9 @@ func ParseKey(key string) (Name, error) {
 	if !ok || isObject == isManifest {
 		return Name{}, bad
 	}
-	date, number, hasPart := strings.Cut(base, ".")
+	date := base[:min(len(base), len(time.DateOnly))]
+	number, branch, _ := strings.Cut(base[len(date):], "-")
+	number, hasPart := strings.CutPrefix(number, ".")
 	day, err := time.Parse(time.DateOnly, date)
 	if err != nil {
 		return Name{}, bad
@@ -82,7 +93,10 @@ func ParseKey(key string) (Name, error) {
 		}
 	}
 	// One segment has one key: no leading zeros, no other folder.
-	n := Name{Day: day, Part: part}
+	n := Name{Day: day, Part: part, Branch: branch}
+	if strings.Trim(branch, "0123456789abcdef") != "" || branch != "" && len(branch) != branchLength {
+		return Name{}, bad
+	}
 	if key != n.ObjectKey() && key != n.ManifestKey() {
 		return Name{}, bad
 	}

@@ -39,6 +39,14 @@ func TestNames(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, n, back)
 		}
+		n.Branch = "0a1b2c3d"
+		for i, key := range []string{n.ObjectKey(), n.ManifestKey()} {
+			require.NotEqual(t, keys[i], key)
+			require.Contains(t, key, "-0a1b2c3d.")
+			back, err := ParseKey(key)
+			require.NoError(t, err)
+			require.Equal(t, n, back)
+		}
 	}
 	for _, bad := range []string{
 		"", "audit-logs-2026-03-09.jsonl.zst", "audit-archives/2026/04/audit-logs-2026-03-09.jsonl.zst",
@@ -46,6 +54,8 @@ func TestNames(t *testing.T) {
 		"audit-archives/2026/03/audit-logs-2026-03-09.jsonl", "audit-archives/2026/03/audit-logs-2026-02-30.jsonl.zst",
 		"audit-archives/2026/03/audit-logs-2026-03-09.manifest.json.jsonl.zst", "audit-archives/2026/03/audit-logs-2026-03-09.-2.jsonl.zst",
 		"x/audit-archives/2026/03/audit-logs-2026-03-09.jsonl.zst", "audit-archives/2026/03/audit-logs-2026-03-09.2.3.manifest.json",
+		"audit-archives/2026/03/audit-logs-2026-03-09-.jsonl.zst", "audit-archives/2026/03/audit-logs-2026-03-09-0A1B2C3D.jsonl.zst",
+		"audit-archives/2026/03/audit-logs-2026-03-09-0a1b2c3.2.jsonl.zst", "audit-archives/2026/03/audit-logs-2026-03-09.2-0a1b2c3d4.jsonl.zst",
 	} {
 		_, err := ParseKey(bad)
 		require.Error(t, err, bad)
@@ -55,6 +65,7 @@ func TestNames(t *testing.T) {
 func FuzzParseKey(f *testing.F) {
 	f.Add(NewName(time.Unix(0, 0), 1).ObjectKey())
 	f.Add(NewName(time.Unix(0, 0), 12).ManifestKey())
+	f.Add(Name{Day: time.Unix(0, 0).UTC(), Part: 2, Branch: "0a1b2c3d"}.ManifestKey())
 	f.Fuzz(func(t *testing.T, key string) {
 		n, err := ParseKey(key)
 		if err == nil && key != n.ObjectKey() && key != n.ManifestKey() {

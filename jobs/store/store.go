@@ -90,6 +90,10 @@ type Store interface {
 	// List yields the current objects whose keys start with prefix, in order.
 	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
 
+	// Versions yields every version of the objects whose keys start with prefix,
+	// those hidden by a delete marker too: key by key, of each the oldest first.
+	Versions(ctx context.Context, prefix string) iter.Seq2[Info, error]
+
 	// Extend moves the end of an object's COMPLIANCE lock to a later time.
 	Extend(ctx context.Context, key, version string, until time.Time) error
 
@@ -97,6 +101,9 @@ type Store interface {
 	// no listing, and returns how many there were. A writer that is killed
 	// leaves one behind.
 	Sweep(ctx context.Context, key string) (int, error)
+
+	// SweepAll does so for all keys that start with prefix.
+	SweepAll(ctx context.Context, prefix string) (int, error)
 
 	// Delete removes every version and delete marker of a key, and its unfinished
 	// uploads, and returns how many versions there were; of a key that does not

@@ -9,6 +9,8 @@
 -- which is the data key of the nil identity. So two people with the same address have the same index, in one tenant and
 -- one field; who has not got the tenant's key-encryption key can neither compute an index nor test a guess.
 --
+-- A user_id is indexed once its person has been erased, and only where the tenant wants it (custody.remember_erased).
+--
 -- While an index key is replaced (custody.reseal_index) indexes of both versions are looked for.
 
 create or replace function custody_data.normalize_email(p_email text)
@@ -55,7 +57,7 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_nobody constant uuid := uuid '00000000-0000-0000-0000-000000000000';
-  v_normal constant text := case p_field when 'email' then custody_data.normalize_email(p_value) else custody_data.normalize_phone(p_value) end;
+  v_normal constant text := case p_field when 'email' then custody_data.normalize_email(p_value) when 'phone' then custody_data.normalize_phone(p_value) else p_value end;
   v_versions integer[];
   v_key bytea;
   v_indexes bytea[] := array[]::bytea[];
@@ -79,7 +81,7 @@ $$;
 revoke all on function custody_data.blind_indexes(text, text) from public;
 grant execute on function custody_data.blind_indexes(text, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.blind_indexes(text, text) is
-'Blind indexes of a value of field email or phone: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
+'Blind indexes of a value of field email or phone, normalised, or of a user_id: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 
 -- definer: under a context that is confined to one person, the others' profiles are looked at too
 create or replace function custody_data.index_taken(p_identity_id uuid, p_field text, p_indexes bytea[])

@@ -141,7 +141,7 @@ parallel safe
 return pg_catalog.sha256(pg_catalog.convert_to(pg_catalog.jsonb_build_array(
   extract(epoch from p_occurred_at), p_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, p_metadata, p_has_personal)::text, 'UTF8'));
 revoke all on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) from public;
-grant execute on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) to custody_readwrite, custody_worker, custody_privacy;
+grant execute on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) to custody_worker;
 comment on function custody_data.event_content(timestamptz, uuid, uuid, text, text, text, text, jsonb, boolean) is
 'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids. Of the personal part it has only whether there is one: that is compared by opening it, so that no digest of it outlives its key.';
 

@@ -470,7 +470,7 @@ revoke all on function custody.put_preferences(text, jsonb) from public;
 grant execute on function custody.put_preferences(text, jsonb) to custody_readwrite;
 comment on function custody.put_preferences(text, jsonb) is
 'Stores all settings of a person, a JSON object, and returns their version (1 for the first).
-Errors: PC001, PC003, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked, PC035 an altered data key. Callers: custody_readwrite.';
 
 -- definer: as put_profile
 create or replace function custody.patch_preferences(p_user_id text, p_changes jsonb, p_if_version integer default null)

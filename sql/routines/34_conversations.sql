@@ -195,7 +195,7 @@ grant execute on function custody.save_conversation(text, text, jsonb, text, int
 comment on function custody.save_conversation(text, text, jsonb, text, integer) is
 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
-Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked, PC035 an altered data key. Callers: custody_readwrite.';
 
 -- definer: as put_profile
 create or replace function custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer default null)
@@ -254,7 +254,7 @@ revoke all on function custody.update_conversation(text, text, text, integer) fr
 grant execute on function custody.update_conversation(text, text, text, integer) to custody_readwrite;
 comment on function custody.update_conversation(text, text, text, integer) is
 'Sets the title, null to empty it, and returns the new version. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked, PC035 an altered data key. Callers: custody_readwrite.';
 
 create or replace function custody.get_conversation(p_user_id text, p_conversation_id text)
 returns jsonb

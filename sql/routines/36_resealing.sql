@@ -297,6 +297,8 @@ begin
       )
       select coalesce(array_agg(d.key_version), '{}') into v_destroyed from destroyed d;
       delete from custody_keys.wrapped_keys w where w.tenant_id = v_tenant and w.identity_id = v_nobody and w.key_version < v_version;
+      -- Nobody knows those ids any more, so they cannot be indexed anew.
+      delete from custody_data.erased_user_ids e where e.tenant_id = v_tenant and substr(e.user_id_index, 1, 4) <> v_prefix;
     end if;
   end if;
   if v_rows is not null or v_destroyed <> '{}' then
@@ -310,7 +312,7 @@ $$;
 revoke all on function custody.reindex_profiles(integer, uuid) from public;
 grant execute on function custody.reindex_profiles(integer, uuid) to custody_worker;
 comment on function custody.reindex_profiles(integer, uuid) is
-'Indexes up to p_limit (1 to 10000) profiles of the tenant anew that are not indexed under the newest index key, in the order of identities from p_after on. Where, asked from the beginning (p_after null), none is left, it destroys the older index keys.
+'Indexes up to p_limit (1 to 10000) profiles of the tenant anew that are not indexed under the newest index key, in the order of identities from p_after on. Where, asked from the beginning (p_after null), none is left, it destroys the older index keys, and with them what is remembered of erased people.
 Returns {"version", "profiles", "destroyed", "last"}: how many profiles, which versions of the key it destroyed, and what to give as p_after to go on. Call it, commit, and repeat until from the beginning it finds none.
 Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC033 locked, PC035 a value was altered. Callers: custody_worker.';
 

@@ -359,6 +359,89 @@ comment on function custody.plan_erasure(text) is
 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), residue_searched_for, possible.
 Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person, PC035 the profile was altered: plan while locked. Callers: custody_privacy, custody_worker.';
 
+-- definer: tenants are written by functions alone
+create or replace function custody.remember_erased(p_on boolean)
+returns boolean
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+begin
+  if p_on is null then
+    raise exception using errcode = 'PC023', message = 'invalid p_on', hint = 'Give true or false.';
+  end if;
+  update custody_data.tenants t set remember_erased = p_on where t.tenant_id = v_tenant and t.remember_erased <> p_on;
+  if not found then
+    return p_on;
+  end if;
+  if not p_on then
+    delete from custody_data.erased_user_ids e where e.tenant_id = v_tenant;
+  end if;
+  perform custody_data.append_event('tenant.configure', null, null, 'success', jsonb_build_object('remember_erased', p_on), null);
+  return p_on;
+end
+$$;
+revoke all on function custody.remember_erased(boolean) from public;
+grant execute on function custody.remember_erased(boolean) to custody_privacy;
+comment on function custody.remember_erased(boolean) is
+'Says whether erasures from now on keep a keyed hash of the user_id, for the policy erased_ids, so that find_erased can recognise a later claim of the same person; off unless it is said, and turning it off forgets what is kept. The hash is personal data to whoever has the tenant''s key-encryption key. The change is an event.
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_privacy.';
+
+create or replace function custody_data.remember_user_id(p_request_id uuid, p_user_id text)
+returns boolean
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_indexes bytea[];
+begin
+  if p_user_id is null or not custody_data.is_unlocked()
+      or not exists (select from custody_data.tenants t where t.tenant_id = v_tenant and t.remember_erased) then
+    return false;
+  end if;
+  perform custody_data.claim_data_key('00000000-0000-0000-0000-000000000000');
+  v_indexes := custody_data.blind_indexes('user_id', p_user_id);
+  insert into custody_data.erased_user_ids (tenant_id, request_id, user_id_index) values (v_tenant, p_request_id, v_indexes[1]);
+  return true;
+end
+$$;
+revoke all on function custody_data.remember_user_id(uuid, text) from public;
+comment on function custody_data.remember_user_id(uuid, text) is 'Keeps a keyed hash of a user_id, where the tenant wants it and the transaction is unlocked, and returns whether it did.';
+
+-- definer: reads what no role may
+create or replace function custody.find_erased(p_user_id text)
+returns setof uuid
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+  v_requests uuid[];
+  v_indexes bytea[];
+begin
+  perform custody_data.check_user_id(p_user_id);
+  v_indexes := custody_data.blind_indexes('user_id', p_user_id);
+  v_requests := array(
+    select e.request_id from custody_data.erased_user_ids e
+    where e.tenant_id = v_tenant and e.user_id_index = any (v_indexes)
+    order by e.erased_at, e.request_id);
+  perform custody_data.append_event('request.match', null, null, 'success', jsonb_build_object('requests', cardinality(v_requests)), null);
+  return query select r from unnest(v_requests) r;
+end
+$$;
+revoke all on function custody.find_erased(text) from public;
+grant execute on function custody.find_erased(text) to custody_privacy;
+comment on function custody.find_erased(text) is
+'The requests by which somebody with this user_id was erased, as far as the tenant remembers them (custody.remember_erased). Nothing compares ids by itself; each look is an event that does not name the id.
+Errors: PC001, PC003, PC015 confined to one person, PC033 locked. Callers: custody_privacy.';
+
 -- definer: erases what the worker itself may not touch; compiling its statements takes longer than running them
 create or replace function custody.erase_subject(p_request_id uuid, p_residue_basis text default null)
 returns jsonb
@@ -383,6 +466,7 @@ declare
   v_preferences bigint;
   v_conversations bigint;
   v_keys integer[];
+  v_remembered boolean;
   v_holders jsonb;
   v_event_id uuid;
 begin
@@ -460,6 +544,7 @@ begin
   v_deleted := jsonb_build_object('user_profiles', v_profiles, 'user_preferences', v_preferences, 'conversations', v_conversations);
   v_kept := custody_data.kept_on_erasure(v_request.identity_id);
   v_keys := custody_data.destroy_data_keys(v_request.identity_id);
+  v_remembered := custody_data.remember_user_id(p_request_id, v_user_id);
 
   with notices as (
     insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id)
@@ -487,7 +572,7 @@ begin
     -- by then the key-encryption key of the time is destroyed, and the last backup of wrapped keys with it
     'backups_unreadable_from', case when v_keys <> '{}' then now() + custody_data.keep_of('kek_generation') + custody_data.keep_of('key_backup') end,
     'residue', v_residue,
-    'residue_searched_for', v_searched_for, 'residue_basis', case when v_residue <> '[]' then p_residue_basis end, 'audit_event', v_event_id));
+    'residue_searched_for', v_searched_for, 'user_id_remembered', v_remembered, 'residue_basis', case when v_residue <> '[]' then p_residue_basis end, 'audit_event', v_event_id));
   update custody_data.requests r set status = 'done', closed_at = now()
   where r.tenant_id = v_tenant and r.request_id = p_request_id;
   return custody.get_certificate(p_request_id);
@@ -528,7 +613,7 @@ $$;
 revoke all on function custody.get_certificate(uuid) from public;
 grant execute on function custody.get_certificate(uuid) to custody_privacy, custody_worker, custody_auditor;
 comment on function custody.get_certificate(uuid) is
-'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, user_id_remembered (whether a keyed hash of the user_id is kept for the policy erased_ids), audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: looks at all of the tenant's

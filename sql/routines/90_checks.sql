@@ -40,7 +40,7 @@ with tables as (
   where t.name in ('user_profiles', 'user_preferences', 'conversations')
   union all
   values ('consent_records', 'a_reject_early_delete'), ('consent_records', 'a_require_live_identity'), ('consent_records', 'a_reject_held'),
-    ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate'), ('wrapped_keys', 'a_reject_truncate'),
+    ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate'), ('erased_user_ids', 'a_reject_truncate'), ('wrapped_keys', 'a_reject_truncate'),
     ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change')
 ), -- Settings under which a key, bound as a parameter, is written to the server's log: of this session, and of others.
 exposing (place, setting) as (

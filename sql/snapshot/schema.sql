@@ -760,7 +760,7 @@ CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -864,6 +864,18 @@ CREATE FUNCTION custody.extend_request(p_request_id uuid, p_reason text) RETURNS
 COMMENT ON FUNCTION custody.extend_request(p_request_id uuid, p_reason text) IS 'Extends an open request once by two months (GDPR Art. 12(3)) and returns the new due_at. p_reason: why, as the person is told.
 Errors: PC001, PC015, PC016, PC018 not open, extended before or overdue, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy.';
 
+-- Name: find_erased(text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.find_erased(p_user_id text) RETURNS SETOF uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION find_erased(p_user_id text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.find_erased(p_user_id text) IS 'The requests by which somebody with this user_id was erased, as far as the tenant remembers them (custody.remember_erased). Nothing compares ids by itself; each look is an event that does not name the id.
+Errors: PC001, PC003, PC015 confined to one person, PC033 locked. Callers: custody_privacy.';
+
 -- Name: find_subject(text, text, integer, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.find_subject(p_email text DEFAULT NULL::text, p_phone text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after text DEFAULT NULL::text) RETURNS SETOF text
@@ -911,7 +923,7 @@ CREATE FUNCTION custody.get_certificate(p_request_id uuid) RETURNS jsonb
 
 -- Name: FUNCTION get_certificate(p_request_id uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, user_id_remembered (whether a keyed hash of the user_id is kept for the policy erased_ids), audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- Name: get_conversation(text, text); Type: FUNCTION; Schema: custody
@@ -1221,6 +1233,7 @@ CREATE TABLE custody_data.tenants (
     tenant_id custody_data.tenant_name NOT NULL,
     name text NOT NULL,
     unique_fields text[] DEFAULT '{}'::text[] NOT NULL,
+    remember_erased boolean DEFAULT false NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT tenants_unique_fields_are_indexed_check CHECK ((unique_fields <@ ARRAY['email'::text, 'phone'::text]))
 );
@@ -1234,6 +1247,10 @@ COMMENT ON TABLE custody_data.tenants IS 'The organisations whose data this data
 -- Name: COLUMN tenants.unique_fields; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.tenants.unique_fields IS 'Profile fields of which no two people of the tenant may have the same: email, phone.';
+
+-- Name: COLUMN tenants.remember_erased; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.tenants.remember_erased IS 'Whether a keyed hash of an erased person''s user_id is kept, for the policy erased_ids.';
 
 -- Name: list_tenants(); Type: FUNCTION; Schema: custody
 
@@ -1481,7 +1498,7 @@ CREATE FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) RET
 -- Name: FUNCTION put_preferences(p_user_id text, p_preferences jsonb); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.put_preferences(p_user_id text, p_preferences jsonb) IS 'Stores all settings of a person, a JSON object, and returns their version (1 for the first).
-Errors: PC001, PC003, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC015, PC023, PC033 locked, PC035 an altered data key. Callers: custody_readwrite.';
 
 -- Name: put_profile(text, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1636,7 +1653,7 @@ CREATE FUNCTION custody.reindex_profiles(p_limit integer DEFAULT 500, p_after uu
 
 -- Name: FUNCTION reindex_profiles(p_limit integer, p_after uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.reindex_profiles(p_limit integer, p_after uuid) IS 'Indexes up to p_limit (1 to 10000) profiles of the tenant anew that are not indexed under the newest index key, in the order of identities from p_after on. Where, asked from the beginning (p_after null), none is left, it destroys the older index keys.
+COMMENT ON FUNCTION custody.reindex_profiles(p_limit integer, p_after uuid) IS 'Indexes up to p_limit (1 to 10000) profiles of the tenant anew that are not indexed under the newest index key, in the order of identities from p_after on. Where, asked from the beginning (p_after null), none is left, it destroys the older index keys, and with them what is remembered of erased people.
 Returns {"version", "profiles", "destroyed", "last"}: how many profiles, which versions of the key it destroyed, and what to give as p_after to go on. Call it, commit, and repeat until from the beginning it finds none.
 Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC033 locked, PC035 a value was altered. Callers: custody_worker.';
 
@@ -1651,6 +1668,18 @@ CREATE FUNCTION custody.release_hold(p_hold_id uuid, p_reason text) RETURNS inte
 
 COMMENT ON FUNCTION custody.release_hold(p_hold_id uuid, p_reason text) IS 'Releases a hold and returns how many erasure requests it had kept waiting and now resume. p_reason: why, 1 to 2000 characters.
 Errors: PC001, PC015 confined to one person, PC023, PC024 unknown or released, PC026 isolation level. Callers: custody_privacy.';
+
+-- Name: remember_erased(boolean); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.remember_erased(p_on boolean) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION remember_erased(p_on boolean); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.remember_erased(p_on boolean) IS 'Says whether erasures from now on keep a keyed hash of the user_id, for the policy erased_ids, so that find_erased can recognise a later claim of the same person; off unless it is said, and turning it off forgets what is kept. The hash is personal data to whoever has the tenant''s key-encryption key. The change is an event.
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_privacy.';
 
 -- Name: replay_erasures(jsonb, text); Type: FUNCTION; Schema: custody
 
@@ -1796,7 +1825,7 @@ CREATE FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text
 
 COMMENT ON FUNCTION custody.save_conversation(p_user_id text, p_conversation_id text, p_messages jsonb, p_title text, p_if_version integer) IS 'Stores a whole conversation of a person and returns its id; one of that id is replaced.
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
-Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked, PC035 an altered data key. Callers: custody_readwrite.';
 
 -- Name: seal_value(uuid, text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1899,7 +1928,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class and returns how long it was kept before. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids; key_age, kek_generation and key_backup for keys. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -1962,7 +1991,7 @@ CREATE FUNCTION custody.update_conversation(p_user_id text, p_conversation_id te
 -- Name: FUNCTION update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.update_conversation(p_user_id text, p_conversation_id text, p_title text, p_if_version integer) IS 'Sets the title, null to empty it, and returns the new version. p_if_version: only where the conversation still has this version.
-Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked. Callers: custody_readwrite.';
+Errors: PC001, PC003, PC011, PC014, PC015, PC023, PC027, PC033 locked, PC035 an altered data key. Callers: custody_readwrite.';
 
 -- Name: verify_erasure(uuid); Type: FUNCTION; Schema: custody
 
@@ -2123,7 +2152,7 @@ CREATE FUNCTION custody_data.blind_indexes(p_field text, p_value text) RETURNS b
 
 -- Name: FUNCTION blind_indexes(p_field text, p_value text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.blind_indexes(p_field text, p_value text) IS 'Blind indexes of a value of field email or phone: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
+COMMENT ON FUNCTION custody_data.blind_indexes(p_field text, p_value text) IS 'Blind indexes of a value of field email or phone, normalised, or of a user_id: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 
 -- Name: caller_role(); Type: FUNCTION; Schema: custody_data
 
@@ -3122,6 +3151,17 @@ CREATE FUNCTION custody_data.refuse_taken() RETURNS void
 
 COMMENT ON FUNCTION custody_data.refuse_taken() IS 'Refuses staged profiles whose e-mail address or telephone number another person has, where the tenant wants it unique, and keeps others from writing profiles then until the transaction ends.';
 
+-- Name: remember_user_id(uuid, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.remember_user_id(p_request_id uuid, p_user_id text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION remember_user_id(p_request_id uuid, p_user_id text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.remember_user_id(p_request_id uuid, p_user_id text) IS 'Keeps a keyed hash of a user_id, where the tenant wants it and the transaction is unlocked, and returns whether it did.';
+
 -- Name: require_actor(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_actor() RETURNS uuid
@@ -3776,7 +3816,7 @@ CREATE TABLE custody_data.retention_policies (
     set_by uuid,
     set_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
+    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
 );
 
@@ -3840,7 +3880,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
+         VALUES ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
         ), exposing(place, setting) AS (
          SELECT 'this session'::name AS "?column?",
             l.setting
@@ -4201,6 +4241,26 @@ ALTER TABLE ONLY custody_data.audit_resource_types FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE custody_data.audit_resource_types IS 'The kinds of thing that audit events may be about. Rows of tenant system hold for all; a tenant may add its own.';
 
+-- Name: erased_user_ids; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.erased_user_ids (
+    tenant_id custody_data.tenant_name NOT NULL,
+    request_id uuid NOT NULL,
+    user_id_index bytea NOT NULL,
+    erased_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT erased_user_ids_user_id_index_is_a_blind_index_check CHECK ((octet_length(user_id_index) = 36))
+);
+
+ALTER TABLE ONLY custody_data.erased_user_ids FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE erased_user_ids; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.erased_user_ids IS 'By which the key''s holder can recognise a later claim of somebody who was erased. Only where the tenant wants it; deleted after the policy erased_ids, and with the index key.';
+
+-- Name: COLUMN erased_user_ids.user_id_index; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.erased_user_ids.user_id_index IS 'Blind index of the user_id. @custody{"sensitivity":"identifying","retention":"erased_ids"}';
+
 -- Name: erasure_certificates; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.erasure_certificates (
@@ -4433,6 +4493,11 @@ ALTER TABLE ONLY custody_data.consent_records
 ALTER TABLE ONLY custody_data.conversations
     ADD CONSTRAINT conversations_pkey PRIMARY KEY (tenant_id, identity_id, conversation_id);
 
+-- Name: erased_user_ids erased_user_ids_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.erased_user_ids
+    ADD CONSTRAINT erased_user_ids_pkey PRIMARY KEY (tenant_id, request_id);
+
 -- Name: erasure_certificates erasure_certificates_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.erasure_certificates
@@ -4581,6 +4646,14 @@ CREATE INDEX conversations_identity_id_last_message_at_idx ON custody_data.conve
 -- Name: conversations_last_message_at_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX conversations_last_message_at_idx ON custody_data.conversations USING btree (tenant_id, last_message_at);
+
+-- Name: erased_user_ids_erased_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX erased_user_ids_erased_at_idx ON custody_data.erased_user_ids USING btree (tenant_id, erased_at);
+
+-- Name: erased_user_ids_user_id_index_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX erased_user_ids_user_id_index_idx ON custody_data.erased_user_ids USING btree (tenant_id, user_id_index);
 
 -- Name: erasure_notices_acknowledged_at_idx; Type: INDEX; Schema: custody_data
 
@@ -4889,6 +4962,12 @@ ALTER TABLE custody_data.audit_entry_ids ENABLE ALWAYS TRIGGER a_reject_truncate
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.conversations FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: erased_user_ids a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.erased_user_ids FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.erased_user_ids ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: user_preferences a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
@@ -5265,6 +5344,26 @@ CREATE POLICY conversations_backup_select ON custody_data.conversations FOR SELE
 -- Name: POLICY conversations_backup_select ON conversations; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY conversations_backup_select ON custody_data.conversations IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: erased_user_ids; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.erased_user_ids ENABLE ROW LEVEL SECURITY;
+
+-- Name: erased_user_ids erased_user_ids_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY erased_user_ids_all_all ON custody_data.erased_user_ids USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY erased_user_ids_all_all ON erased_user_ids; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY erased_user_ids_all_all ON custody_data.erased_user_ids IS 'Rows of the tenant in context, and of its subject where it names one; none without a context.';
+
+-- Name: erased_user_ids erased_user_ids_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY erased_user_ids_backup_select ON custody_data.erased_user_ids FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY erased_user_ids_backup_select ON erased_user_ids; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY erased_user_ids_backup_select ON custody_data.erased_user_ids IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: erasure_certificates; Type: ROW SECURITY; Schema: custody_data
 

@@ -206,6 +206,7 @@ begin
   insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, certificate)
   values (p_tenant, v_request_id, testing.identity(p_tenant, p_user_id), '{}');
   insert into custody_data.stored_certificates (tenant_id, request_id, object_key) values (p_tenant, v_request_id, 'erasure-certificates/x');
+  insert into custody_data.erased_user_ids (tenant_id, request_id, user_id_index) values (p_tenant, v_request_id, decode(repeat('00', 36), 'hex'));
   insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id) values (p_tenant, v_request_id, 'crm', p_user_id);
   perform custody.finish_run(custody.start_run('import'), 'succeeded');
   perform custody.finish_import(v_import_id, 'user_profiles', sha256('x'), 1, 1, 0, 0);

@@ -256,6 +256,7 @@ func (s *Stack) Env() map[string]string {
 			env[l.Variable] = s.URL(l.Name, Database)
 		}
 	}
+	env["PGCUSTODY_BACKUP_URL"] = env["DEVSTACK_DUMP_URL"]
 	return env
 }
 

@@ -19,6 +19,7 @@ insert into guards values
   ('consent_records', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_audit_consents()'),
   ('consent_records', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_audit_consents()'),
   ('audit_entry_ids', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('erased_user_ids', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('identities', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, kind, created_at, +erased_at)'),
   ('requests', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, request_id, kind, identity_id, reason, requested_by, received_at, xid, +closed_at)'),
   ('legal_holds', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, hold_id, scope, identity_id, table_name, row_id, reference, reason, placed_by, placed_at, +released_at)'),

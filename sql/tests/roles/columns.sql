@@ -13,7 +13,7 @@ insert into may values
   ('conversations', 'UPDATE', 'title messages message_count started_at last_message_at', 'custody_worker'),
   ('audit_logs', 'INSERT', 'tenant_id log_entry_id occurred_at actor_id subject_id action resource_type resource_id result purpose metadata', 'custody_privacy custody_readwrite custody_worker'),
   ('audit_logs', 'INSERT', 'personal import_id', 'custody_worker'),
-  ('audit_entry_ids', 'INSERT', 'tenant_id log_entry_id occurred_at content', 'custody_privacy custody_readwrite custody_worker'),
+  ('audit_entry_ids', 'INSERT', 'tenant_id log_entry_id occurred_at content', 'custody_worker'),
   ('audit_actions', 'INSERT', 'tenant_id action metadata_keys description', 'custody_admin custody_readwrite custody_worker'),
   ('audit_actions', 'UPDATE', 'metadata_keys description', 'custody_admin custody_readwrite custody_worker'),
   ('audit_resource_types', 'INSERT', 'tenant_id resource_type description', 'custody_admin custody_readwrite custody_worker'),

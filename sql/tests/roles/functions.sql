@@ -36,7 +36,7 @@ from (values
   -- requests, erasure, holds, retention
   ('custody', 'privacy readwrite', 'cancel_request extend_request request_erasure request_export'),
   ('custody', 'privacy worker', 'acknowledge_erasure complete_export due_requests enforce_retention erase_subject export_items pending_notices plan_erasure replay_erasures search_residue'),
-  ('custody', 'privacy', 'place_hold register_holder release_hold'),
+  ('custody', 'privacy', 'find_erased remember_erased place_hold register_holder release_hold'),
   ('custody', 'admin privacy', 'set_retention_policy'),
   ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
@@ -48,10 +48,10 @@ from (values
   ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),
   ('custody_data', 'admin auditor privacy readonly readwrite worker', 'check_user_id require_context'),
   ('custody_data', 'auditor privacy readwrite worker', 'require_whole_tenant'),
-  ('custody_data', 'privacy readwrite worker', 'append_event event_content new_entry_id require_actor require_partition'),
+  ('custody_data', 'privacy readwrite worker', 'append_event new_entry_id require_actor require_partition'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
   ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings rights'),
-  ('custody_data', 'worker', 'append_record_events changed_columns was_resealed begin_import claim_identities claim_staged consent_content_id import_result settle_refused settle_repeated')
+  ('custody_data', 'worker', 'append_record_events changed_columns event_content was_resealed begin_import claim_identities claim_staged consent_content_id import_result settle_refused settle_repeated')
 ) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
 
 -- As the catalog has it. What is not on the page is the owner's alone.

@@ -51,6 +51,7 @@ type App struct {
 func commands() []func(*App) *cobra.Command {
 	return []func(*App) *cobra.Command{
 		newArchiveCmd,
+		newBackupCmd,
 		newCheckCmd,
 		newEraseCmd,
 		newExportCmd,
@@ -59,6 +60,7 @@ func commands() []func(*App) *cobra.Command {
 		newKeysCmd,
 		newMigrateCmd,
 		newRequestsCmd,
+		newRestoreCmd,
 		newRetentionCmd,
 		newRunCmd,
 		newStatusCmd,
