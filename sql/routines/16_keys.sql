@@ -420,6 +420,7 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan -- one person or a hundred thousand
+set enable_nestloop = off -- what is known of tables that have just been filled says one
 set work_mem = '64MB'
 as $$
 declare
@@ -439,7 +440,7 @@ begin
   from (
     select p.identity_id, coalesce(max(k.key_version), 0) + 1 as key_version
     from unnest(p_identity_ids) p (identity_id)
-    left join custody_keys.data_keys k on k.tenant_id = v_tenant and k.identity_id = p.identity_id
+    left join custody_keys.data_keys k on k.tenant_id = v_tenant and k.identity_id = p.identity_id and k.identity_id = any (p_identity_ids)
     group by p.identity_id
     having count(*) filter (where k.key_version is not null and k.destroyed_at is null) = 0
   ) m;
@@ -464,12 +465,13 @@ begin
     select n.identity_id, n.key_version, w.wrapped
     from (
       select k.identity_id, max(k.key_version) as key_version
-      from (select distinct p.identity_id from unnest(p_identity_ids) p (identity_id)) p
-      join custody_keys.data_keys k on k.tenant_id = v_tenant and k.identity_id = p.identity_id and k.destroyed_at is null
+      from custody_keys.data_keys k
+      where k.tenant_id = v_tenant and k.identity_id = any (p_identity_ids) and k.destroyed_at is null
       group by k.identity_id
     ) n
     left join custody_keys.wrapped_keys w
       on w.tenant_id = v_tenant and w.identity_id = n.identity_id and w.key_version = n.key_version and w.kek_version = v_kek_version
+      and w.identity_id = any (p_identity_ids)
   loop
     if v_claimed.wrapped is null then
       -- Until a rotation comes by it, the version before is the only one that wraps it.

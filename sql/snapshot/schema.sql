@@ -415,6 +415,7 @@ CREATE FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) RETURNS SETOF cus
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
     SET work_mem TO '64MB'
     AS $$ … $$;
 
