@@ -12,6 +12,59 @@ import (
 	"github.com/google/uuid"
 )
 
+const claimDataKeys = `-- name: ClaimDataKeys :many
+select k.identity_id, k.key_version, k.wrapped from custody.claim_data_keys(cast($1::text[] as uuid[])) k
+`
+
+func (q *Queries) ClaimDataKeys(ctx context.Context, db DBTX, identityIds []string) ([]CustodyWrappedDataKey, error) {
+	rows, err := db.Query(ctx, claimDataKeys, identityIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CustodyWrappedDataKey{}
+	for rows.Next() {
+		var i CustodyWrappedDataKey
+		if err := rows.Scan(&i.IdentityID, &i.KeyVersion, &i.Wrapped); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const claimIdentities = `-- name: ClaimIdentities :many
+select i.user_id::text as user_id, i.identity_id from custody_data.claim_identities($1::text[]) i
+`
+
+type ClaimIdentitiesRow struct {
+	UserID     string
+	IdentityID uuid.UUID
+}
+
+func (q *Queries) ClaimIdentities(ctx context.Context, db DBTX, userIds []string) ([]ClaimIdentitiesRow, error) {
+	rows, err := db.Query(ctx, claimIdentities, userIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ClaimIdentitiesRow{}
+	for rows.Next() {
+		var i ClaimIdentitiesRow
+		if err := rows.Scan(&i.UserID, &i.IdentityID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const finishImport = `-- name: FinishImport :exec
 select custody.finish_import($1, $2, $3, $4, $5, $6, $7, $8)
 `

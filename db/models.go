@@ -7,6 +7,7 @@ package db
 import (
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
 )
 
@@ -43,6 +44,13 @@ type CustodySealedValueStatus struct {
 	KeyVersion   int32
 	State        string
 	SealedValues int64
+}
+
+// Shape of claim_data_keys. wrapped: sealed value, version 1, of the 64 bytes of the data key under the key-encryption key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION.
+type CustodyWrappedDataKey struct {
+	IdentityID uuid.UUID
+	KeyVersion int32
+	Wrapped    []byte
 }
 
 // Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.

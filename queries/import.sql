@@ -1,3 +1,9 @@
+-- name: ClaimDataKeys :many
+select k.identity_id, k.key_version, k.wrapped from custody.claim_data_keys(cast(@identity_ids::text[] as uuid[])) k;
+
+-- name: ClaimIdentities :many
+select i.user_id::text as user_id, i.identity_id from custody_data.claim_identities(@user_ids::text[]) i;
+
 -- name: FinishImport :exec
 select custody.finish_import(@import_id, @table_name, @file_sha256, @rows_read, @rows_added, @rows_changed, @rows_rejected, @run_id);
 

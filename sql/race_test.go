@@ -48,8 +48,10 @@ var writes = []write{
 	{name: "conversations by its own right", login: "custody_runner", statement: `insert into custody_data.conversations (tenant_id, identity_id, conversation_id, messages, message_count, started_at, last_message_at)
 		select 'acme', :identity, 'c-new', ` + anySealed + `, 0, now(), now()`, table: "conversations", refused: "PC021"},
 	{name: "import", login: "custody_runner", everybody: true, statement: `select custody.prepare_import('conversations');
-		insert into pg_temp.staged_conversations values (1, :user, 'c-new', null, '[{"role":"user","text":"hi"}]', 1, now(), now());
-		select custody.import_conversations()`, table: "conversations", stale: "PC026"},
+		insert into pg_temp.staged_conversations
+		select 1, k.identity_id, 'c-new', null, ` + anySealed + `, 1, now(), now()
+		from custody.claim_data_keys(array(select i.identity_id from custody_data.claim_identities(array[:user]) i)) k;
+		select custody.import_conversations()`, table: "conversations"},
 }
 
 func (w write) by() string { return cmp.Or(w.login, "custody_app") }

@@ -3,7 +3,8 @@
 // A file is read, checked and turned into rows by several goroutines, goes by binary COPY into a temporary table,
 // and from there by one statement of the database's into the table of record. All of it is one transaction: a file
 // is in as a whole, with its record, its run and its audit event, or not at all. Memory does not grow with the
-// file.
+// file, but for the people that a file of conversations is about: these are listed in a first pass, and what they said
+// is sealed under their keys before it goes to the database.
 package importer
 
 import (
@@ -57,8 +58,8 @@ type Config struct {
 	Now time.Time
 }
 
-// Progress is how far the import of a file has come: Bytes of Size are read; then the database takes Storing rows
-// over, and does not say how many it has.
+// Progress is how far the import of a file has come: Bytes of Size are read, where Size counts a file twice that is
+// read twice; then the database takes Storing rows over, and does not say how many it has.
 type Progress struct {
 	File        string
 	Bytes, Size int64
@@ -210,7 +211,7 @@ func (cfg *Config) importFile(ctx context.Context, f file, kek []byte) (report R
 	scope := cfg.scope()
 	scope.KEK = kek
 	err = jobs.InContext(ctx, cfg.Database, scope, func(tx pgx.Tx) error {
-		return cfg.importInto(ctx, tx, f, source, started, &report)
+		return cfg.importInto(ctx, tx, f, kek, source, started, &report)
 	})
 	if err != nil {
 		return report, errors.Join(err, cfg.Rejects.rollback(mark))
@@ -219,7 +220,7 @@ func (cfg *Config) importFile(ctx context.Context, f file, kek []byte) (report R
 	return report, nil
 }
 
-func (cfg *Config) importInto(ctx context.Context, tx pgx.Tx, f file, source io.ReadSeeker, started time.Time, report *Report) error {
+func (cfg *Config) importInto(ctx context.Context, tx pgx.Tx, f file, kek []byte, source io.ReadSeeker, started time.Time, report *Report) error {
 	queries := db.New()
 	var err error
 	if report.RunID, err = queries.StartRun(ctx, tx, db.StartRunParams{Job: "import"}); err != nil {
@@ -228,13 +229,11 @@ func (cfg *Config) importInto(ctx context.Context, tx pgx.Tx, f file, source io.
 	if err := queries.PrepareImport(ctx, tx, f.table.name); err != nil {
 		return fmt.Errorf("prepare: %w", err)
 	}
-	words := &known{}
-	if f.table.name == auditTable {
-		if words, err = readVocabulary(ctx, tx); err != nil {
-			return fmt.Errorf("read vocabulary: %w", err)
-		}
+	stage := cfg.stage
+	if f.table.survey != nil {
+		stage = cfg.stageSealed
 	}
-	vocabulary, err := cfg.copyIn(ctx, tx, f, source, words, report)
+	vocabulary, err := stage(ctx, tx, f, kek, source, report)
 	if err != nil {
 		return err
 	}
@@ -242,11 +241,6 @@ func (cfg *Config) importInto(ctx context.Context, tx pgx.Tx, f file, source io.
 	sum, err := hex.DecodeString(report.SHA256)
 	if err != nil {
 		return err
-	}
-	if !cfg.Again {
-		if report.Known, err = queries.ImportKnown(ctx, tx, db.ImportKnownParams{TableName: f.table.name, FileSha256: sum}); err != nil {
-			return fmt.Errorf("look for the file: %w", err)
-		}
 	}
 	if report.Known {
 		report.RowsUnchanged = report.RowsRead - report.RowsRejected
@@ -309,8 +303,66 @@ func (cfg *Config) storeRows(ctx context.Context, tx pgx.Tx, f file, source io.R
 	return nil
 }
 
-// copyIn brings the good lines into the staging table.
-func (cfg *Config) copyIn(ctx context.Context, tx pgx.Tx, f file, source io.Reader, words *known, report *Report) (*vocabulary, error) {
+// stage brings the good lines into the staging table, and finds out whether the file is known.
+func (cfg *Config) stage(ctx context.Context, tx pgx.Tx, f file, _ []byte, source io.ReadSeeker, report *Report) (*vocabulary, error) {
+	words := &known{}
+	if f.table.name == auditTable {
+		var err error
+		if words, err = readVocabulary(ctx, tx); err != nil {
+			return nil, fmt.Errorf("read vocabulary: %w", err)
+		}
+	}
+	parsers := cfg.parsers(f, words)
+	s, err := cfg.read(ctx, f, source, parsers, cfg.rejecter(f), copyTo(ctx, tx, f))
+	if err != nil {
+		return nil, err
+	}
+	report.note(s)
+	all := parsers[0].vocab
+	for _, p := range parsers[1:] {
+		all.merge(p.vocab)
+	}
+	return all, cfg.lookFor(ctx, tx, f, report)
+}
+
+// stageSealed brings the good lines into the staging table with what is personal sealed. It goes through the file
+// twice: the first pass says whom it is about, and whether the file is known, which ends it.
+func (cfg *Config) stageSealed(ctx context.Context, tx pgx.Tx, f file, kek []byte, source io.ReadSeeker, report *Report) (*vocabulary, error) {
+	// Nobody's keys, to be told at once that the transaction is locked.
+	if _, err := db.New().ClaimDataKeys(ctx, tx, []string{}); err != nil {
+		return nil, fmt.Errorf("claim data keys: %w", err)
+	}
+	parsers := cfg.parsers(f, &known{})
+	userIDs, err := cfg.survey(ctx, f, source, parsers, report)
+	if err != nil {
+		return nil, err
+	}
+	if err := cfg.lookFor(ctx, tx, f, report); err != nil || report.Known {
+		return parsers[0].vocab, err
+	}
+	people, err := claimPeople(ctx, tx, cfg.Tenant, kek, userIDs)
+	if err != nil {
+		return nil, err
+	}
+	defer people.wipe()
+	if _, err := source.Seek(0, io.SeekStart); err != nil {
+		return nil, fmt.Errorf("read again: %w", err)
+	}
+	for _, p := range parsers {
+		p.encode, p.people = f.table.encode, people
+	}
+	// The bad lines are those of the first pass.
+	s, err := cfg.read(ctx, f, source, parsers, func(badLine) error { return nil }, copyTo(ctx, tx, f))
+	if err != nil {
+		return nil, err
+	}
+	if s.sum() != report.SHA256 || s.rejected != report.RowsRejected {
+		return nil, fileChanged(f)
+	}
+	return parsers[0].vocab, nil
+}
+
+func (cfg *Config) parsers(f file, words *known) []*rowParser {
 	now := cfg.Now
 	if now.IsZero() {
 		now = time.Now()
@@ -319,16 +371,31 @@ func (cfg *Config) copyIn(ctx context.Context, tx pgx.Tx, f file, source io.Read
 	for i := range parsers {
 		parsers[i] = newRowParser(f.table, now, cfg.Personal, newVocabulary(words, cfg.RegisterVocabulary))
 	}
-	var reject func(badLine) error
-	if cfg.Rejects != nil {
-		reject = func(bad badLine) error { return cfg.Rejects.add(f, bad) }
+	return parsers
+}
+
+// rejecter takes bad lines to the rejects; nil where the first is fatal.
+func (cfg *Config) rejecter(f file) func(badLine) error {
+	if cfg.Rejects == nil {
+		return nil
 	}
-	var progress func(int64)
-	if cfg.Progress != nil {
-		progress = func(bytes int64) { cfg.Progress(Progress{File: f.path, Bytes: bytes, Size: max(f.size, bytes)}) }
+	return func(bad badLine) error { return cfg.Rejects.add(f, bad) }
+}
+
+// copyTo takes rows into the staging table.
+func copyTo(ctx context.Context, tx pgx.Tx, f file) func(io.Reader) error {
+	return func(rows io.Reader) error {
+		if _, err := tx.Conn().PgConn().CopyFrom(ctx, rows, "copy pg_temp.staged_"+f.table.name+" from stdin (format binary)"); err != nil {
+			return fmt.Errorf("copy: %w", err)
+		}
+		return nil
 	}
-	s := newStream(ctx, source, parsers, reject, progress)
-	_, err := tx.Conn().PgConn().CopyFrom(ctx, s, "copy pg_temp.staged_"+f.table.name+" from stdin (format binary)")
+}
+
+// read goes through a file; take gets the rows that the parsers make of it.
+func (cfg *Config) read(ctx context.Context, f file, source io.Reader, parsers []*rowParser, reject func(badLine) error, take func(io.Reader) error) (*stream, error) {
+	s := newStream(ctx, source, parsers, reject, cfg.progress(f, parsers[0].people != nil))
+	err := take(s)
 	s.close()
 	// What ended the stream is the reason; the server only says that the client gave up.
 	if failed := s.failed(); failed != nil {
@@ -338,16 +405,48 @@ func (cfg *Config) copyIn(ctx context.Context, tx pgx.Tx, f file, source io.Read
 		}
 		return nil, failed
 	}
+	return s, err
+}
+
+// progress reports how much of a file COPY has taken, in the first pass over it or in the second.
+func (cfg *Config) progress(f file, second bool) func(bytes int64) {
+	if cfg.Progress == nil {
+		return nil
+	}
+	return func(bytes int64) {
+		size := max(f.size, bytes)
+		if second {
+			bytes += size
+		}
+		if f.table.survey != nil {
+			size *= 2
+		}
+		cfg.Progress(Progress{File: f.path, Bytes: bytes, Size: size})
+	}
+}
+
+// note takes over what a stream has found out of its file.
+func (r *Report) note(s *stream) {
+	r.SHA256, r.Bytes, r.RowsRead, r.RowsRejected = s.sum(), s.bytes, s.read, s.rejected
+}
+
+// lookFor finds out whether a file was imported whole before.
+func (cfg *Config) lookFor(ctx context.Context, tx pgx.Tx, f file, report *Report) error {
+	if cfg.Again {
+		return nil
+	}
+	sum, err := hex.DecodeString(report.SHA256)
 	if err != nil {
-		return nil, fmt.Errorf("copy: %w", err)
+		return err
 	}
-	report.SHA256 = hex.EncodeToString(s.digest.Sum(nil))
-	report.Bytes, report.RowsRead, report.RowsRejected = s.bytes, s.read, s.rejected
-	all := parsers[0].vocab
-	for _, p := range parsers[1:] {
-		all.merge(p.vocab)
+	if report.Known, err = db.New().ImportKnown(ctx, tx, db.ImportKnownParams{TableName: f.table.name, FileSha256: sum}); err != nil {
+		return fmt.Errorf("look for the file: %w", err)
 	}
-	return all, nil
+	return nil
+}
+
+func fileChanged(f file) error {
+	return &FileError{File: f.path, Problem: "has changed while it was imported", Changed: true}
 }
 
 // refusal gives a line that the database refused its file.

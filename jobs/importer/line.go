@@ -50,6 +50,7 @@ type rawField struct {
 // goroutines of an import have one each.
 type rowParser struct {
 	table    *table
+	encode   func(p *rowParser, dst []byte) ([]byte, *problem)
 	latest   int64 // microseconds since 1970 that no time may pass
 	personal map[string]bool
 	vocab    *vocabulary
@@ -58,10 +59,15 @@ type rowParser struct {
 	scratch []byte
 	kept    []byte // metadata without the personal fields
 	moved   []byte // the personal fields
+
+	userIDs map[string]bool // what a survey finds
+	people  *people         // whom rows are sealed for
+	jsonb   jsonbWriter
+	plain   []byte // what is sealed next
 }
 
 func newRowParser(t *table, now time.Time, personal []string, vocab *vocabulary) *rowParser {
-	p := &rowParser{table: t, latest: now.Add(24 * time.Hour).UnixMicro(), vocab: vocab, scratch: make([]byte, 0, 256)}
+	p := &rowParser{table: t, encode: t.encode, latest: now.Add(24 * time.Hour).UnixMicro(), vocab: vocab, scratch: make([]byte, 0, 256)}
 	if len(personal) > 0 {
 		p.personal = make(map[string]bool, len(personal))
 		for _, name := range personal {
@@ -80,7 +86,7 @@ func (p *rowParser) appendRow(dst, line []byte, number int64) ([]byte, *problem)
 	before := len(dst)
 	dst = append(dst, byte(p.table.columns>>8), byte(p.table.columns))
 	dst = appendInt8(dst, number)
-	dst, prob := p.table.encode(p, dst)
+	dst, prob := p.encode(p, dst)
 	if prob != nil {
 		prob.line = number
 		return dst[:before], prob
@@ -322,31 +328,69 @@ func (p *rowParser) appendEvidence(dst []byte) ([]byte, *problem) {
 	return appendJSON(dst, []byte(`{"source":`), source, []byte(","), evidence[1:]), nil
 }
 
-func encodeConversation(p *rowParser, dst []byte) ([]byte, *problem) {
-	var prob *problem
-	for _, i := range [...]int{conversationUser, conversationID, conversationTitle} {
-		if dst, prob = p.appendText(dst, i); prob != nil {
-			return dst, prob
+// A conversation is a line that was found good.
+type conversation struct {
+	userID, id    []byte
+	title         []byte // nil where it is null
+	count         int
+	started, last int64
+}
+
+func (p *rowParser) conversation() (c conversation, prob *problem) {
+	if c.userID, prob = p.text(conversationUser); prob != nil {
+		return c, prob
+	}
+	if c.id, prob = p.text(conversationID); prob != nil {
+		return c, prob
+	}
+	if p.has(conversationTitle) {
+		if c.title, prob = p.text(conversationTitle); prob != nil {
+			return c, prob
 		}
 	}
-	count, prob := p.checkMessages(p.raw[conversationMessages].value)
+	if c.count, prob = p.checkMessages(p.raw[conversationMessages].value); prob != nil {
+		return c, prob
+	}
+	if c.started, prob = p.time("started_at", p.raw[conversationStarted].value); prob != nil {
+		return c, prob
+	}
+	if c.last, prob = p.time("last_message_at", p.raw[conversationLast].value); prob != nil {
+		return c, prob
+	}
+	if c.last < c.started {
+		return c, problemf("last_message_at", "is before started_at")
+	}
+	return c, nil
+}
+
+func surveyConversation(p *rowParser, dst []byte) ([]byte, *problem) {
+	c, prob := p.conversation()
+	if prob == nil && !p.userIDs[string(c.userID)] {
+		p.userIDs[string(c.userID)] = true
+	}
+	return dst, prob
+}
+
+func encodeConversation(p *rowParser, dst []byte) ([]byte, *problem) {
+	c, prob := p.conversation()
 	if prob != nil {
 		return dst, prob
 	}
-	dst = appendJSON(dst, p.raw[conversationMessages].value)
-	dst = appendInt4(dst, int32(count))
-	started, prob := p.time("started_at", p.raw[conversationStarted].value)
-	if prob != nil {
+	who := p.people.byID[string(c.userID)]
+	if who == nil {
+		return dst, problemf("user_id", "was not in the file before") // which is said of the file when it is read
+	}
+	dst = append(appendLength(dst, len(who.identity)), who.identity[:]...)
+	dst = appendBytes(dst, c.id)
+	if dst, prob = p.people.appendSealed(dst, who, p.table.name, "title", string(c.id), c.title); prob != nil {
 		return dst, prob
 	}
-	last, prob := p.time("last_message_at", p.raw[conversationLast].value)
-	if prob != nil {
+	p.plain, _ = p.jsonb.append(p.plain[:0], p.raw[conversationMessages].value, 0)
+	if dst, prob = p.people.appendSealed(dst, who, p.table.name, "messages", string(c.id), p.plain); prob != nil {
 		return dst, prob
 	}
-	if last < started {
-		return dst, problemf("last_message_at", "is before started_at")
-	}
-	return appendTime(appendTime(dst, started), last), nil
+	dst = appendInt4(dst, int32(c.count))
+	return appendTime(appendTime(dst, c.started), c.last), nil
 }
 
 // checkMessages checks that each message has a role, a text and a time, and counts them. What else a message has

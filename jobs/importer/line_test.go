@@ -2,6 +2,7 @@ package importer
 
 import (
 	"bytes"
+	"crypto/sha512"
 	"encoding/binary"
 	"encoding/json"
 	"math/rand/v2"
@@ -14,6 +15,8 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
+
+	"pgcustody/jobs/seal"
 )
 
 var testNow = time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
@@ -27,7 +30,31 @@ func testWords() *known {
 }
 
 func testParser(table string, personal ...string) *rowParser {
-	return newRowParser(tables[table], testNow, personal, newVocabulary(testWords(), false))
+	p := newRowParser(tables[table], testNow, personal, newVocabulary(testWords(), false))
+	p.people = testPeople("u1")
+	return p
+}
+
+// testPeople have keys, though no database.
+func testPeople(userIDs ...string) *people {
+	p := &people{tenant: "acme", byID: map[string]*person{}}
+	for _, id := range userIDs {
+		key := sha512.Sum512([]byte(id))
+		p.byID[id] = &person{identity: uuid.NewSHA1(uuid.Nil, []byte(id)), version: 1, key: key[:]}
+	}
+	return p
+}
+
+// open opens what was sealed for a conversation of somebody; nil stays nil.
+func (p *people) open(t testing.TB, userID, column, row string, sealed []byte) []byte {
+	t.Helper()
+	if sealed == nil {
+		return nil
+	}
+	who := p.byID[userID]
+	plain, err := seal.Open(who.key, seal.Place{Tenant: p.tenant, Identity: who.identity, Table: "conversations", Column: column, Row: row}, sealed)
+	require.NoError(t, err)
+	return plain
 }
 
 // valid has a good line of each table; tests change what they are about.
@@ -399,7 +426,7 @@ var stagedAs = map[string][]string{
 	"user_profiles":    {"", "user_id", "full_name", "email", "phone", "organisation", "title", "address", "city", "region", "postal_code", "country", "attributes"},
 	"user_preferences": {"", "user_id", "preferences"},
 	"consent_records":  {"", "consent_id", "user_id", "purpose", "granted", "policy_version", "legal_basis", "evidence", "timestamp"},
-	"conversations":    {"", "user_id", "conversation_id", "title", "messages", "message_count", "started_at", "last_message_at"},
+	"conversations":    {"", "identity", "conversation_id", "title", "messages", "message_count", "started_at", "last_message_at"},
 	"audit_logs": {"", "log_entry_id", "timestamp", "user_id", "subject_user_id", "action", "resource_type", "resource_id", "result", "purpose",
 		"metadata", "personal"},
 }
@@ -418,6 +445,11 @@ func FuzzLine(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which uint8, line []byte) {
 		table := names[int(which)%len(names)]
 		p := newRowParser(tables[table], testNow, []string{"source_ip"}, newVocabulary(testWords(), true))
+		var who struct {
+			ID string `json:"user_id"`
+		}
+		_ = json.Unmarshal(line, &who) // of a line that is refused it does not matter
+		p.people = testPeople(who.ID)
 		row, prob := p.appendRow(nil, line, 1)
 		if prob != nil {
 			require.NotEmpty(t, prob.text)
@@ -434,6 +466,14 @@ func FuzzLine(f *testing.F) {
 		require.NoError(t, json.Unmarshal(line, &fields))
 		values := decodeRow(t, row)
 		require.Len(t, values, len(stagedAs[table]))
+		if table == "conversations" {
+			id := p.people.byID[who.ID].identity
+			require.Equal(t, id[:], values[1])
+			for i, column := range map[int]string{3: "title", 4: "messages"} {
+				values[i] = p.people.open(t, who.ID, column, string(values[2]), values[i])
+			}
+			values[4] = append([]byte{1}, values[4]...) // as it would be in jsonb
+		}
 		for i, name := range stagedAs[table] {
 			checkValue(t, table, name, fields, values[i])
 		}
@@ -443,8 +483,8 @@ func FuzzLine(f *testing.F) {
 // checkValue compares a staged value with the field as encoding/json reads it.
 func checkValue(t *testing.T, table, name string, fields map[string]json.RawMessage, value []byte) {
 	raw := fields[name]
-	if name == "" || name == "message_count" || table == "audit_logs" && (name == "metadata" || name == "personal") || name == "evidence" {
-		if len(value) > 0 && value[0] == 1 && name != "message_count" && name != "" {
+	if name == "" || name == "identity" || name == "message_count" || table == "audit_logs" && (name == "metadata" || name == "personal") || name == "evidence" {
+		if len(value) > 0 && value[0] == 1 && name != "identity" && name != "message_count" && name != "" {
 			require.True(t, json.Valid(value[1:]), "%s: %q", name, value[1:])
 			require.NotContains(t, string(value), "\x00")
 		}

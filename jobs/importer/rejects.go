@@ -181,7 +181,7 @@ func (cfg *Config) rejectRefused(ctx context.Context, tx pgx.Tx, f file, source 
 		return fmt.Errorf("read again: %w", err)
 	}
 	if hex.EncodeToString(digest.Sum(nil)) != sum {
-		return &FileError{File: f.path, Problem: "has changed while it was imported", Changed: true}
+		return fileChanged(f)
 	}
 	return nil
 }

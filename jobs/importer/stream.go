@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -107,6 +108,9 @@ func (s *stream) close() {
 	s.cancel()
 	s.wg.Wait()
 }
+
+// sum is the SHA-256 of the file, in hexadecimal.
+func (s *stream) sum() string { return hex.EncodeToString(s.digest.Sum(nil)) }
 
 // failed is why Read ended before the file did.
 func (s *stream) failed() error {

@@ -41,6 +41,9 @@ type table struct {
 	columns int // of the staging table, which begins with the line number
 	rank    int // files are imported in this order, so that a known user_id is known to what refers to it
 	encode  func(p *rowParser, dst []byte) ([]byte, *problem)
+	// survey takes the place of encode in a first pass over the file, where encode seals: it notes user_ids, and refuses
+	// what encode refuses.
+	survey func(p *rowParser, dst []byte) ([]byte, *problem)
 	// store takes the rows from the staging table into the table of record.
 	store func(ctx context.Context, tx pgx.Tx, importID uuid.UUID, sum []byte, skipRefused bool) (json.RawMessage, error)
 }
@@ -152,7 +155,8 @@ var tables = map[string]*table{
 		},
 	},
 	"conversations": {
-		name: "conversations", rank: 4, columns: 8, encode: encodeConversation, store: withoutID((*db.Queries).ImportConversations),
+		name: "conversations", rank: 4, columns: 8, encode: encodeConversation, survey: surveyConversation,
+		store: withoutID((*db.Queries).ImportConversations),
 		fields: []field{
 			userField("user_id", true),
 			{name: "conversation_id", required: true, min: 1, max: 256},

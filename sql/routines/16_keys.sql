@@ -4,7 +4,8 @@
 --
 -- The key-encryption key comes as a bound parameter of custody.unlock and stays in a setting of the transaction. Here
 -- as in 15_sealing.sql keys are touched by expressions of PL/pgSQL alone. The functions that read wrapped keys run with
--- the owner's rights; they give keys to each other, never to a caller.
+-- the owner's rights; they give keys to each other, and to a caller only as they are wrapped (custody.claim_data_keys, for
+-- imports): to open those takes the key-encryption key, which the caller has given.
 
 create or replace function custody_data.leaking_settings()
 returns text[]
@@ -300,8 +301,8 @@ $$;
 revoke all on function custody_data.data_key(uuid, integer) from public;
 comment on function custody_data.data_key(uuid, integer) is 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
 
-create or replace function custody_data.make_data_key(p_identity_id uuid, p_key_version integer)
-returns boolean
+create or replace function custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[])
+returns bigint
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
@@ -309,10 +310,13 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_kek_version constant integer := custody_data.require_kek();
-  v_has_previous boolean;
+  v_ids uuid[];
+  v_versions integer[];
   v_key bytea;
   v_kek bytea;
-  v_wrapped bytea;
+  v_previous_kek bytea;
+  v_wrapped bytea[];
+  v_wrapped_before bytea[];
 begin
   -- Shared until the transaction ends, so that the key-encryption key is not retired meanwhile.
   perform 1 from custody_keys.key_encryption_keys k
@@ -325,25 +329,46 @@ begin
       detail = format('Version %s was retired while this transaction had it.', v_kek_version),
       hint = 'Run the transaction again with the newest key-encryption key.';
   end if;
-  insert into custody_keys.data_keys (tenant_id, identity_id, key_version) values (v_tenant, p_identity_id, p_key_version)
-  on conflict do nothing;
-  if not found then
-    return false;
-  end if;
-  v_key := custody_data.random_bytes(64);
+  with made as (
+    insert into custody_keys.data_keys (tenant_id, identity_id, key_version)
+    select v_tenant, m.identity_id, m.key_version from unnest(p_identity_ids, p_key_versions) m (identity_id, key_version)
+    order by m.identity_id
+    on conflict do nothing
+    returning identity_id, key_version
+  )
+  select array_agg(m.identity_id), array_agg(m.key_version) into v_ids, v_versions from made m;
   v_kek := decode(current_setting('custody.kek'), 'hex');
-  v_wrapped := custody_data.wrap_key(v_tenant, p_identity_id, p_key_version, v_key, v_kek, v_kek_version);
+  v_previous_kek := custody_data.previous_kek(v_tenant, v_kek, v_kek_version);
+  for i in 1 .. coalesce(cardinality(v_ids), 0) loop
+    v_key := custody_data.random_bytes(64);
+    v_wrapped[i] := custody_data.wrap_key(v_tenant, v_ids[i], v_versions[i], v_key, v_kek, v_kek_version);
+    if v_previous_kek is not null then
+      v_wrapped_before[i] := custody_data.wrap_key(v_tenant, v_ids[i], v_versions[i], v_key, v_previous_kek, v_kek_version - 1);
+    end if;
+  end loop;
   insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
-  values (v_tenant, p_identity_id, p_key_version, v_kek_version, v_wrapped);
+  select v_tenant, m.identity_id, m.key_version, v_kek_version, m.wrapped
+  from unnest(v_ids, v_versions, v_wrapped) m (identity_id, key_version, wrapped);
   -- While the version before is valid too, who has only that one must be able to read.
-  select k.previous is not null into v_has_previous from custody_keys.key_encryption_keys k where k.tenant_id = v_tenant and k.kek_version = v_kek_version;
-  if v_has_previous then
-    v_kek := custody_data.previous_kek(v_tenant, v_kek, v_kek_version);
-    v_wrapped := custody_data.wrap_key(v_tenant, p_identity_id, p_key_version, v_key, v_kek, v_kek_version - 1);
-    insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
-    values (v_tenant, p_identity_id, p_key_version, v_kek_version - 1, v_wrapped);
-  end if;
-  return true;
+  insert into custody_keys.wrapped_keys (tenant_id, identity_id, key_version, kek_version, wrapped)
+  select v_tenant, m.identity_id, m.key_version, v_kek_version - 1, m.wrapped
+  from unnest(v_ids, v_versions, v_wrapped_before) m (identity_id, key_version, wrapped)
+  where m.wrapped is not null;
+  return coalesce(cardinality(v_ids), 0);
+end
+$$;
+revoke all on function custody_data.make_data_keys(uuid[], integer[]) from public;
+comment on function custody_data.make_data_keys(uuid[], integer[]) is
+'Makes versions of identities'' data keys and wraps them; returns how many, without those that another transaction has made meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
+
+create or replace function custody_data.make_data_key(p_identity_id uuid, p_key_version integer)
+returns boolean
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return custody_data.make_data_keys(array[p_identity_id], array[p_key_version]) = 1;
 end
 $$;
 revoke all on function custody_data.make_data_key(uuid, integer) from public;
@@ -391,6 +416,89 @@ revoke all on function custody_data.claim_data_key(uuid) from public;
 comment on function custody_data.claim_data_key(uuid) is
 'Version of the data key under which values of an identity are sealed now, made where it is missing. Errors: PC001, PC021 erased, PC033, PC034 retired meanwhile.';
 
+create or replace view custody.wrapped_data_key with (security_invoker = true) as
+select '00000000-0000-0000-0000-000000000000'::uuid as identity_id, 0::integer as key_version, ''::bytea as wrapped
+where false;
+comment on view custody.wrapped_data_key is
+'Shape of claim_data_keys. wrapped: sealed value, version 1, of the 64 bytes of the data key under the key-encryption key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION.';
+
+-- definer: makes keys
+create or replace function custody.claim_data_keys(p_identity_ids uuid[])
+returns setof custody.wrapped_data_key
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan -- one person or a hundred thousand
+set enable_nestloop = off -- what is known of tables that have just been filled says one
+set work_mem = '64MB'
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+  v_kek_version constant integer := custody_data.require_kek();
+  v_kek constant bytea := decode(current_setting('custody.kek'), 'hex');
+  v_key bytea;
+  v_ids uuid[];
+  v_versions integer[];
+  v_live bigint;
+  v_claimed custody.wrapped_data_key;
+begin
+  if p_identity_ids is null or '00000000-0000-0000-0000-000000000000' = any (p_identity_ids) then
+    raise exception using errcode = 'PC023', message = 'invalid p_identity_ids', hint = 'Give identities of people.';
+  end if;
+  select array_agg(m.identity_id), array_agg(m.key_version) into v_ids, v_versions
+  from (
+    select p.identity_id, coalesce(max(k.key_version), 0) + 1 as key_version
+    from unnest(p_identity_ids) p (identity_id)
+    left join custody_keys.data_keys k on k.tenant_id = v_tenant and k.identity_id = p.identity_id and k.identity_id = any (p_identity_ids)
+    group by p.identity_id
+    having count(*) filter (where k.key_version is not null and k.destroyed_at is null) = 0
+  ) m;
+  if v_ids is not null then
+    perform 1 from (
+      select from custody_data.identities i
+      where i.tenant_id = v_tenant and i.identity_id = any (v_ids) and i.erased_at is null
+      order by i.identity_id
+      for key share
+    ) locked;
+    get diagnostics v_live = row_count;
+    if v_live < cardinality(v_ids) then
+      raise exception using
+        errcode = 'PC021',
+        message = 'sealing refused: subject erased',
+        detail = format('%s identities are erased or unknown.', cardinality(v_ids) - v_live),
+        hint = 'Claim the identities that the user_ids have now.';
+    end if;
+    perform custody_data.make_data_keys(v_ids, v_versions);
+  end if;
+  for v_claimed in
+    select n.identity_id, n.key_version, w.wrapped
+    from (
+      select k.identity_id, max(k.key_version) as key_version
+      from custody_keys.data_keys k
+      where k.tenant_id = v_tenant and k.identity_id = any (p_identity_ids) and k.destroyed_at is null
+      group by k.identity_id
+    ) n
+    left join custody_keys.wrapped_keys w
+      on w.tenant_id = v_tenant and w.identity_id = n.identity_id and w.key_version = n.key_version and w.kek_version = v_kek_version
+      and w.identity_id = any (p_identity_ids)
+  loop
+    if v_claimed.wrapped is null then
+      -- Until a rotation comes by it, the version before is the only one that wraps it.
+      v_key := custody_data.data_key(v_claimed.identity_id, v_claimed.key_version);
+      v_claimed.wrapped := custody_data.wrap_key(v_tenant, v_claimed.identity_id, v_claimed.key_version, v_key, v_kek, v_kek_version);
+    end if;
+    return next v_claimed;
+  end loop;
+end
+$$;
+revoke all on function custody.claim_data_keys(uuid[]) from public;
+grant execute on function custody.claim_data_keys(uuid[]) to custody_worker;
+comment on function custody.claim_data_keys(uuid[]) is
+'Data keys under which values of many people are sealed now, made where they are missing, for a caller that seals outside the database: each sealed under the key-encryption key that the transaction is unlocked with. The caller has claimed the identities, so that no erasure comes in between.
+p_identity_ids: of people, in any order; an identity that is there twice is returned once.
+Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens. Callers: custody_worker.';
+
 create or replace function custody_data.check_sealing_identity(p_identity_id uuid)
 returns void
 language plpgsql
@@ -410,6 +518,29 @@ end
 $$;
 revoke all on function custody_data.check_sealing_identity(uuid) from public;
 comment on function custody_data.check_sealing_identity(uuid) is 'Raises PC015 for another identity than the one that the context is confined to.';
+
+create or replace function custody_data.require_data_key(p_identity_id uuid, p_key_version integer)
+returns bytea
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_key constant bytea := custody_data.data_key(p_identity_id, p_key_version);
+begin
+  if v_key is null then
+    -- An erasure destroyed it after it was claimed.
+    raise exception using
+      errcode = 'PC021',
+      message = 'sealing refused: subject erased',
+      detail = format('The data keys of identity %s were destroyed meanwhile.', p_identity_id),
+      hint = 'Run the transaction again: it finds the identity that the user_id has now.';
+  end if;
+  return v_key;
+end
+$$;
+revoke all on function custody_data.require_data_key(uuid, integer) from public;
+comment on function custody_data.require_data_key(uuid, integer) is 'A data key of an identity. Errors: PC001, PC021 destroyed, PC033, PC035 no such version.';
 
 -- definer: the keys are the owner's
 create or replace function custody_data.seal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_values text[])
@@ -438,15 +569,7 @@ begin
     v_key := custody_data.unwrap_key(v_wrapped);
   else
     v_version := custody_data.claim_data_key(p_identity_id);
-    v_key := custody_data.data_key(p_identity_id, v_version);
-  end if;
-  if v_key is null then
-    -- An erasure destroyed it between the two.
-    raise exception using
-      errcode = 'PC021',
-      message = 'sealing refused: subject erased',
-      detail = format('The data keys of identity %s were destroyed meanwhile.', p_identity_id),
-      hint = 'Run the transaction again: it finds the identity that the user_id has now.';
+    v_key := custody_data.require_data_key(p_identity_id, v_version);
   end if;
   for i in 1 .. cardinality(p_columns) loop
     if p_values[i] is not null then
@@ -460,6 +583,33 @@ $$;
 revoke all on function custody_data.seal_values(uuid, text, text, text[], text[]) from public;
 grant execute on function custody_data.seal_values(uuid, text, text, text[], text[]) to custody_worker;
 comment on function custody_data.seal_values(uuid, text, text, text[], text[]) is 'Values of one row sealed, in the order of the columns; null stays null. Errors: PC001, PC021, PC033.';
+
+-- definer: the keys are the owner's
+create or replace function custody_data.seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[])
+returns bytea[]
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_context();
+  v_version constant integer := custody_data.claim_data_key(p_identity_id);
+  v_key constant bytea := custody_data.require_data_key(p_identity_id, v_version);
+  v_sealed bytea[] := array_fill(null::bytea, array[cardinality(p_rows)]);
+begin
+  for i in 1 .. cardinality(p_rows) loop
+    if p_values[i] is not null then
+      v_sealed[i] := custody_data.seal_bytes(v_key, v_version,
+        custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_column, p_rows[i]), convert_to(p_values[i], 'UTF8'));
+    end if;
+  end loop;
+  return v_sealed;
+end
+$$;
+revoke all on function custody_data.seal_column(uuid, text, text, text[], text[]) from public;
+grant execute on function custody_data.seal_column(uuid, text, text, text[], text[]) to custody_worker;
+comment on function custody_data.seal_column(uuid, text, text, text[], text[]) is 'Values of one column of one person sealed, in the order of the rows, with one look-up of the key; null stays null. Errors: PC001, PC021, PC033.';
 
 -- definer: the keys are the owner's
 create or replace function custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[])

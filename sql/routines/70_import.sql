@@ -9,7 +9,9 @@
 -- run as the owner inside a definer function.
 --
 -- The transaction is unlocked: what is personal is sealed on its way from the staging table, which is temporary and so
--- in no log and no backup.
+-- in no log and no backup. Conversations, of which there are many and long ones, come sealed: the runner claims the
+-- identities of a file (custody_data.claim_identities) and their data keys (custody.claim_data_keys) before it fills the
+-- staging table.
 --
 -- Lines that cannot be imported go to pg_temp.import_refusals. With p_skip_refused they are left out there for
 -- the caller to fetch, otherwise the first of them is raised.
@@ -30,7 +32,7 @@ begin
       hint = 'Set a context without p_subject.';
   end if;
   if to_regclass('pg_temp.import_refusals') is not null then
-    drop table pg_temp.import_refusals, pg_temp.import_people, pg_temp.import_known, pg_temp.import_words;
+    drop table pg_temp.import_refusals, pg_temp.import_people, pg_temp.import_known, pg_temp.import_words, pg_temp.import_sealed;
   end if;
   if to_regclass(format('pg_temp.%I', 'staged_' || coalesce(p_table, ''))) is not null then
     execute format('drop table pg_temp.%I', 'staged_' || p_table);
@@ -39,6 +41,7 @@ begin
   create temporary table import_people (user_id text collate "C", identity_id uuid) on commit drop;
   create temporary table import_known (line bigint, same boolean) on commit drop;
   create temporary table import_words (action text, resource_type text, code text, field text) on commit drop;
+  create temporary table import_sealed (line bigint, sealed bytea) on commit drop;
   case p_table
     when 'user_profiles' then
       create temporary table staged_user_profiles (
@@ -54,7 +57,7 @@ begin
       ) on commit drop;
     when 'conversations' then
       create temporary table staged_conversations (
-        line bigint, user_id text collate "C", conversation_id text collate "C", title text, messages jsonb, message_count integer,
+        line bigint, identity_id uuid, conversation_id text collate "C", title bytea, messages bytea, message_count integer,
         started_at timestamptz, last_message_at timestamptz
       ) on commit drop;
     when 'audit_logs' then
@@ -548,26 +551,23 @@ declare
   v_added bigint;
   v_changed bigint;
 begin
-  analyze pg_temp.staged_conversations (line, user_id, conversation_id);
-  v_unchanged := custody_data.settle_repeated('conversations', 'PC028', 'user_id', 'conversation_id');
+  analyze pg_temp.staged_conversations (line, identity_id, conversation_id);
+  v_unchanged := custody_data.settle_repeated('conversations', 'PC028', 'identity_id', 'conversation_id');
   v_refused := custody_data.settle_refused('conversations', p_skip_refused);
+  -- Sealing has one outcome, so what says the same has the same bytes, unless an older data key sealed it.
   delete from pg_temp.staged_conversations s
-  using custody_data.identities i, custody_data.conversations c
-  where i.tenant_id = v_tenant and i.user_id = s.user_id
-    and c.tenant_id = v_tenant and c.identity_id = i.identity_id and c.conversation_id = s.conversation_id
-    and (c.started_at, c.last_message_at, c.message_count) = (s.started_at, s.last_message_at, s.message_count)
-    and custody_data.open_conversation(c) = array[s.title, s.messages::text];
+  using custody_data.conversations c
+  where c.tenant_id = v_tenant and c.identity_id = s.identity_id and c.conversation_id = s.conversation_id
+    and (c.started_at, c.last_message_at, c.message_count, c.messages) = (s.started_at, s.last_message_at, s.message_count, s.messages)
+    and c.title is not distinct from s.title;
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
-  perform custody_data.claim_staged('conversations');
   with written as (
     insert into custody_data.conversations as c
       (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
-    select v_tenant, i.identity_id, s.conversation_id, x.sealed[1], x.sealed[2], s.message_count, s.started_at, s.last_message_at
+    select v_tenant, s.identity_id, s.conversation_id, s.title, s.messages, s.message_count, s.started_at, s.last_message_at
     from pg_temp.staged_conversations s
-    join pg_temp.import_people i on i.user_id = s.user_id
-    cross join lateral (select custody_data.seal_values(i.identity_id, 'conversations', s.conversation_id, array['title', 'messages'], array[s.title, s.messages::text]) as sealed offset 0) x
     on conflict (tenant_id, identity_id, conversation_id) do update set
       title = excluded.title, messages = excluded.messages, message_count = excluded.message_count,
       started_at = excluded.started_at, last_message_at = excluded.last_message_at
@@ -580,9 +580,9 @@ $$;
 revoke all on function custody.import_conversations(boolean) from public;
 grant execute on function custody.import_conversations(boolean) to custody_worker;
 comment on function custody.import_conversations(boolean) is
-'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
+'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}. Title and messages are staged sealed, under the keys of claim_data_keys and for their place in the table, messages as the text of jsonb; values under an older key differ.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered. Callers: custody_worker.';
+Errors: PC001, PC021 erased or unknown, PC023, PC026, PC028. Callers: custody_worker.';
 
 create or replace function custody.import_audit_events(p_import_id uuid, p_file_sha256 bytea, p_skip_refused boolean default false)
 returns jsonb
@@ -718,18 +718,37 @@ begin
       hint = 'Import the file again.';
   end;
 
+  -- Personal parts are sealed person by person, a thousand at a time.
+  insert into pg_temp.import_sealed (line, sealed)
+  select x.line, x.sealed
+  from (
+    select p.identity_id, array_agg(p.line) as lines,
+      custody_data.seal_column(p.identity_id, 'audit_logs', 'personal', array_agg(p.log_entry_id::text), array_agg(p.personal::text)) as sealed
+    from (
+      select coalesce(subject.identity_id, resource.identity_id, actor.identity_id) as identity_id, s.line, s.log_entry_id, s.personal,
+        row_number() over (partition by coalesce(subject.identity_id, resource.identity_id, actor.identity_id)) / 1000 as part
+      from pg_temp.staged_audit_logs s
+      join pg_temp.import_people actor on actor.user_id = s.user_id
+      left join pg_temp.import_people subject on subject.user_id = s.subject_user_id
+      left join pg_temp.import_people resource on resource.user_id = s.resource_id
+      where s.personal is not null
+    ) p
+    group by p.identity_id, p.part
+  ) g
+  cross join lateral unnest(g.lines, g.sealed) x (line, sealed);
+  analyze pg_temp.import_sealed;
+
   -- In order of time: month after month, each with indexes small enough for the processor's cache.
   insert into custody_data.audit_logs
     (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata, personal, import_id)
   select v_tenant, s.log_entry_id, s.occurred_at, actor.identity_id, coalesce(subject.identity_id, resource.identity_id), s.action,
     s.resource_type, coalesce(resource.identity_id::text, s.resource_id), s.result, s.purpose, coalesce(s.metadata, '{}'),
-    case when s.personal is not null then (custody_data.seal_values(coalesce(subject.identity_id, resource.identity_id, actor.identity_id),
-      'audit_logs', s.log_entry_id::text, array['personal'], array[s.personal::text]))[1] end,
-    p_import_id
+    sealed.sealed, p_import_id
   from pg_temp.staged_audit_logs s
   join pg_temp.import_people actor on actor.user_id = s.user_id
   left join pg_temp.import_people subject on subject.user_id = s.subject_user_id
   left join pg_temp.import_people resource on resource.user_id = s.resource_id
+  left join pg_temp.import_sealed sealed on sealed.line = s.line
   order by s.occurred_at;
   get diagnostics v_added = row_count;
   return custody_data.import_result(v_added, 0, v_unchanged, v_refused);

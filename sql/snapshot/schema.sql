@@ -397,6 +397,34 @@ CREATE FUNCTION custody.cancel_request(p_request_id uuid, p_reason text DEFAULT 
 COMMENT ON FUNCTION custody.cancel_request(p_request_id uuid, p_reason text) IS 'Cancels an open request and returns its status; cancelling again changes nothing.
 Errors: PC001, PC015, PC016, PC018 done before. Callers: custody_readwrite for the subject of its context, custody_privacy.';
 
+-- Name: wrapped_data_key; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.wrapped_data_key WITH (security_invoker='true') AS
+ SELECT '00000000-0000-0000-0000-000000000000'::uuid AS identity_id,
+    0 AS key_version,
+    '\x'::bytea AS wrapped
+  WHERE false;
+
+-- Name: VIEW wrapped_data_key; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.wrapped_data_key IS 'Shape of claim_data_keys. wrapped: sealed value, version 1, of the 64 bytes of the data key under the key-encryption key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION.';
+
+-- Name: claim_data_keys(uuid[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) RETURNS SETOF custody.wrapped_data_key
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    SET work_mem TO '64MB'
+    AS $$ … $$;
+
+-- Name: FUNCTION claim_data_keys(p_identity_ids uuid[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) IS 'Data keys under which values of many people are sealed now, made where they are missing, for a caller that seals outside the database: each sealed under the key-encryption key that the transaction is unlocked with. The caller has claimed the identities, so that no erasure comes in between.
+p_identity_ids: of people, in any order; an identity that is there twice is returned once.
+Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens. Callers: custody_worker.';
+
 -- Name: complete_export(uuid, bigint); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.complete_export(p_request_id uuid, p_bytes bigint) RETURNS void
@@ -986,9 +1014,9 @@ CREATE FUNCTION custody.import_conversations(p_skip_refused boolean DEFAULT fals
 
 -- Name: FUNCTION import_conversations(p_skip_refused boolean); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.import_conversations(p_skip_refused boolean) IS 'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}.
+COMMENT ON FUNCTION custody.import_conversations(p_skip_refused boolean) IS 'Imports pg_temp.staged_conversations: adds the conversations that are not there, replaces those that differ, leaves equal ones alone. Returns {"added", "changed", "unchanged", "refused"}. Title and messages are staged sealed, under the keys of claim_data_keys and for their place in the table, messages as the text of jsonb; values under an older key differ.
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a conversation on an earlier line with other content.
-Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered. Callers: custody_worker.';
+Errors: PC001, PC021 erased or unknown, PC023, PC026, PC028. Callers: custody_worker.';
 
 -- Name: import_known(text, bytea); Type: FUNCTION; Schema: custody
 
@@ -2765,6 +2793,17 @@ CREATE FUNCTION custody_data.make_data_key(p_identity_id uuid, p_key_version int
 
 COMMENT ON FUNCTION custody_data.make_data_key(p_identity_id uuid, p_key_version integer) IS 'Makes a version of an identity''s data key and wraps it; false where another transaction has made it meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
 
+-- Name: make_data_keys(uuid[], integer[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[]) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION make_data_keys(p_identity_ids uuid[], p_key_versions integer[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[]) IS 'Makes versions of identities'' data keys and wraps them; returns how many, without those that another transaction has made meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
+
 -- Name: merge_patch(jsonb, jsonb); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.merge_patch(p_target jsonb, p_patch jsonb) RETURNS jsonb
@@ -3146,6 +3185,17 @@ CREATE FUNCTION custody_data.require_archiver() RETURNS void
 
 COMMENT ON FUNCTION custody_data.require_archiver() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
+-- Name: require_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_data_key(p_identity_id uuid, p_key_version integer) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_data_key(p_identity_id uuid, p_key_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity. Errors: PC001, PC021 destroyed, PC033, PC035 no such version.';
+
 -- Name: require_kek(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_kek() RETURNS integer
@@ -3266,6 +3316,17 @@ CREATE FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_pl
 -- Name: FUNCTION seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.seal_bytes(p_key bytea, p_key_version integer, p_place bytea, p_plain bytea) IS 'Seals bytes under a key for a place.';
+
+-- Name: seal_column(uuid, text, text, text[], text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[]) RETURNS bytea[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_column(p_identity_id uuid, p_table text, p_column text, p_rows text[], p_values text[]) IS 'Values of one column of one person sealed, in the order of the rows, with one look-up of the key; null stays null. Errors: PC001, PC021, PC033.';
 
 -- Name: seal_preferences(uuid, jsonb); Type: FUNCTION; Schema: custody_data
 

@@ -35,11 +35,15 @@ select custody.prepare_import('consent_records');
 insert into pg_temp.staged_consent_records values (1, null, '', 'mail', true, '1', 'consent', null, '2020-01-01 00:00:00+00');
 select refuses($$select custody.import_consents()$$, 'PC003', 'an empty user_id');
 
+create function pg_temp.sealed(p_user_id text, p_column text, p_row text, p_value text) returns bytea language sql as $$
+  select custody.seal_value(i.identity_id, 'conversations', p_column, p_row, p_value) from custody_data.claim_identities(array[p_user_id]) i $$;
 create function pg_temp.stage_conversations(p_text text) returns void language plpgsql as $$
 begin
   perform custody.prepare_import('conversations');
   insert into pg_temp.staged_conversations
-  select l, u, c, 'T', jsonb_build_array(jsonb_build_object('role', 'user', 'text', t, 'at', '2020-01-01T00:00:00Z')), 1, '2020-01-01 00:00:00+00', '2020-01-01 00:00:00+00'
+  select l, (select i.identity_id from custody_data.claim_identities(array[u]) i), c, pg_temp.sealed(u, 'title', c, 'T'),
+    pg_temp.sealed(u, 'messages', c, jsonb_build_array(jsonb_build_object('role', 'user', 'text', t, 'at', '2020-01-01T00:00:00Z'))::text),
+    1, '2020-01-01 00:00:00+00', '2020-01-01 00:00:00+00'
   from (values (1, 'ada', 'c1', 'x'), (2, 'ada', 'c2', 'x'), (3, 'bob', 'c1', p_text), (4, 'bob', 'c1', p_text)) v (l, u, c, t);
 end
 $$;
@@ -51,12 +55,25 @@ select is(custody.get_conversation('bob', 'c1') #>> '{messages,0,text}', 'y', 'w
 select pg_temp.stage_conversations('y');
 select is(custody.import_conversations(), '{"added": 0, "changed": 0, "unchanged": 4, "refused": 0}', 'the same again changes nothing');
 select pg_temp.stage_conversations('y');
-update pg_temp.staged_conversations set title = 'other' where line = 4;
+update pg_temp.staged_conversations set title = pg_temp.sealed('bob', 'title', 'c1', 'other') where line = 4;
 select refuses($$select custody.import_conversations()$$, 'PC028', 'two lines of a conversation that say different things');
 select is(custody.import_conversations(true), '{"added": 0, "changed": 0, "unchanged": 3, "refused": 1}', 'or the others');
-select custody.prepare_import('conversations');
-insert into pg_temp.staged_conversations values (1, null, 'c', null, '[]', 0, now(), now());
-select refuses($$select custody.import_conversations()$$, 'PC003', 'no user_id');
+-- A change is of the columns that changed, whoever made the value that they had.
+set local session authorization custody_app;
+select enter('import_consents', 'clerk') /* $1 */;
+select custody.append_message('bob', 'c1', '{"role": "user", "text": "z", "at": "2020-01-01T00:00:00Z"}'), custody.update_conversation('ada', 'c2', 'U');
+select custody.save_conversation('ada', 'c1', '[{"text": "x", "at": "2020-01-01T00:00:00Z", "role": "user"}]', 'T');
+set local session authorization custody_runner;
+select enter('import_consents', 'runner') /* $1 */;
+create function pg_temp.updates() returns setof text language sql as $$
+  select format('%s %s', e.resource_id, e.metadata -> 'columns') from testing.events('import_consents', 'record.update') e where e.actor_id = testing.identity('import_consents', 'runner') $$;
+select results_eq('select pg_temp.updates()', array['c1 ["messages"]'], 'so far messages alone were replaced');
+select pg_temp.stage_conversations('y');
+select is(custody.import_conversations(), '{"added": 0, "changed": 2, "unchanged": 2, "refused": 0}', 'what the application has changed is put back, what it has saved anew is the same');
+select bag_eq('select pg_temp.updates()', array['c1 ["messages"]', 'c1 ["message_count", "messages"]', 'c2 ["title"]'], 'and the trail names the columns');
+select pg_temp.stage_conversations('y');
+update pg_temp.staged_conversations set identity_id = gen_random_uuid() where line = 1;
+select refuses($$select custody.import_conversations()$$, 'PC021', 'an identity that is not there');
 
 -- Whoever has been erased since does not make a file new, nor comes back by it.
 select set_config('testing.request', request('import_consents', 'ada')::text, true);

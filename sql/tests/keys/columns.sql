@@ -66,7 +66,10 @@ select custody.prepare_import('consent_records');
 insert into pg_temp.staged_consent_records values (1, null, 'importee', 'mail', true, '1', 'consent', '{"form": "Planted Import"}', now());
 select custody.import_consents();
 select custody.prepare_import('conversations');
-insert into pg_temp.staged_conversations values (1, 'importee', 'c', 'Planted Import', '[{"role": "user", "text": "Planted Import", "at": "2026-01-01T00:00:00Z"}]', 1, '2026-01-01 00:00:00+00', '2026-01-01 00:00:00+00');
+insert into pg_temp.staged_conversations
+select 1, i.identity_id, 'c', custody.seal_value(i.identity_id, 'conversations', 'title', 'c', 'Planted Import'),
+  custody.seal_value(i.identity_id, 'conversations', 'messages', 'c', '[{"at": "2026-01-01T00:00:00Z", "role": "user", "text": "Planted Import"}]'), 1, '2026-01-01 00:00:00+00', '2026-01-01 00:00:00+00'
+from custody_data.claim_identities(array['importee']) i;
 select custody.import_conversations();
 select custody.prepare_import('audit_logs');
 insert into pg_temp.staged_audit_logs values (1, gen_random_uuid(), now() - interval '1 minute', 'clerk', 'importee', 'account.logout', null, null, 'success', null, '{}', '{"note": "Planted Import"}');
@@ -197,9 +200,6 @@ select refuses($$select custody.import_profiles()$$, 'PC035', 'a profile importe
 select custody.prepare_import('user_preferences');
 insert into pg_temp.staged_user_preferences values (1, 'person', '{}');
 select refuses($$select custody.import_preferences()$$, 'PC035', 'preferences imported over it');
-select custody.prepare_import('conversations');
-insert into pg_temp.staged_conversations select 1, 'person', 'c', 'T', '[]', c.message_count, c.started_at, c.last_message_at from custody_data.conversations c where c.identity_id = pg_temp.id('person') and c.conversation_id = 'c';
-select refuses($$select custody.import_conversations()$$, 'PC035', 'a conversation imported over it');
 select custody.prepare_import('consent_records');
 insert into pg_temp.staged_consent_records select 1, c.consent_id, 'bob', c.purpose, c.granted, c.policy_version, c.legal_basis, '{"form": 7}', c.occurred_at from custody_data.consent_records c where c.identity_id = pg_temp.id('bob');
 select refuses($$select custody.import_consents()$$, 'PC035', 'evidence that is compared with it');

@@ -65,9 +65,7 @@ select refuses($$select custody.import_profiles()$$, 'PC033', 'profiles imported
 select custody.prepare_import('user_preferences');
 insert into pg_temp.staged_user_preferences values (1, 'new', '{}');
 select refuses($$select custody.import_preferences()$$, 'PC033', 'preferences imported');
-select custody.prepare_import('conversations');
-insert into pg_temp.staged_conversations values (1, 'new', 'c', null, '[]', 0, now(), now());
-select refuses($$select custody.import_conversations()$$, 'PC033', 'conversations imported');
+select refuses($$select custody.claim_data_keys('{}')$$, 'PC033', 'keys claimed, as an import of conversations begins');
 select custody.prepare_import('consent_records');
 insert into pg_temp.staged_consent_records values (1, null, 'new', 'mail', true, '1', 'consent', '{"form": 7}', now());
 select refuses($$select custody.import_consents()$$, 'PC033', 'evidence imported');

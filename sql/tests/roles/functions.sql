@@ -23,12 +23,12 @@ from (values
   ('custody', 'readwrite worker', 'seal_value'),
   ('custody', 'privacy readonly readwrite worker', 'open_value'),
   ('custody', 'admin worker', 'register_kek'),
-  ('custody', 'worker', 'expire_data_keys mark_kek_destroyed reindex_profiles retire_kek rewrap_keys rotate_data_keys rotate_index_key'),
+  ('custody', 'worker', 'claim_data_keys expire_data_keys mark_kek_destroyed reindex_profiles retire_kek rewrap_keys rotate_data_keys rotate_index_key'),
   ('custody', 'auditor privacy worker', 'list_keks list_key_ages list_sealed_values'),
   ('custody_data', 'auditor privacy readonly readwrite worker', 'is_unlocked'),
   -- what views and readers with the caller's rights open by, and imports seal by; none of it does anything while locked
   ('custody_data', 'privacy readonly readwrite worker', 'blind_indexes open_conversation open_evidence open_preferences open_profile open_text open_values profile_fields profile_object'),
-  ('custody_data', 'worker', 'normalize_email normalize_phone open_personal refuse_taken seal_profile seal_values'),
+  ('custody_data', 'worker', 'normalize_email normalize_phone open_personal refuse_taken seal_column seal_profile seal_values'),
   -- the trail
   ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
   ('custody', 'auditor privacy readwrite worker', 'audit_complete_from list_requests request_status'),
