@@ -600,20 +600,20 @@ func (l *leaks) imports() {
 // those that do not fit into temp_buffers are in files of the cluster until the transaction ends.
 func (l *leaks) staged() {
 	l.Helper()
-	title, message := l.plant("staged title"), l.plant("staged message")
+	name, address := l.plant("staged name"), l.plant("staged address")
 	rolledBack := errors.New("rolled back")
 	var left []string
 	err := l.in(l.deps.Pool, jobs.Scope{}, func(tx pgx.Tx) error {
-		if err := call(l, "select custody.prepare_import('conversations')")(tx); err != nil {
+		if err := call(l, "select custody.prepare_import('user_profiles')")(tx); err != nil {
 			return err
 		}
 		filler := make([]byte, 4000) // nothing in a row of it that could be compressed
 		for i := range filler {
 			filler[i] = byte('a' + rand.IntN(26))
 		}
-		_, err := tx.CopyFrom(l.Context(), pgx.Identifier{"pg_temp", "staged_conversations"}, []string{"line", "user_id", "title", "messages"}, pgx.CopyFromSlice(8000, func(i int) ([]any, error) {
+		_, err := tx.CopyFrom(l.Context(), pgx.Identifier{"pg_temp", "staged_user_profiles"}, []string{"line", "user_id", "full_name", "address"}, pgx.CopyFromSlice(8000, func(i int) ([]any, error) {
 			text := filler[i%2000:]
-			return []any{i, fmt.Sprintf("staged-%d", i), fmt.Sprintf("%s-%d-%s", title, i, text[:1500]), l.json([]any{map[string]any{"role": "user", "text": message + string(text[:200])}})}, nil
+			return []any{i, fmt.Sprintf("staged-%d", i), fmt.Sprintf("%s-%d-%s", name, i, text[:1500]), address + string(text[:200])}, nil
 		}))
 		if err != nil {
 			return err
@@ -621,7 +621,7 @@ func (l *leaks) staged() {
 		if err := call(l, "set local work_mem = '64kB'")(tx); err != nil {
 			return err
 		}
-		if err := call(l, "declare sorted cursor for select s.title, s.messages from pg_temp.staged_conversations s order by s.title desc")(tx); err != nil {
+		if err := call(l, "declare sorted cursor for select s.full_name, s.address from pg_temp.staged_user_profiles s order by s.full_name desc")(tx); err != nil {
 			return err
 		}
 		if err := call(l, "fetch 1 from sorted")(tx); err != nil {

@@ -352,10 +352,17 @@ begin
   v_unchanged := custody_data.settle_repeated('user_profiles', 'PC028', 'user_id');
   perform custody_data.refuse_taken();
   v_refused := custody_data.settle_refused('user_profiles', p_skip_refused);
+  -- Only profiles of people in the file are opened: hence offset 0.
   delete from pg_temp.staged_user_profiles s
-  using custody_data.identities i, custody_data.user_profiles p
-  where i.tenant_id = v_tenant and i.user_id = s.user_id and p.tenant_id = v_tenant and p.identity_id = i.identity_id
-    and custody_data.open_profile(p) = array[s.full_name, s.email, s.phone, s.organisation, s.title, s.address, s.city, s.region, s.postal_code, s.country, s.attributes::text];
+  using (
+    select t.line, p, array[t.full_name, t.email, t.phone, t.organisation, t.title, t.address, t.city, t.region, t.postal_code, t.country,
+      t.attributes::text] as said
+    from pg_temp.staged_user_profiles t
+    join custody_data.identities i on i.tenant_id = v_tenant and i.user_id = t.user_id
+    join custody_data.user_profiles p on p.tenant_id = v_tenant and p.identity_id = i.identity_id
+    offset 0
+  ) x
+  where x.line = s.line and custody_data.open_profile(x.p) = x.said;
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
@@ -411,9 +418,14 @@ begin
   v_unchanged := custody_data.settle_repeated('user_preferences', 'PC028', 'user_id');
   v_refused := custody_data.settle_refused('user_preferences', p_skip_refused);
   delete from pg_temp.staged_user_preferences s
-  using custody_data.identities i, custody_data.user_preferences p
-  where i.tenant_id = v_tenant and i.user_id = s.user_id and p.tenant_id = v_tenant and p.identity_id = i.identity_id
-    and custody_data.open_preferences(p) = s.preferences;
+  using (
+    select t.line, p, t.preferences as said
+    from pg_temp.staged_user_preferences t
+    join custody_data.identities i on i.tenant_id = v_tenant and i.user_id = t.user_id
+    join custody_data.user_preferences p on p.tenant_id = v_tenant and p.identity_id = i.identity_id
+    offset 0
+  ) x
+  where x.line = s.line and custody_data.open_preferences(x.p) = x.said;
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
