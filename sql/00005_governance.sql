@@ -105,7 +105,9 @@ create table custody_data.erasure_notices (
   constraint erasure_notices_pkey primary key (tenant_id, notice_id),
   constraint erasure_notices_request_id_holder_key unique (tenant_id, request_id, holder),
   constraint erasure_notices_acknowledged_names_nobody_check check ((acknowledged_at is null) = (user_id is not null))
-);
+)
+-- as identities
+with (autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0);
 create index erasure_notices_open_idx on custody_data.erasure_notices (tenant_id, created_at) where acknowledged_at is null;
 create index erasure_notices_acknowledged_at_idx on custody_data.erasure_notices (tenant_id, acknowledged_at) where acknowledged_at is not null;
 comment on table custody_data.erasure_notices is 'The outbox of erasures: one notice for each holder, written in the erasure''s transaction.';

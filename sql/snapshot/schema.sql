@@ -274,7 +274,8 @@ CREATE TABLE custody_data.identities (
     CONSTRAINT identities_erased_has_no_user_id_check CHECK (((erased_at IS NULL) = (user_id IS NOT NULL))),
     CONSTRAINT identities_kind_is_known_check CHECK ((kind = ANY (ARRAY['person'::text, 'service'::text, 'system'::text]))),
     CONSTRAINT identities_user_id_length_is_1_to_256_check CHECK (((char_length(user_id) >= 1) AND (char_length(user_id) <= 256)))
-);
+)
+WITH (autovacuum_vacuum_threshold='0', autovacuum_vacuum_scale_factor='0');
 
 ALTER TABLE ONLY custody_data.identities FORCE ROW LEVEL SECURITY;
 
@@ -1425,7 +1426,8 @@ CREATE TABLE custody_data.erasure_notices (
     acknowledged_at timestamp with time zone,
     evidence jsonb,
     CONSTRAINT erasure_notices_acknowledged_names_nobody_check CHECK (((acknowledged_at IS NULL) = (user_id IS NOT NULL)))
-);
+)
+WITH (autovacuum_vacuum_threshold='0', autovacuum_vacuum_scale_factor='0');
 
 ALTER TABLE ONLY custody_data.erasure_notices FORCE ROW LEVEL SECURITY;
 

@@ -32,5 +32,7 @@ select is_empty($$select i.indexrelid::regclass from pg_index i join tables t on
 select isnt(obj_description(n.oid, 'pg_namespace'), null, format('schema %s has a comment', n.nspname)) from pg_namespace n where n.nspname like 'custody%' or n.nspname = 'river';
 select is(pg_get_userbyid(n.nspowner), 'custody_owner', format('schema %s belongs to custody_owner', n.nspname)) from pg_namespace n where n.nspname like 'custody%' or n.nspname = 'river';
 select is_empty($$select n.nspname from pg_namespace n cross join aclexplode(n.nspacl) x where (n.nspname like 'custody%' or n.nspname = 'river') and x.grantee = 0$$, 'PUBLIC has no way into them');
+select set_eq($$select c.relname::text from pg_class c join tables t on t.oid = c.oid where c.reloptions @> '{autovacuum_vacuum_threshold=0,autovacuum_vacuum_scale_factor=0}'$$, array['identities', 'erasure_notices'],
+  'tables whose dead rows have a user_id in plaintext are vacuumed at once');
 select * from finish();
 rollback;
