@@ -50,7 +50,6 @@ create table custody_keys.wrapped_keys (
   wrapped bytea not null,
   constraint wrapped_keys_pkey primary key (tenant_id, identity_id, key_version, kek_version)
 );
-create index wrapped_keys_kek_version_idx on custody_keys.wrapped_keys (tenant_id, kek_version);
 comment on table custody_keys.wrapped_keys is 'Data keys, each sealed under a key-encryption key. Deleted when the data key is destroyed, or when the key-encryption key is retired.';
 comment on column custody_keys.wrapped_keys.wrapped is 'Sealed value, version 1, of the 64 bytes of the data key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION, its key version the kek_version.';
 

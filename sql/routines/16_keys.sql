@@ -622,23 +622,27 @@ as $$
 declare
   v_tenant constant text := custody_data.require_context();
   v_values text[] := array_fill(null::text, array[cardinality(p_columns)]);
-  v_version integer;
-  v_key_version integer;
+  v_sealed bytea;
+  v_head bytea;
   v_key bytea;
+  v_place bytea;
+  v_plain bytea;
 begin
   if custody.has_subject() then
     perform custody_data.check_sealing_identity(p_identity_id);
   end if;
   for i in 1 .. cardinality(p_columns) loop
-    continue when p_sealed[i] is null;
-    v_version := custody_data.sealed_key_version(p_sealed[i]);
-    if v_version is distinct from v_key_version then
-      v_key := custody_data.data_key(p_identity_id, v_version);
-      v_key_version := v_version;
+    v_sealed := p_sealed[i];
+    continue when v_sealed is null;
+    -- format and version of the key
+    if v_head is distinct from substr(v_sealed, 1, 5) then
+      v_head := substr(v_sealed, 1, 5);
+      v_key := custody_data.data_key(p_identity_id, custody_data.sealed_key_version(v_sealed));
     end if;
     continue when v_key is null;
-    v_values[i] := convert_from(custody_data.open_bytes(v_key,
-      custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_columns[i], p_row), p_sealed[i]), 'UTF8');
+    v_place := custody_data.sealing_place(v_tenant, p_identity_id, p_table, p_columns[i], p_row);
+    v_plain := custody_data.open_bytes(v_key, v_place, v_sealed);
+    v_values[i] := convert_from(v_plain, 'UTF8');
   end loop;
   return v_values;
 end

@@ -67,6 +67,9 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set bytea_output = 'hex' -- was_resealed reads it
+-- a few people by their keys, whatever is known of the tables
+set enable_hashjoin = off
+set enable_mergejoin = off
 set jit = off
 as $$
 declare
@@ -234,6 +237,8 @@ volatile
 security definer
 set search_path = pg_catalog, pg_temp
 set bytea_output = 'hex' -- was_resealed reads it
+set enable_hashjoin = off
+set enable_mergejoin = off
 as $$
 declare
   v_tenant constant text := custody_data.require_whole_tenant();

@@ -1652,6 +1652,8 @@ CREATE FUNCTION custody.reindex_profiles(p_limit integer DEFAULT 500, p_after uu
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET bytea_output TO 'hex'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION reindex_profiles(p_limit integer, p_after uuid); Type: COMMENT; Schema: custody
@@ -1796,6 +1798,8 @@ CREATE FUNCTION custody.rotate_data_keys(p_created_before timestamp with time zo
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET bytea_output TO 'hex'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     SET jit TO 'off'
     AS $$ … $$;
 
@@ -2423,12 +2427,21 @@ CREATE FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer)
 
 COMMENT ON FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
 
+-- Name: hmac_sha512(bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN public.hmac(p_data, p_key, 'sha512'::text);
+
+-- Name: FUNCTION hmac_sha512(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) IS 'HMAC-SHA-512 (RFC 2104), 64 bytes.';
+
 -- Name: decrypt_a256cbc_hs512(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea) RETURNS bytea
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((octet_length(p_body) >= 64) AND ((octet_length(p_body) % 16) = 0) AND (sha256((substr(p_key, 1, 32) || substr(custody_data.hmac_sha512(((p_aad || substr(p_body, 1, (octet_length(p_body) - 32))) || int8send(((octet_length(p_aad))::bigint * 8))), substr(p_key, 1, 32)), 1, 32))) = sha256((substr(p_key, 1, 32) || substr(p_body, (octet_length(p_body) - 31)))))) THEN custody_data.aes_cbc_open(substr(p_body, 17, (octet_length(p_body) - 48)), substr(p_key, 33, 32), substr(p_body, 1, 16)) ELSE NULL::bytea END;
 
 -- Name: FUNCTION decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea); Type: COMMENT; Schema: custody_data
 
@@ -2611,16 +2624,6 @@ CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with ti
 -- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
-
--- Name: hmac_sha512(bytea, bytea); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN public.hmac(p_data, p_key, 'sha512'::text);
-
--- Name: FUNCTION hmac_sha512(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) IS 'HMAC-SHA-512 (RFC 2104), 64 bytes.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -4722,10 +4725,6 @@ CREATE INDEX user_profiles_tenant_id_phone_index_idx ON custody_data.user_profil
 -- Name: data_keys_created_at_idx; Type: INDEX; Schema: custody_keys
 
 CREATE INDEX data_keys_created_at_idx ON custody_keys.data_keys USING btree (tenant_id, created_at) WHERE (destroyed_at IS NULL);
-
--- Name: wrapped_keys_kek_version_idx; Type: INDEX; Schema: custody_keys
-
-CREATE INDEX wrapped_keys_kek_version_idx ON custody_keys.wrapped_keys USING btree (tenant_id, kek_version);
 
 -- Name: archive_segments a_reject_delete; Type: TRIGGER; Schema: custody_data
 
