@@ -8,13 +8,16 @@
 
 create or replace function custody_data.find_identity(p_user_id text)
 returns uuid
-language sql
+language plpgsql -- which keeps its plan for the session
 stable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  select i.identity_id from custody_data.identities i
-  where i.tenant_id = custody.current_tenant() and i.user_id = p_user_id;
+begin
+  return (
+    select i.identity_id from custody_data.identities i
+    where i.tenant_id = custody.current_tenant() and i.user_id = p_user_id);
+end
 $$;
 revoke all on function custody_data.find_identity(text) from public;
 grant execute on function custody_data.find_identity(text) to

@@ -46,7 +46,7 @@ comment on function custody_data.random_bytes(integer) is 'Random bytes of the o
 create or replace function custody_data.sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text)
 returns bytea
 language sql
-immutable
+stable -- as what it calls, so that callers take it in
 parallel safe
 -- The row may be any text and comes last, so no two places have the same one.
 return pg_catalog.convert_to('eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2Q0JDLUhTNTEyIn0.' || pg_catalog.translate(pg_catalog.encode(pg_catalog.convert_to(
@@ -74,16 +74,26 @@ comment on function custody_data.encrypt_a256cbc_hs512(bytea, bytea, bytea, byte
 
 create or replace function custody_data.decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea)
 returns bytea
-language sql
+language plpgsql
 immutable
 parallel safe
--- One expression, which callers take in. The tags are compared by their digests under the key: how long that takes
--- tells nothing about them.
-return case when octet_length(p_body) >= 64 and octet_length(p_body) % 16 = 0
-    and pg_catalog.sha256(substr(p_key, 1, 32) || substr(custody_data.hmac_sha512(
-        p_aad || substr(p_body, 1, octet_length(p_body) - 32) || pg_catalog.int8send(octet_length(p_aad)::bigint * 8), substr(p_key, 1, 32)), 1, 32))
-      = pg_catalog.sha256(substr(p_key, 1, 32) || substr(p_body, octet_length(p_body) - 31))
-  then custody_data.aes_cbc_open(substr(p_body, 17, octet_length(p_body) - 48), substr(p_key, 33, 32), substr(p_body, 1, 16)) end;
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_size constant integer := octet_length(p_body) - 32;
+  v_mac_key constant bytea := substr(p_key, 1, 32);
+begin
+  if v_size < 32 or v_size % 16 <> 0 then
+    return null;
+  end if;
+  -- Compared by their digests under the key: how long that takes tells nothing about the tags.
+  if sha256(v_mac_key || substr(custody_data.hmac_sha512(p_aad || substr(p_body, 1, v_size) || int8send(octet_length(p_aad)::bigint * 8), v_mac_key), 1, 32))
+      <> sha256(v_mac_key || substr(p_body, v_size + 1)) then
+    return null;
+  end if;
+  return custody_data.aes_cbc_open(substr(p_body, 17, v_size - 16), substr(p_key, 33, 32), substr(p_body, 1, 16));
+end
+$$;
 revoke all on function custody_data.decrypt_a256cbc_hs512(bytea, bytea, bytea) from public;
 comment on function custody_data.decrypt_a256cbc_hs512(bytea, bytea, bytea) is
 'The inverse of encrypt_a256cbc_hs512; null for whatever was not made with this key and these associated data.';

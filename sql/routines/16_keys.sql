@@ -105,7 +105,7 @@ comment on function custody_data.refuse_exposed_key(bytea) is
 create or replace function custody_data.kek_check_value(p_tenant text, p_kek bytea)
 returns bytea
 language sql
-immutable
+stable -- as what it calls, so that callers take it in
 parallel safe
 return substr(custody_data.hmac_sha512(pg_catalog.convert_to('pgcustody: key-encryption key of ' || p_tenant, 'UTF8'), p_kek), 1, 16);
 revoke all on function custody_data.kek_check_value(text, bytea) from public;

@@ -108,7 +108,7 @@ comment on function custody_data.open_profile(custody_data.user_profiles) is 'Th
 create or replace function custody_data.profile_object(p_values text[])
 returns jsonb
 language sql
-immutable
+stable -- as what it calls, so that callers take it in
 parallel safe
 return pg_catalog.jsonb_build_object(
   'full_name', p_values[1], 'email', p_values[2], 'phone', p_values[3], 'organisation', p_values[4], 'title', p_values[5],

@@ -2427,21 +2427,12 @@ CREATE FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer)
 
 COMMENT ON FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
 
--- Name: hmac_sha512(bytea, bytea); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN public.hmac(p_data, p_key, 'sha512'::text);
-
--- Name: FUNCTION hmac_sha512(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) IS 'HMAC-SHA-512 (RFC 2104), 64 bytes.';
-
 -- Name: decrypt_a256cbc_hs512(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN CASE WHEN ((octet_length(p_body) >= 64) AND ((octet_length(p_body) % 16) = 0) AND (sha256((substr(p_key, 1, 32) || substr(custody_data.hmac_sha512(((p_aad || substr(p_body, 1, (octet_length(p_body) - 32))) || int8send(((octet_length(p_aad))::bigint * 8))), substr(p_key, 1, 32)), 1, 32))) = sha256((substr(p_key, 1, 32) || substr(p_body, (octet_length(p_body) - 31)))))) THEN custody_data.aes_cbc_open(substr(p_body, 17, (octet_length(p_body) - 48)), substr(p_key, 33, 32), substr(p_body, 1, 16)) ELSE NULL::bytea END;
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
 
 -- Name: FUNCTION decrypt_a256cbc_hs512(p_key bytea, p_aad bytea, p_body bytea); Type: COMMENT; Schema: custody_data
 
@@ -2583,7 +2574,7 @@ COMMENT ON FUNCTION custody_data.export_values(p_part text, p_identity_id uuid) 
 -- Name: find_identity(text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.find_identity(p_user_id text) RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -2624,6 +2615,16 @@ CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with ti
 -- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
+
+-- Name: hmac_sha512(bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN public.hmac(p_data, p_key, 'sha512'::text);
+
+-- Name: FUNCTION hmac_sha512(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) IS 'HMAC-SHA-512 (RFC 2104), 64 bytes.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -2725,7 +2726,7 @@ COMMENT ON FUNCTION custody_data.keep_of(p_class text) IS 'How long the tenant i
 -- Name: kek_check_value(text, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.kek_check_value(p_tenant text, p_kek bytea) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE sql STABLE PARALLEL SAFE
     RETURN substr(custody_data.hmac_sha512(convert_to(('pgcustody: key-encryption key of '::text || p_tenant), 'UTF8'::name), p_kek), 1, 16);
 
 -- Name: FUNCTION kek_check_value(p_tenant text, p_kek bytea); Type: COMMENT; Schema: custody_data
@@ -3096,7 +3097,7 @@ COMMENT ON FUNCTION custody_data.profile_fields() IS 'The sealed columns of user
 -- Name: profile_object(text[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.profile_object(p_values text[]) RETURNS jsonb
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE sql STABLE PARALLEL SAFE
     RETURN jsonb_build_object('full_name', (p_values)[1], 'email', (p_values)[2], 'phone', (p_values)[3], 'organisation', (p_values)[4], 'title', (p_values)[5], 'address', (p_values)[6], 'city', (p_values)[7], 'region', (p_values)[8], 'postal_code', (p_values)[9], 'country', (p_values)[10], 'attributes', ((p_values)[11])::jsonb);
 
 -- Name: FUNCTION profile_object(p_values text[]); Type: COMMENT; Schema: custody_data
@@ -3380,7 +3381,7 @@ COMMENT ON FUNCTION custody_data.sealed_key_version(p_sealed bytea) IS 'Version 
 -- Name: sealing_place(text, uuid, text, text, text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE sql STABLE PARALLEL SAFE
     RETURN convert_to(('eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2Q0JDLUhTNTEyIn0.'::text || translate(encode(convert_to(((((((((p_tenant || '/'::text) || p_identity_id) || '/'::text) || p_table) || '/'::text) || p_column) || '/'::text) || p_row), 'UTF8'::name), 'base64'::text), '+/=
 '::text, '-_'::text)), 'UTF8'::name);
 
