@@ -133,33 +133,63 @@ func (k Keyring) reindex(ctx context.Context, tenant string, kek keys.Key, befor
 			}
 		}
 	}
-	var step struct {
-		Version   int        `json:"version"`
-		Profiles  int64      `json:"profiles"`
-		Destroyed []int      `json:"destroyed"`
-		Last      *uuid.UUID `json:"last"`
-	}
 	for {
-		beginning := step.Last == nil
-		err := InContext(ctx, k.Pool, scope, func(tx pgx.Tx) error {
-			result, err := db.New().ReindexProfiles(ctx, tx, db.ReindexProfilesParams{Profiles: cmp.Or(k.Batch, 200), After: step.Last})
-			if err != nil {
-				return err
+		found, over, err := k.reindexOnce(ctx, scope, done)
+		if err != nil || over {
+			return err
+		}
+		if found == 0 { // what is left somebody is writing
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(100 * time.Millisecond):
 			}
-			return json.Unmarshal(result, &step)
-		})
-		if err != nil {
-			return fmt.Errorf("index profiles: %w", err)
-		}
-		done.Profiles += step.Profiles
-		if step.Profiles > 0 || len(step.Destroyed) > 0 {
-			done.IndexVersion = step.Version
-		}
-		// From the beginning none is left: the old key is destroyed.
-		if beginning && step.Profiles == 0 {
-			return nil
 		}
 	}
+}
+
+// reindexOnce goes through the profiles from the beginning, on several connections, each
+// of which passes over what another has in hand. It says how many it indexed anew, and
+// whether that is over: the old key is destroyed.
+func (k Keyring) reindexOnce(ctx context.Context, scope Scope, done *DataRotation) (found int64, over bool, err error) {
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	for range resealConnections {
+		group.Go(func() error {
+			var step struct {
+				Version   int        `json:"version"`
+				Profiles  int64      `json:"profiles"`
+				Destroyed []int      `json:"destroyed"`
+				Over      bool       `json:"over"`
+				Last      *uuid.UUID `json:"last"`
+			}
+			for {
+				err := InContext(ctx, k.Pool, scope, func(tx pgx.Tx) error {
+					result, err := db.New().ReindexProfiles(ctx, tx, db.ReindexProfilesParams{Profiles: cmp.Or(k.Batch, 100), After: step.Last})
+					if err != nil {
+						return err
+					}
+					return json.Unmarshal(result, &step)
+				})
+				if err != nil {
+					return fmt.Errorf("index profiles: %w", err)
+				}
+				mu.Lock()
+				found += step.Profiles
+				over = over || step.Over
+				done.Profiles += step.Profiles
+				if step.Profiles > 0 || len(step.Destroyed) > 0 {
+					done.IndexVersion = step.Version
+				}
+				mu.Unlock()
+				if step.Last == nil {
+					return nil
+				}
+			}
+		})
+	}
+	err = group.Wait()
+	return found, over, err
 }
 
 // ExpireData destroys the old data keys of a tenant whose last value has expired. It

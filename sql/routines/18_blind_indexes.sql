@@ -46,6 +46,29 @@ grant execute on function custody_data.normalize_phone(text) to custody_worker;
 comment on function custody_data.normalize_phone(text) is
 'A telephone number as numbers are compared: E.164 where it says its country (+ or 00), else its digits; null where there is none.';
 
+create or replace function custody_data.index_key(p_field text, p_version integer)
+returns bytea
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return custody_data.hmac_sha512(convert_to('pgcustody: blind index of user_profiles.' || p_field, 'UTF8'),
+    custody_data.data_key('00000000-0000-0000-0000-000000000000', p_version));
+end
+$$;
+revoke all on function custody_data.index_key(text, integer) from public;
+comment on function custody_data.index_key(text, integer) is 'A field''s key of a version of the tenant''s index key. Errors: PC001, PC033, PC035.';
+
+create or replace function custody_data.blind_index(p_field_key bytea, p_version integer, p_normal text)
+returns bytea
+language sql
+stable
+parallel safe
+return pg_catalog.int4send(p_version) || substr(custody_data.hmac_sha512(pg_catalog.convert_to(p_normal, 'UTF8'), p_field_key), 1, 32);
+revoke all on function custody_data.blind_index(bytea, integer, text) from public;
+comment on function custody_data.blind_index(bytea, integer, text) is 'Blind index of a normalised value under a field''s key; null of null.';
+
 -- definer: the keys are the owner's
 create or replace function custody_data.blind_indexes(p_field text, p_value text)
 returns bytea[]
@@ -71,9 +94,8 @@ begin
     where k.tenant_id = v_tenant and k.identity_id = v_nobody and k.destroyed_at is null
     order by k.key_version desc);
   for i in 1 .. cardinality(v_versions) loop
-    v_key := custody_data.data_key(v_nobody, v_versions[i]);
-    v_key := custody_data.hmac_sha512(convert_to('pgcustody: blind index of user_profiles.' || p_field, 'UTF8'), v_key);
-    v_indexes := v_indexes || (int4send(v_versions[i]) || substr(custody_data.hmac_sha512(convert_to(v_normal, 'UTF8'), v_key), 1, 32));
+    v_key := custody_data.index_key(p_field, v_versions[i]);
+    v_indexes := v_indexes || custody_data.blind_index(v_key, v_versions[i], v_normal);
   end loop;
   return v_indexes;
 end

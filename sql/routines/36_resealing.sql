@@ -246,7 +246,9 @@ declare
   v_rows custody_data.user_profiles[];
   v_row custody_data.user_profiles;
   v_values text[];
-  v_indexes bytea[];
+  v_normal text;
+  v_email_key bytea;
+  v_phone_key bytea;
   v_version integer;
   v_live bigint;
   v_prefix bytea;
@@ -261,7 +263,7 @@ begin
   where k.tenant_id = v_tenant and k.identity_id = v_nobody and k.destroyed_at is null;
   -- With one key there is nothing under another.
   if v_live < 2 then
-    return jsonb_build_object('version', v_version, 'profiles', 0, 'destroyed', jsonb '[]', 'last', null);
+    return jsonb_build_object('version', v_version, 'profiles', 0, 'destroyed', jsonb '[]', 'over', true, 'last', null);
   end if;
   v_prefix := int4send(v_version);
   select array_agg(x.p order by (x.p).identity_id) into v_rows
@@ -272,15 +274,19 @@ begin
       and (substr(p.email_index, 1, 4) <> v_prefix or substr(p.phone_index, 1, 4) <> v_prefix)
     order by p.identity_id
     limit p_limit
-    for update of p
+    for update of p skip locked
   ) x;
+  if v_rows is not null then
+    v_email_key := custody_data.index_key('email', v_version);
+    v_phone_key := custody_data.index_key('phone', v_version);
+  end if;
   for i in 1 .. coalesce(cardinality(v_rows), 0) loop
     v_row := v_rows[i];
     v_values := custody_data.open_values(v_row.identity_id, 'user_profiles', v_row.identity_id::text, array['email', 'phone'], array[v_row.email, v_row.phone]::bytea[]);
-    v_indexes := custody_data.blind_indexes('email', v_values[1]);
-    v_row.email_index := v_indexes[1];
-    v_indexes := custody_data.blind_indexes('phone', v_values[2]);
-    v_row.phone_index := v_indexes[1];
+    v_normal := custody_data.normalize_email(v_values[1]);
+    v_row.email_index := custody_data.blind_index(v_email_key, v_version, v_normal);
+    v_normal := custody_data.normalize_phone(v_values[2]);
+    v_row.phone_index := custody_data.blind_index(v_phone_key, v_version, v_normal);
     v_rows[i] := v_row;
   end loop;
   perform set_config('custody.resealing', 'on', true);
@@ -310,7 +316,7 @@ begin
     perform custody_data.append_event('key.rotate', 'key', null, 'success',
       jsonb_build_object('index_key_version', v_version, 'values', coalesce(cardinality(v_rows), 0), 'keys_destroyed', v_destroyed), null);
   end if;
-  return jsonb_build_object('version', v_version, 'profiles', coalesce(cardinality(v_rows), 0), 'destroyed', v_destroyed,
+  return jsonb_build_object('version', v_version, 'profiles', coalesce(cardinality(v_rows), 0), 'destroyed', v_destroyed, 'over', v_destroyed <> '{}',
     'last', case when cardinality(v_rows) = p_limit then (v_rows[p_limit]).identity_id end);
 end
 $$;
@@ -318,7 +324,7 @@ revoke all on function custody.reindex_profiles(integer, uuid) from public;
 grant execute on function custody.reindex_profiles(integer, uuid) to custody_worker;
 comment on function custody.reindex_profiles(integer, uuid) is
 'Indexes up to p_limit (1 to 10000) profiles of the tenant anew that are not indexed under the newest index key, in the order of identities from p_after on. Where, asked from the beginning (p_after null), none is left, it destroys the older index keys, and with them what is remembered of erased people.
-Returns {"version", "profiles", "destroyed", "last"}: how many profiles, which versions of the key it destroyed, and what to give as p_after to go on. Call it, commit, and repeat until from the beginning it finds none.
+Returns {"version", "profiles", "destroyed", "over", "last"}: how many profiles, which versions of the key it destroyed, whether none but the newest is left, and what to give as p_after to go on. Call it, commit, and repeat from the beginning until it is over. Several may run at once: each passes over what another has locked.
 Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC033 locked, PC035 a value was altered. Callers: custody_worker.';
 
 -- definer: destroys keys

@@ -1659,7 +1659,7 @@ CREATE FUNCTION custody.reindex_profiles(p_limit integer DEFAULT 500, p_after uu
 -- Name: FUNCTION reindex_profiles(p_limit integer, p_after uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.reindex_profiles(p_limit integer, p_after uuid) IS 'Indexes up to p_limit (1 to 10000) profiles of the tenant anew that are not indexed under the newest index key, in the order of identities from p_after on. Where, asked from the beginning (p_after null), none is left, it destroys the older index keys, and with them what is remembered of erased people.
-Returns {"version", "profiles", "destroyed", "last"}: how many profiles, which versions of the key it destroyed, and what to give as p_after to go on. Call it, commit, and repeat until from the beginning it finds none.
+Returns {"version", "profiles", "destroyed", "over", "last"}: how many profiles, which versions of the key it destroyed, whether none but the newest is left, and what to give as p_after to go on. Call it, commit, and repeat from the beginning until it is over. Several may run at once: each passes over what another has locked.
 Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC033 locked, PC035 a value was altered. Callers: custody_worker.';
 
 -- Name: release_hold(uuid, text); Type: FUNCTION; Schema: custody
@@ -2150,6 +2150,26 @@ CREATE FUNCTION custody_data.begin_import(p_table text) RETURNS custody_data.ten
 
 COMMENT ON FUNCTION custody_data.begin_import(p_table text) IS 'Tenant of the context, once no other import of the table is under way. Errors: PC001, PC023, PC026.';
 
+-- Name: hmac_sha512(bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN public.hmac(p_data, p_key, 'sha512'::text);
+
+-- Name: FUNCTION hmac_sha512(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) IS 'HMAC-SHA-512 (RFC 2104), 64 bytes.';
+
+-- Name: blind_index(bytea, integer, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.blind_index(p_field_key bytea, p_version integer, p_normal text) RETURNS bytea
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (int4send(p_version) || substr(custody_data.hmac_sha512(convert_to(p_normal, 'UTF8'::name), p_field_key), 1, 32));
+
+-- Name: FUNCTION blind_index(p_field_key bytea, p_version integer, p_normal text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.blind_index(p_field_key bytea, p_version integer, p_normal text) IS 'Blind index of a normalised value under a field''s key; null of null.';
+
 -- Name: blind_indexes(text, text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.blind_indexes(p_field text, p_value text) RETURNS bytea[]
@@ -2616,16 +2636,6 @@ CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with ti
 
 COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
 
--- Name: hmac_sha512(bytea, bytea); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) RETURNS bytea
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN public.hmac(p_data, p_key, 'sha512'::text);
-
--- Name: FUNCTION hmac_sha512(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.hmac_sha512(p_data bytea, p_key bytea) IS 'HMAC-SHA-512 (RFC 2104), 64 bytes.';
-
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.holds_on(p_identity_id uuid) RETURNS uuid[]
@@ -2679,6 +2689,17 @@ CREATE FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_u
 -- Name: FUNCTION import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint) IS 'What an import function returns: rows added, changed, unchanged and refused.';
+
+-- Name: index_key(text, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.index_key(p_field text, p_version integer) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION index_key(p_field text, p_version integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.index_key(p_field text, p_version integer) IS 'A field''s key of a version of the tenant''s index key. Errors: PC001, PC033, PC035.';
 
 -- Name: index_taken(uuid, text, bytea[]); Type: FUNCTION; Schema: custody_data
 
