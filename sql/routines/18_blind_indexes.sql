@@ -11,7 +11,7 @@
 --
 -- A user_id is indexed once its person has been erased, and only where the tenant wants it (custody.remember_erased).
 --
--- While an index key is replaced (custody.reseal_index) indexes of both versions are looked for.
+-- While an index key is replaced (custody.rotate_index_key, custody.reindex_profiles) indexes of both versions are looked for.
 
 create or replace function custody_data.normalize_email(p_email text)
 returns text
