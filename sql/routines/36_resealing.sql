@@ -143,7 +143,9 @@ begin
       v_profile.postal_code := v_sealed[9];
       v_profile.country := v_sealed[10];
       v_profile.attributes := v_sealed[11];
-      v_profiles := v_profiles || v_profile;
+      if array_remove(v_sealed, null) <> '{}' then
+        v_profiles := v_profiles || v_profile;
+      end if;
     end if;
 
     select p.* into v_setting from custody_data.user_preferences p where p.tenant_id = v_tenant and p.identity_id = v_id;

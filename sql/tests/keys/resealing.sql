@@ -8,6 +8,7 @@ set local session authorization custody_app;
 select enter('reseal', 'clerk') /* $1 */;
 select custody.put_profile('ada', '{"full_name": "Ada Byron", "email": "ada@example.org", "phone": "+44 20 7946 0000", "attributes": {"a": 1}}');
 select custody.put_profile('bob', '{"full_name": "Bob"}');
+select custody.put_profile('nil', '{}');
 select custody.put_preferences('ada', '{"theme": "dark"}');
 select custody.save_conversation('ada', 'c' || n, '[{"role": "user", "text": "hello"}]', 't' || n) from generate_series(1, 3) n;
 select custody.record_consent('ada', 'mail', true, '1', p_evidence => '{"form": "web"}');
@@ -30,7 +31,7 @@ select refuses(format('select custody.rotate_data_keys(%s)', a), 'PC023', format
 select refuses(format('select custody.reindex_profiles(%s)', a), 'PC023', format('reindex_profiles(%s)', a)) from unnest(array['0', 'null', '10001']) a;
 select refuses(format('select custody.expire_data_keys(%s)', a), 'PC023', format('expire_data_keys(%s)', a)) from unnest(array['0', 'null', '10001']) a;
 select is(custody.rotate_data_keys(now() - interval '1 hour'), '{"identities": 0, "values": 0, "last": null}', 'no key is that old');
-select is(custody.rotate_data_keys(now() + interval '1 hour', 10), '{"identities": 2, "values": 12, "last": null}', 'every value that can change, of everybody');
+select is(custody.rotate_data_keys(now() + interval '1 hour', 10), '{"identities": 3, "values": 12, "last": null}', 'every value that can change, of everybody');
 select is(custody.rotate_data_keys(now() + interval '1 hour', 1) -> 'identities', '1', 'as many people as asked for');
 select is(custody.rotate_data_keys(now() + interval '1 hour', 1, (custody.rotate_data_keys(now() + interval '1 hour', 1) ->> 'last')::uuid) -> 'identities', '1', 'and on from the last');
 select is((select count(*) from custody.list_sealed_values() v where v.append_only and v.state = 'older' and v.key_version = 1), 2::bigint, 'evidence and personal parts stay where they are');
@@ -53,6 +54,7 @@ select set_config('custody.resealing', 'on', true);
 select custody.patch_profile('ada', '{"city": "Paris"}');
 reset session authorization;
 select is((last_event('reseal', 'record.update')).metadata, '{"columns": ["city"]}', 'a change is in the trail whatever the setting says');
+select is((select p.version from custody_data.user_profiles p where p.tenant_id = 'reseal' and p.city is not null), 3, 'and counted');
 select set_config('custody.resealing', '', true);
 
 -- what is refused
