@@ -64,6 +64,79 @@ $$;
 revoke all on function custody_data.subtree_hash(bigint, bigint) from public;
 comment on function custody_data.subtree_hash(bigint, bigint) is 'MTH(D[p_from:p_to]) of RFC 6962 section 2.1, of at least one leaf.';
 
+create or replace function custody_data.inclusion_path(p_leaf bigint, p_size bigint)
+returns bytea[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from bigint := 0;
+  v_to bigint := p_size;
+  v_split bigint;
+  v_path bytea[] := array[]::bytea[];
+begin
+  -- Down from the root to the leaf; the path goes up.
+  while v_to - v_from > 1 loop
+    v_split := v_from + custody_data.split_of(v_to - v_from);
+    if p_leaf < v_split then
+      v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
+      v_to := v_split;
+    else
+      v_path := custody_data.subtree_hash(v_from, v_split) || v_path;
+      v_from := v_split;
+    end if;
+  end loop;
+  return v_path;
+end
+$$;
+revoke all on function custody_data.inclusion_path(bigint, bigint) from public;
+comment on function custody_data.inclusion_path(bigint, bigint) is 'PATH(p_leaf, D[p_size]) of RFC 6962 section 2.1.1. Errors: PC041 hashes are missing.';
+
+create or replace function custody_data.consistency_path(p_old bigint, p_new bigint)
+returns bytea[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from bigint := 0;
+  v_to bigint := p_new;
+  v_split bigint;
+  v_path bytea[] := array[]::bytea[];
+begin
+  while p_old < v_to loop
+    v_split := v_from + custody_data.split_of(v_to - v_from);
+    if p_old <= v_split then
+      v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
+      v_to := v_split;
+    else
+      v_path := custody_data.subtree_hash(v_from, v_split) || v_path;
+      v_from := v_split;
+    end if;
+  end loop;
+  -- The old tree as a whole is known to whoever asks.
+  if v_from > 0 then
+    v_path := custody_data.subtree_hash(v_from, v_to) || v_path;
+  end if;
+  return v_path;
+end
+$$;
+revoke all on function custody_data.consistency_path(bigint, bigint) from public;
+comment on function custody_data.consistency_path(bigint, bigint) is 'PROOF(p_old, D[p_new]) of RFC 6962 section 2.1.2, of 1 <= p_old <= p_new leaves. Errors: PC041 hashes are missing.';
+
+create or replace function custody_data.hashes_json(p_hashes bytea[])
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(jsonb_agg(encode(h.hash, 'base64') order by h.n), '[]') from unnest(p_hashes) with ordinality h (hash, n);
+$$;
+revoke all on function custody_data.hashes_json(bytea[]) from public;
+comment on function custody_data.hashes_json(bytea[]) is 'Hashes in base64 as a JSON array.';
+
 -- definer: the tree is read for every tenant
 create or replace function custody.ledger_root(p_tree_size bigint)
 returns bytea
@@ -222,10 +295,6 @@ declare
   v_leaf bigint;
   v_hash bytea;
   v_checkpoint custody_data.ledger_checkpoints;
-  v_from bigint := 0;
-  v_to bigint;
-  v_split bigint;
-  v_path bytea[] := array[]::bytea[];
 begin
   select a.* into v_event
   from custody_data.audit_logs a
@@ -252,22 +321,9 @@ begin
       hint = 'Of an event that is in the archive alone give the time as well.';
   end if;
   v_checkpoint := custody_data.require_checkpoint(coalesce(v_leaf + 1, 9223372036854775807), p_tree_size);
-
-  v_to := v_checkpoint.tree_size;
-  while v_to - v_from > 1 loop
-    v_split := custody_data.split_of(v_to - v_from);
-    if v_leaf - v_from < v_split then
-      v_path := custody_data.subtree_hash(v_from + v_split, v_to) || v_path;
-      v_to := v_from + v_split;
-    else
-      v_path := custody_data.subtree_hash(v_from, v_from + v_split) || v_path;
-      v_from := v_from + v_split;
-    end if;
-  end loop;
   return jsonb_build_object('leaf_index', v_leaf, 'tree_size', v_checkpoint.tree_size,
     'leaf_hash', encode(coalesce(v_hash, custody_data.node_hash(0, v_leaf)), 'base64'),
-    'hashes', (select coalesce(jsonb_agg(encode(p.hash, 'base64') order by p.n), '[]') from unnest(v_path) with ordinality p (hash, n)),
-    'checkpoint', v_checkpoint.note);
+    'hashes', custody_data.hashes_json(custody_data.inclusion_path(v_leaf, v_checkpoint.tree_size)), 'checkpoint', v_checkpoint.note);
 end
 $$;
 revoke all on function custody.inclusion_proof(uuid, timestamptz, bigint) from public;
@@ -288,11 +344,6 @@ as $$
 declare
   v_old custody_data.ledger_checkpoints;
   v_new custody_data.ledger_checkpoints;
-  v_from bigint := 0;
-  v_to bigint := p_new_size;
-  v_split bigint;
-  v_whole boolean := true;
-  v_path bytea[] := array[]::bytea[];
 begin
   perform custody_data.require_context();
   if p_old_size is null or p_new_size is null or p_old_size not between 1 and p_new_size then
@@ -300,23 +351,8 @@ begin
   end if;
   v_old := custody_data.require_checkpoint(p_old_size, p_old_size);
   v_new := custody_data.require_checkpoint(p_new_size, p_new_size);
-  while p_old_size < v_to loop
-    v_split := custody_data.split_of(v_to - v_from);
-    if p_old_size - v_from <= v_split then
-      v_path := custody_data.subtree_hash(v_from + v_split, v_to) || v_path;
-      v_to := v_from + v_split;
-    else
-      v_path := custody_data.subtree_hash(v_from, v_from + v_split) || v_path;
-      v_from := v_from + v_split;
-      v_whole := false;
-    end if;
-  end loop;
-  if not v_whole then
-    v_path := custody_data.subtree_hash(v_from, v_to) || v_path;
-  end if;
   return jsonb_build_object('old_size', p_old_size, 'new_size', p_new_size,
-    'hashes', (select coalesce(jsonb_agg(encode(p.hash, 'base64') order by p.n), '[]') from unnest(v_path) with ordinality p (hash, n)),
-    'old_checkpoint', v_old.note, 'new_checkpoint', v_new.note);
+    'hashes', custody_data.hashes_json(custody_data.consistency_path(p_old_size, p_new_size)), 'old_checkpoint', v_old.note, 'new_checkpoint', v_new.note);
 end
 $$;
 revoke all on function custody.consistency_proof(bigint, bigint) from public;

@@ -2611,6 +2611,17 @@ CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, pur
 
 COMMENT ON FUNCTION custody_data.consent_holds() IS 'From which record on holds cover the consents of a person for a purpose; without a purpose, all of the person. A hold on the tenant is not among them.';
 
+-- Name: consistency_path(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) RETURNS bytea[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION consistency_path(p_old bigint, p_new bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) IS 'PROOF(p_old, D[p_new]) of RFC 6962 section 2.1.2, of 1 <= p_old <= p_new leaves. Errors: PC041 hashes are missing.';
+
 -- Name: conversation_holds(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text)
@@ -2866,6 +2877,17 @@ CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with ti
 
 COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
 
+-- Name: hashes_json(bytea[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hashes_json(p_hashes bytea[]) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION hashes_json(p_hashes bytea[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hashes_json(p_hashes bytea[]) IS 'Hashes in base64 as a JSON array.';
+
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.holds_on(p_identity_id uuid) RETURNS uuid[]
@@ -2919,6 +2941,17 @@ CREATE FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_u
 -- Name: FUNCTION import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint) IS 'What an import function returns: rows added, changed, unchanged and refused.';
+
+-- Name: inclusion_path(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.inclusion_path(p_leaf bigint, p_size bigint) RETURNS bytea[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION inclusion_path(p_leaf bigint, p_size bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.inclusion_path(p_leaf bigint, p_size bigint) IS 'PATH(p_leaf, D[p_size]) of RFC 6962 section 2.1.1. Errors: PC041 hashes are missing.';
 
 -- Name: index_key(text, integer); Type: FUNCTION; Schema: custody_data
 
