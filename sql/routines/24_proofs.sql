@@ -262,24 +262,80 @@ $$;
 revoke all on function custody_data.require_checkpoint(bigint, bigint) from public;
 comment on function custody_data.require_checkpoint(bigint, bigint) is 'The newest signed checkpoint, or the one of p_tree_size leaves, that covers the first p_covers leaves. Errors: PC040.';
 
-create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred_at timestamptz, p_hash bytea)
+create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea)
 returns bigint
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  -- An id is found where it begins at a multiple of 16 bytes.
   select e.tile_index * 256 + n.n
   from custody_data.ledger_entries e
   join custody_data.ledger_tiles t on t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index
   cross join lateral generate_series(0, octet_length(e.xids) / 8 - 1) n (n)
-  where e.tenant_id = 'system' and e.occurred_range @> p_occurred_at
+  where e.tenant_id = 'system' and e.occurred_range && p_occurred
     and substr(e.entry_ids, n.n * 16 + 1, 16) = uuid_send(p_log_entry_id)
     and (p_hash is null or substr(t.hashes, n.n * 32 + 1, 32) = p_hash)
   order by 1 limit 1;
 $$;
-revoke all on function custody_data.find_leaf(uuid, timestamptz, bytea) from public;
-comment on function custody_data.find_leaf(uuid, timestamptz, bytea) is 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+revoke all on function custody_data.find_leaf(uuid, tstzrange, bytea) from public;
+comment on function custody_data.find_leaf(uuid, tstzrange, bytea) is 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+
+create or replace function custody_data.time_in_id(p_log_entry_id uuid)
+returns tstzrange
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when substr(p_log_entry_id::text, 15, 1) = '7'
+      and ('x0000' || replace(left(p_log_entry_id::text, 13), '-', ''))::bit(64)::bigint < 253402300800000 then (
+    -- an event is dated when its id is drawn, or in the instant before
+    select tstzrange(t.drawn - interval '1 second', t.drawn + interval '1 second')
+    from (select 'epoch'::timestamptz + ('x0000' || replace(left(p_log_entry_id::text, 13), '-', ''))::bit(64)::bigint * interval '1 millisecond' as drawn) t)
+  end;
+$$;
+revoke all on function custody_data.time_in_id(uuid) from public;
+comment on function custody_data.time_in_id(uuid) is 'When an event occurred whose id the server drew (RFC 9562 version 7), to the second; null for other ids.';
+
+create or replace function custody_data.leaf_of(p_log_entry_id uuid, p_occurred_at timestamptz, out is_known boolean, out is_altered boolean, out leaf_index bigint)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_event custody_data.audit_logs;
+begin
+  select a.* into v_event
+  from custody_data.audit_logs a
+  where a.tenant_id = custody.current_tenant() and a.log_entry_id = p_log_entry_id and (p_occurred_at is null or a.occurred_at = p_occurred_at)
+  order by a.occurred_at desc limit 1;
+  is_altered := false;
+  if v_event.log_entry_id is not null then
+    is_known := true;
+    leaf_index := custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), custody_data.leaf_hash(v_event));
+    is_altered := leaf_index is null and custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), null) is not null;
+  elsif not custody.has_subject() then
+    -- It may be in the archive alone: whoever has it there has its id, its time and its content.
+    leaf_index := custody_data.find_leaf(p_log_entry_id,
+      case when p_occurred_at is null then custody_data.time_in_id(p_log_entry_id) else tstzrange(p_occurred_at, p_occurred_at, '[]') end, null);
+    is_known := leaf_index is not null;
+  end if;
+end
+$$;
+revoke all on function custody_data.leaf_of(uuid, timestamptz) from public;
+comment on function custody_data.leaf_of(uuid, timestamptz) is 'Whether an event is known in the context, whether it is another than was sealed, and the index of its leaf; null where it has none.';
+
+create or replace function custody_data.inclusion_json(p_leaf bigint, p_checkpoint custody_data.ledger_checkpoints)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object('leaf_index', p_leaf, 'tree_size', p_checkpoint.tree_size, 'leaf_hash', encode(custody_data.node_hash(0, p_leaf), 'base64'),
+    'hashes', custody_data.hashes_json(custody_data.inclusion_path(p_leaf, p_checkpoint.tree_size)), 'checkpoint', p_checkpoint.note);
+$$;
+revoke all on function custody_data.inclusion_json(bigint, custody_data.ledger_checkpoints) from public;
+comment on function custody_data.inclusion_json(bigint, custody_data.ledger_checkpoints) is 'The proof that a leaf is in the tree of a checkpoint, as inclusion_proof returns it.';
 
 -- definer: the tree is read for every tenant, the event by the rules of the context
 create or replace function custody.inclusion_proof(p_log_entry_id uuid, p_occurred_at timestamptz default null, p_tree_size bigint default null)
@@ -291,47 +347,31 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
-  v_event custody_data.audit_logs;
-  v_leaf bigint;
-  v_hash bytea;
-  v_checkpoint custody_data.ledger_checkpoints;
+  v_event record;
 begin
-  select a.* into v_event
-  from custody_data.audit_logs a
-  where a.tenant_id = v_tenant and a.log_entry_id = p_log_entry_id and (p_occurred_at is null or a.occurred_at = p_occurred_at)
-  order by a.occurred_at desc limit 1;
-  if v_event.log_entry_id is not null then
-    v_hash := custody_data.leaf_hash(v_event);
-    v_leaf := custody_data.find_leaf(p_log_entry_id, v_event.occurred_at, v_hash);
-    if v_leaf is null and custody_data.find_leaf(p_log_entry_id, v_event.occurred_at, null) is not null then
-      raise exception using
-        errcode = 'PC041',
-        message = format('event %s is not what was sealed', p_log_entry_id),
-        hint = 'It, or its leaf, was altered. Run pgcustody verify and have the case looked at.';
-    end if;
-  elsif p_occurred_at is not null and not custody.has_subject() then
-    -- It may be in the archive alone: whoever has it there has its id, its time and its content.
-    v_leaf := custody_data.find_leaf(p_log_entry_id, p_occurred_at, null);
+  v_event := custody_data.leaf_of(p_log_entry_id, p_occurred_at);
+  if v_event.is_altered then
+    raise exception using
+      errcode = 'PC041',
+      message = format('event %s is not what was sealed', p_log_entry_id),
+      hint = 'It, or its leaf, was altered. Run pgcustody verify and have the case looked at.';
   end if;
-  if v_leaf is null and v_event.log_entry_id is null then
+  if v_event.is_known is not true then
     raise exception using
       errcode = 'PC042',
       message = 'unknown event',
       detail = format('Tenant %s has no event %s%s.', v_tenant, p_log_entry_id, case when p_occurred_at is not null then ' of that time' else '' end),
-      hint = 'Of an event that is in the archive alone give the time as well.';
+      hint = 'Of an event that is in the archive alone, and whose id the client gave, give the time as well.';
   end if;
-  v_checkpoint := custody_data.require_checkpoint(coalesce(v_leaf + 1, 9223372036854775807), p_tree_size);
-  return jsonb_build_object('leaf_index', v_leaf, 'tree_size', v_checkpoint.tree_size,
-    'leaf_hash', encode(coalesce(v_hash, custody_data.node_hash(0, v_leaf)), 'base64'),
-    'hashes', custody_data.hashes_json(custody_data.inclusion_path(v_leaf, v_checkpoint.tree_size)), 'checkpoint', v_checkpoint.note);
+  return custody_data.inclusion_json(v_event.leaf_index, custody_data.require_checkpoint(coalesce(v_event.leaf_index + 1, 9223372036854775807), p_tree_size));
 end
 $$;
 revoke all on function custody.inclusion_proof(uuid, timestamptz, bigint) from public;
 grant execute on function custody.inclusion_proof(uuid, timestamptz, bigint) to custody_readwrite, custody_worker, custody_privacy, custody_auditor;
 comment on function custody.inclusion_proof(uuid, timestamptz, bigint) is
 'Proof that an event of the tenant is in the tree of a signed checkpoint: {"leaf_index", "tree_size", "leaf_hash", "hashes", "checkpoint"}, hashes in base64 from the leaf up (RFC 6962 section 2.1.1), checkpoint the signed note. Who checks it needs the event''s canonical entry, whose hash the leaf is.
-p_occurred_at: of the event; needed where it is in the archive alone. p_tree_size: of the checkpoint; default the newest.
-Errors: PC001, PC042 unknown event, PC041 the event is not what was sealed, PC040 no checkpoint covers it yet. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
+p_occurred_at: of the event; needed where it is in the archive alone and the client gave its id. p_tree_size: of the checkpoint; default the newest.
+Errors: PC001, PC041 the event is not what was sealed, PC042 unknown event, PC040 no checkpoint covers it yet. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
 
 -- definer: as inclusion_proof
 create or replace function custody.consistency_proof(p_old_size bigint, p_new_size bigint)
