@@ -29,14 +29,15 @@ type Head struct {
 
 	SealedTo     string
 	WaitingSince *time.Time
+
+	// RetainUntil is until when an object must be locked that is written now.
+	RetainUntil time.Time
 }
 
 // Database is what the anchor needs of the ledger in Postgres.
 type Database interface {
 	Tiles
 	Head(ctx context.Context) (Head, error)
-	// RetainUntil is until when an object must be locked that is written now.
-	RetainUntil(ctx context.Context) (time.Time, error)
 	// LastCheckpoint is the highest number on record, 0 where there is none.
 	LastCheckpoint(ctx context.Context) (int64, error)
 	// RecordCheckpoint puts a copy of an anchored checkpoint on record. One that is on
@@ -75,6 +76,12 @@ type Anchor struct {
 	// Heartbeat is how long at most a checkpoint is the newest although the tree has
 	// not grown. Default 1 hour.
 	Heartbeat time.Duration
+	// Keep is how long at least objects are locked, whatever the database says: a
+	// superuser there could shorten what it asks for. Default 7 years.
+	Keep time.Duration
+	// Wait is how long a run waits for another that uses the same signer; 0 as long as
+	// its context lasts.
+	Wait time.Duration
 
 	now  func() time.Time
 	step func(string) error // tells tests where a run is; an error ends it there
@@ -127,7 +134,7 @@ type run struct {
 // Run anchors the tree where it grew or the heartbeat is due, and ends what a run
 // left undone that was killed.
 func (a *Anchor) Run(ctx context.Context) (Result, error) {
-	unlock, err := a.Signer.lock(ctx)
+	unlock, err := a.lock(ctx)
 	if err != nil {
 		return Result{}, err
 	}
@@ -138,6 +145,15 @@ func (a *Anchor) Run(ctx context.Context) (Result, error) {
 	r := &run{Anchor: a, bucket: bucket{a.Store, a.Signer.Origin(), a.Signer.VerifierKeys()}}
 	err = r.run(ctx)
 	return r.result, err
+}
+
+func (a *Anchor) lock(ctx context.Context) (unlock func(), err error) {
+	if a.Wait > 0 {
+		waiting, cancel := context.WithTimeout(ctx, a.Wait)
+		defer cancel()
+		ctx = waiting
+	}
+	return a.Signer.lock(ctx)
 }
 
 func (r *run) run(ctx context.Context) (err error) {
@@ -422,9 +438,9 @@ const (
 )
 
 func (r *run) anchor(ctx context.Context) error {
-	until, err := r.Database.RetainUntil(ctx)
-	if err != nil {
-		return err
+	until := r.clock().Add(cmp.Or(r.Keep, 7*366*24*time.Hour)).Truncate(time.Second)
+	if r.head.RetainUntil.After(until) {
+		until = r.head.RetainUntil
 	}
 	if err := r.putTiles(ctx, until); err != nil {
 		return err
@@ -520,7 +536,7 @@ func (r *run) putTile(ctx context.Context, key string, data []byte, until time.T
 // What the signer remembers becomes that checkpoint. The next run of the anchor
 // takes over from the bucket what the database lacks.
 func (a *Anchor) Adopt(ctx context.Context) (newest *Checkpoint, state State, err error) {
-	unlock, err := a.Signer.lock(ctx)
+	unlock, err := a.lock(ctx)
 	if err != nil {
 		return nil, State{}, err
 	}

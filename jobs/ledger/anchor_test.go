@@ -77,14 +77,12 @@ func (l *ledgerOf) clone(identifier string, timeline int64) *ledgerOf {
 func (l *ledgerOf) Head(ctx context.Context) (Head, error) {
 	head := l.head
 	tree := l.tree(ctx)
-	head.Size, head.Root = tree.N, tree.Hash
+	head.Size, head.Root, head.RetainUntil = tree.N, tree.Hash, l.until
 	if l.lie != (tlog.Hash{}) {
 		head.Root = l.lie
 	}
 	return head, nil
 }
-
-func (l *ledgerOf) RetainUntil(context.Context) (time.Time, error) { return l.until, nil }
 
 func (l *ledgerOf) LastCheckpoint(context.Context) (int64, error) {
 	l.mu.Lock()
@@ -207,7 +205,7 @@ func TestAnchor(t *testing.T) {
 		require.Equal(t, content(t, s, result.Key), content(t, s, NewestKey(origin)))
 		info, err := s.Head(t.Context(), result.Key, "")
 		require.NoError(t, err)
-		require.True(t, info.LockedUntil(db.until))
+		require.True(t, info.LockedUntil(a.at.AddDate(7, 0, 0)))
 		require.Equal(t, content(t, s, result.Key), db.records[result.Number].Note)
 		require.False(t, a.run().Anchored)
 	}
@@ -217,10 +215,12 @@ func TestAnchor(t *testing.T) {
 		require.Equal(t, 1, all[Prefix(origin)+key], key)
 		info, err := s.Head(t.Context(), Prefix(origin)+key, "")
 		require.NoError(t, err)
-		require.True(t, info.LockedUntil(db.until), key)
+		require.True(t, info.LockedUntil(a.at.AddDate(7, 0, -1)), key)
 	}
 	require.Len(t, slices.DeleteFunc(slices.Collect(keysOf(all)), func(k string) bool { return !strings.Contains(k, "/tile/") }), 257+6+1)
 
+	// The database may ask for more.
+	db.until = a.at.AddDate(12, 0, 0).Truncate(time.Second)
 	// The heartbeat: as large, later.
 	a.at = a.at.Add(59 * time.Minute)
 	require.False(t, a.run().Anchored)
@@ -230,6 +230,9 @@ func TestAnchor(t *testing.T) {
 	require.EqualValues(t, 66_000, beat.Size)
 	require.Zero(t, beat.Tiles)
 	require.Equal(t, a.at.Truncate(time.Second), beat.Time)
+	info, err := s.Head(t.Context(), beat.Key, "")
+	require.NoError(t, err)
+	require.True(t, info.LockedUntil(db.until))
 
 	// A rotation ends with the next one.
 	require.NoError(t, a.Signer.Rotate(t.Context(), a.at))

@@ -53,6 +53,15 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Kind, e.Err}
 }
 
+// Finding is what is wrong with the log, with the counts and clusters that tell how:
+// it names no file and nobody, and may be kept.
+func (e *Error) Finding() string {
+	if e.Err != nil && slices.Contains([]error{ErrFork, ErrBehind, ErrLease}, e.Kind) {
+		return e.Kind.Error() + ": " + e.Err.Error()
+	}
+	return e.Kind.Error()
+}
+
 // ExitCode is what a command ends with, as the README lists the codes.
 func (e *Error) ExitCode() int {
 	for _, known := range []struct {
