@@ -113,6 +113,14 @@ declare
   v_head custody_data.ledger_heads;
   v_last custody_data.ledger_stretches;
 begin
+  -- Aggregates would pass over it, and every later leaf would stand for another event.
+  if array_position(p_hashes, null) is not null then
+    raise exception using
+      errcode = 'PC041',
+      message = format('event %s has no canonical entry', p_entry_ids[array_position(p_hashes, null)]),
+      detail = 'A column is null that never is.',
+      hint = 'Nothing is sealed beyond it. Run pgcustody verify and have the case looked at.';
+  end if;
   select h.* into strict v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
   select s.* into v_last from custody_data.ledger_stretches s where s.tenant_id = 'system' order by s.first_leaf desc limit 1;
   if (v_last.kind, v_last.incarnation_id) is distinct from (p_kind, v_head.incarnation_id) or p_kind = 'adopted' then

@@ -412,7 +412,7 @@ comment on view custody.ledger_checkpoints is 'Signed checkpoints as recorded he
 create or replace view custody.ledger_finding with (security_invoker = true) as
 select ''::text as kind, 0::bigint as leaf_index, null::uuid as log_entry_id, ''::text as detail
 where false;
-comment on view custody.ledger_finding is 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, tile_altered, checkpoint_mismatch.';
+comment on view custody.ledger_finding is 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, leaf_repeated, tile_altered, checkpoint_mismatch.';
 
 -- definer: reads the trail of all tenants
 create or replace function custody.verify_ledger(p_from bigint default 0)
@@ -442,19 +442,28 @@ begin
   ), events as materialized (
     select a.xid::text::bigint as xid, a.xid as xid8, a.log_entry_id, custody_data.leaf_hash(a) as hash, a.occurred_at
     from custody_data.audit_logs a
+  ),
+  -- By the hash too: one transaction may have written events of two tenants with the same id.
+  leaves_alone as (
+    select l.* from leaves l where not exists (select from events e where e.xid = l.xid and e.log_entry_id = l.entry_id and e.hash = l.hash)
+  ), events_alone as (
+    select e.* from events e where not exists (select from leaves l where l.xid = e.xid and l.entry_id = e.log_entry_id and l.hash = e.hash)
   )
   select case when e.log_entry_id is null then 'event_missing' when l.leaf_index is null then 'event_unsealed' else 'event_altered' end,
     l.leaf_index, coalesce(l.entry_id, e.log_entry_id), null::text
-  from leaves l
-  full join events e on e.xid = l.xid and e.log_entry_id = l.entry_id
-  where e.hash is distinct from l.hash
-    -- what is waiting to be sealed
-    and not (l.leaf_index is null and (p_from > 0 or (e.xid8 >= coalesce(v_head.sealed_to, '0') and e.xid8 < v_beyond)))
+  from leaves_alone l
+  full join events_alone e on e.xid = l.xid and e.log_entry_id = l.entry_id
+  -- what is waiting to be sealed
+  where not (l.leaf_index is null and (p_from > 0 or (e.xid8 >= coalesce(v_head.sealed_to, '0') and e.xid8 < v_beyond)))
     -- what was dropped after archiving
     and not (e.log_entry_id is null and exists (
       select from custody_data.partition_drops d
       join custody_data.ledger_entries m on m.tenant_id = 'system' and m.tile_index = l.leaf_index / 256
-      where m.occurred_range && tstzrange(d.range_from, d.range_to)));
+      where m.occurred_range && tstzrange(d.range_from, d.range_to)))
+  union all
+  select 'leaf_repeated', max(l.leaf_index), l.entry_id, null
+  from leaves l
+  group by l.xid, l.entry_id, l.hash having count(*) > 1;
   return query
   select 'tile_altered', (t.tile_index * 256) << (8 * t.level), null::uuid, format('tile %s of level %s', t.tile_index, t.level)
   from custody_data.ledger_tiles t

@@ -143,7 +143,7 @@ Errors: PC001. Callers: custody_auditor, custody_privacy, custody_worker, custod
 
 CREATE FUNCTION custody_data.entry_time(p_at timestamp with time zone) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN to_char((p_at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text);
+    RETURN CASE WHEN ((p_at >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (p_at < 'infinity'::timestamp with time zone)) THEN to_char((p_at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text) ELSE COALESCE(('-'::text || to_char((p_at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text)), (p_at)::text) END;
 
 -- Name: FUNCTION entry_time(p_at timestamp with time zone); Type: COMMENT; Schema: custody_data
 
@@ -225,7 +225,7 @@ COMMENT ON COLUMN custody_data.audit_logs.xid IS 'Transaction that wrote the row
 
 CREATE FUNCTION custody.audit_entry(p_row custody_data.audit_logs) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (((((((((((((((((((((((((((('{"v":1,"log_entry_id":"'::text || ((p_row).log_entry_id)::text) || '","occurred_at":"'::text) || custody_data.entry_time((p_row).occurred_at)) || '","recorded_at":"'::text) || custody_data.entry_time((p_row).recorded_at)) || '","tenant_id":"'::text) || ((p_row).tenant_id)::text) || '","actor_id":"'::text) || ((p_row).actor_id)::text) || '"'::text) || COALESCE(((',"subject_id":"'::text || ((p_row).subject_id)::text) || '"'::text), ''::text)) || ',"action":'::text) || (to_json((p_row).action))::text) || COALESCE((',"resource_type":'::text || (to_json((p_row).resource_type))::text), ''::text)) || COALESCE((',"resource_id":'::text || (to_json((p_row).resource_id))::text), ''::text)) || ',"result":"'::text) || (p_row).result) || '"'::text) || COALESCE((',"purpose":'::text || (to_json((p_row).purpose))::text), ''::text)) || ',"metadata":'::text) || ((p_row).metadata)::text) || COALESCE(((',"personal":"'::text || translate(encode(((p_row).personal)::bytea, 'base64'::text), '
+    RETURN ((((((((((((((((((((((((((('{"v":1,"log_entry_id":"'::text || ((p_row).log_entry_id)::text) || '","occurred_at":"'::text) || custody_data.entry_time((p_row).occurred_at)) || '","recorded_at":"'::text) || custody_data.entry_time((p_row).recorded_at)) || '","tenant_id":'::text) || (to_json((p_row).tenant_id))::text) || ',"actor_id":"'::text) || ((p_row).actor_id)::text) || '"'::text) || COALESCE(((',"subject_id":"'::text || ((p_row).subject_id)::text) || '"'::text), ''::text)) || ',"action":'::text) || (to_json((p_row).action))::text) || COALESCE((',"resource_type":'::text || (to_json((p_row).resource_type))::text), ''::text)) || COALESCE((',"resource_id":'::text || (to_json((p_row).resource_id))::text), ''::text)) || ',"result":'::text) || (to_json((p_row).result))::text) || COALESCE((',"purpose":'::text || (to_json((p_row).purpose))::text), ''::text)) || ',"metadata":'::text) || ((p_row).metadata)::text) || COALESCE(((',"personal":"'::text || translate(encode(((p_row).personal)::bytea, 'base64'::text), '
 '::text, ''::text)) || '"'::text), ''::text)) || COALESCE(((',"import_id":"'::text || ((p_row).import_id)::text) || '"'::text), ''::text)) || ',"db_role":'::text) || (to_json((p_row).db_role))::text) || ',"xid":"'::text) || ((p_row).xid)::text) || '"}'::text);
 
 -- Name: FUNCTION audit_entry(p_row custody_data.audit_logs); Type: COMMENT; Schema: custody
@@ -2169,7 +2169,7 @@ CREATE VIEW custody.ledger_finding WITH (security_invoker='true') AS
 
 -- Name: VIEW ledger_finding; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.ledger_finding IS 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, tile_altered, checkpoint_mismatch.';
+COMMENT ON VIEW custody.ledger_finding IS 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, leaf_repeated, tile_altered, checkpoint_mismatch.';
 
 -- Name: verify_ledger(bigint); Type: FUNCTION; Schema: custody
 
