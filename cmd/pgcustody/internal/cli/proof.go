@@ -279,7 +279,7 @@ func (p *proofCommands) holds(made madeProof) error {
 }
 
 func (p *proofCommands) read(field, name string) ([]byte, error) {
-	var from io.Reader = p.In
+	from := p.In
 	if name != "-" {
 		file, err := os.Open(name)
 		if err != nil {
