@@ -39,15 +39,10 @@ func (q *Queries) ArchiveBranch(ctx context.Context, db DBTX) (ArchiveBranchRow,
 }
 
 const newIncarnation = `-- name: NewIncarnation :one
-insert into custody_data.incarnations (system_identifier, opened_at)
-select c.system_identifier, greatest(clock_timestamp(),
-  (select max(i.opened_at) + interval '1 microsecond' from custody_data.incarnations i),
-  (select max(s.opened_at) + interval '1 microsecond' from custody_data.archive_segments s))
-from pg_catalog.pg_control_system() c
-returning incarnation_id
+select (custody.open_incarnation('{"guess": "restored_from_backup"}')).incarnation_id::uuid as incarnation_id
 `
 
-// As custody.open_incarnation, in the cluster where the database that was backed up has been too.
+// Also in the cluster where the database that was backed up has been.
 func (q *Queries) NewIncarnation(ctx context.Context, db DBTX) (uuid.UUID, error) {
 	row := db.QueryRow(ctx, newIncarnation)
 	var incarnation_id uuid.UUID

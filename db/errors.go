@@ -51,6 +51,10 @@ var (
 	ErrKeyExposed          = errors.New("key refused: it is exposed")
 	ErrRotationUnderWay    = errors.New("key rotation is under way")
 	ErrTaken               = errors.New("another person has the same e-mail address or telephone number")
+	ErrNoSealing           = errors.New("nothing is sealed on this server")
+	ErrNoCheckpoint        = errors.New("no signed checkpoint covers it yet")
+	ErrLedgerMismatch      = errors.New("ledger does not match")
+	ErrUnknownEvent        = errors.New("unknown event")
 )
 
 // What Postgres itself refuses and users meet.
@@ -104,6 +108,10 @@ var codes = map[string]error{
 	"PC036": ErrKeyExposed,
 	"PC037": ErrRotationUnderWay,
 	"PC038": ErrTaken,
+	"PC039": ErrNoSealing,
+	"PC040": ErrNoCheckpoint,
+	"PC041": ErrLedgerMismatch,
+	"PC042": ErrUnknownEvent,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

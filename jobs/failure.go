@@ -13,6 +13,7 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs/keys"
+	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/store"
 )
 
@@ -72,13 +73,14 @@ func spokenPanic(cause any) string {
 }
 
 // Code is an error in one word or two that name nobody: a SQLSTATE, a kind of
-// store or key provider error, or a kind of its own.
+// store, ledger or key provider error, or a kind of its own.
 func Code(err error) string {
 	var failure *Failure
 	var pg *pgconn.PgError
 	var connect *pgconn.ConnectError
 	var object *store.Error
 	var key *keys.Error
+	var log *ledger.Error
 	var status *statusError
 	var timeout net.Error
 	switch {
@@ -98,6 +100,8 @@ func Code(err error) string {
 		return "database unreachable"
 	case errors.As(err, &object):
 		return object.Kind.Error()
+	case errors.As(err, &log):
+		return log.Finding()
 	case errors.As(err, &status):
 		return fmt.Sprintf("status %d", status.code)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
 
+	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/store"
 )
 
@@ -36,6 +37,7 @@ const (
 	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys
 	QueueSubjects    = "subjects"    // erase, export
 	QueueNotices     = "notices"     // notify
+	QueueLedger      = "ledger"      // seal, anchor: apart, so that no long run keeps events from being sealed
 )
 
 const ownQueuePrefix = "own-"
@@ -63,6 +65,12 @@ type Deps struct {
 	// Store takes archives, certificates and exports. It is nil where none is
 	// configured: jobs that cannot do without say so and come again later.
 	Store store.Store
+	// Signer signs checkpoints of the audit ledger. It is nil where none is configured:
+	// events are sealed, and nothing is anchored.
+	Signer *ledger.Signer
+	// Stopping is closed when the process wants to end: jobs that are always at work end
+	// then. It may be nil.
+	Stopping <-chan struct{}
 	// Log takes ids and counts only.
 	Log *slog.Logger
 	// Metrics may be nil.
@@ -95,11 +103,15 @@ type Config struct {
 	Export     ExportConfig
 	Keys       KeysConfig
 	Notify     NotifyConfig
+	Seal       SealConfig
+	Anchor     AnchorConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
 type Schedule struct {
-	Retention, Archive, Partitions, Requests, Keys time.Duration
+	Retention, Archive, Partitions, Requests, Keys, Anchor time.Duration
+	// Seal is how often events are sealed; jobs come each for a shift of it.
+	Seal time.Duration
 }
 
 // scope is the context in which a job works for a tenant.
@@ -107,9 +119,20 @@ func (d Deps) scope(tenant, purpose string) Scope {
 	return Scope{Tenant: tenant, Actor: d.Actor, Purpose: purpose}
 }
 
+// stopping tells whether the process wants to end.
+func (d Deps) stopping() bool {
+	select {
+	case <-d.Stopping:
+		return true
+	default:
+		return false
+	}
+}
+
 // Workers registers every worker.
 func Workers(d Deps) *river.Workers {
 	workers := river.NewWorkers()
+	river.AddWorker(workers, &AnchorWorker{Deps: d})
 	river.AddWorker(workers, &ArchiveWorker{Deps: d})
 	river.AddWorker(workers, &EraseWorker{Deps: d})
 	river.AddWorker(workers, &ExportWorker{Deps: d})
@@ -118,6 +141,7 @@ func Workers(d Deps) *river.Workers {
 	river.AddWorker(workers, &PartitionsWorker{Deps: d})
 	river.AddWorker(workers, &RequestsWorker{Deps: d})
 	river.AddWorker(workers, &RetentionWorker{Deps: d})
+	river.AddWorker(workers, &SealWorker{Deps: d})
 	return workers
 }
 
@@ -133,11 +157,15 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 				&river.PeriodicJobOpts{ID: args.Kind(), RunOnStart: true}))
 		}
 	}
+	add(s.Anchor, AnchorArgs{})
 	add(s.Archive, ArchiveArgs{})
 	add(s.Keys, KeysArgs{})
 	add(s.Partitions, PartitionsArgs{})
 	add(s.Requests, RequestsArgs{})
 	add(s.Retention, RetentionArgs{})
+	if s.Seal > 0 {
+		add(max(s.Seal, sealShift), SealArgs{})
+	}
 	return periodic
 }
 
@@ -184,6 +212,7 @@ func NewClient(d Deps, o ClientOptions) (*river.Client[pgx.Tx], error) {
 			QueueMaintenance: {MaxWorkers: 4},
 			QueueSubjects:    {MaxWorkers: 4},
 			QueueNotices:     {MaxWorkers: 8},
+			QueueLedger:      {MaxWorkers: 4},
 		}
 	}
 	client, err := river.NewClient(riverpgxv5.New(d.Pool), config)

@@ -5,10 +5,14 @@ import (
 	"errors"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
+
+	"pgcustody/db"
+	"pgcustody/jobs/ledger"
 )
 
 // Metrics counts what every job did, for Prometheus. All methods do nothing on
@@ -22,6 +26,9 @@ type Metrics struct {
 	success  *prometheus.GaugeVec
 	keyAges  *prometheus.GaugeVec
 	keysOld  *prometheus.GaugeVec
+
+	anchorNumber, anchorSize, anchorTime prometheus.Gauge
+	anchorRefused                        *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics, and those that are read from the database
@@ -53,8 +60,21 @@ func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
 		keysOld: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgcustody_keys_overdue", Help: "Keys that seal and are older than the policy key_age.",
 		}, []string{"tenant", "kind"}),
+		anchorNumber: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgcustody_ledger_checkpoint_number", Help: "Number of the newest checkpoint that is anchored.",
+		}),
+		anchorSize: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgcustody_ledger_anchored_events", Help: "Events that the newest anchored checkpoint covers.",
+		}),
+		anchorTime: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgcustody_ledger_anchor_timestamp_seconds", Help: "Time of the newest anchored checkpoint.",
+		}),
+		anchorRefused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_ledger_anchor_refused", Help: "1 while this process refuses to anchor for that reason: fork, behind, lease, altered, unsigned, state or clock.",
+		}, []string{"reason"}),
 	}
-	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, m.keyAges, m.keysOld, &queueCollector{pool: pool})
+	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, m.keyAges, m.keysOld,
+		m.anchorNumber, m.anchorSize, m.anchorTime, m.anchorRefused, &queueCollector{pool: pool}, &sealingCollector{pool: pool})
 	return m
 }
 
@@ -83,6 +103,27 @@ func (m *Metrics) keyAge(tenant string, age KeyAge) {
 		m.keyAges.WithLabelValues(tenant, age.Kind).Set(float64(age.Oldest.Unix()))
 	}
 	m.keysOld.WithLabelValues(tenant, age.Kind).Set(float64(age.Overdue))
+}
+
+// anchorRefusals are the reasons for which the anchor does not sign.
+var anchorRefusals = map[error]string{
+	ledger.ErrFork: "fork", ledger.ErrBehind: "behind", ledger.ErrLease: "lease", ledger.ErrAltered: "altered",
+	ledger.ErrUnsigned: "unsigned", ledger.ErrState: "state", ledger.ErrClock: "clock",
+}
+
+// anchored takes over what a run of the anchor found.
+func (m *Metrics) anchored(result ledger.Result, err error) {
+	if m == nil {
+		return
+	}
+	if result.Newest != nil {
+		m.anchorNumber.Set(float64(result.Number))
+		m.anchorSize.Set(float64(result.Size))
+		m.anchorTime.Set(float64(result.Time.Unix()))
+	}
+	for kind, reason := range anchorRefusals {
+		m.anchorRefused.WithLabelValues(reason).Set(float64(boolCount(errors.Is(err, kind))))
+	}
 }
 
 // middleware measures every attempt of every kind.
@@ -165,4 +206,39 @@ group by kind, state`)
 		return
 	}
 	out <- prometheus.MustNewConstMetric(oldestDesc, prometheus.GaugeValue, oldest)
+}
+
+// sealingCollector asks how far sealing lags when Prometheus does.
+type sealingCollector struct{ pool *pgxpool.Pool }
+
+var (
+	unsealedDesc = prometheus.NewDesc("pgcustody_ledger_unsealed_events", "Committed events that have no leaf in the ledger yet.", nil, nil)
+	lagDesc      = prometheus.NewDesc("pgcustody_ledger_unsealed_age_seconds", "Age of the oldest of them.", nil, nil)
+	holderDesc   = prometheus.NewDesc("pgcustody_ledger_horizon_holder_timestamp_seconds", "When the transaction began that keeps events from being sealed; only while one does for longer than a minute.", []string{"kind", "holder", "database"}, nil)
+)
+
+func (c *sealingCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- unsealedDesc
+	out <- lagDesc
+	out <- holderDesc
+}
+
+func (c *sealingCollector) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	var status db.SealingStatusRow
+	err := InContext(ctx, c.pool, Scope{Tenant: SystemTenant, Actor: "pgcustody", Purpose: "metrics"}, func(tx pgx.Tx) (err error) {
+		status, err = db.New().SealingStatus(ctx, tx)
+		return err
+	})
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(unsealedDesc, err)
+		return
+	}
+	out <- prometheus.MustNewConstMetric(unsealedDesc, prometheus.GaugeValue, float64(status.UnsealedEvents))
+	out <- prometheus.MustNewConstMetric(lagDesc, prometheus.GaugeValue, status.AgeSeconds)
+	if status.HolderSince != nil && status.AgeSeconds > time.Minute.Seconds() {
+		out <- prometheus.MustNewConstMetric(holderDesc, prometheus.GaugeValue, float64(status.HolderSince.Unix()),
+			status.HolderKind, status.Holder, status.HolderDatabase)
+	}
 }

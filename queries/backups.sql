@@ -10,13 +10,8 @@ select
 from custody_data.incarnations i;
 
 -- name: NewIncarnation :one
--- As custody.open_incarnation, in the cluster where the database that was backed up has been too.
-insert into custody_data.incarnations (system_identifier, opened_at)
-select c.system_identifier, greatest(clock_timestamp(),
-  (select max(i.opened_at) + interval '1 microsecond' from custody_data.incarnations i),
-  (select max(s.opened_at) + interval '1 microsecond' from custody_data.archive_segments s))
-from pg_catalog.pg_control_system() c
-returning incarnation_id;
+-- Also in the cluster where the database that was backed up has been.
+select (custody.open_incarnation('{"guess": "restored_from_backup"}')).incarnation_id::uuid as incarnation_id;
 
 -- name: OpenIncarnation :one
 select (custody.open_incarnation()).incarnation_id::uuid as incarnation_id;

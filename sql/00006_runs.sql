@@ -47,11 +47,14 @@ create table custody_data.incarnations (
   incarnation_id uuid not null default pg_catalog.gen_random_uuid(),
   opened_at timestamptz not null default pg_catalog.clock_timestamp(),
   system_identifier bigint not null,
+  timeline integer not null,
+  observed jsonb not null default '{}',
   opened_xid xid8 not null default pg_catalog.pg_current_xact_id(),
   constraint incarnations_pkey primary key (tenant_id, incarnation_id)
 );
 create index incarnations_opened_at_idx on custody_data.incarnations (tenant_id, opened_at desc);
-comment on table custody_data.incarnations is 'The clusters that this database has lived in: transaction numbers of one mean nothing in the next. Append-only.';
+comment on table custody_data.incarnations is 'The lives of this database: in another cluster, or on another timeline of the same, transaction numbers of before mean nothing. Append-only.';
+comment on column custody_data.incarnations.observed is 'What showed that a new life had begun: facts, and the likely cause as a guess.';
 
 create table custody_data.archive_segments (
   tenant_id custody_data.tenant_name not null default 'system',

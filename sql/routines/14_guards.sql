@@ -220,6 +220,82 @@ end
 $$;
 comment on function custody_data.tg_reject_held() is 'Statement guard: refuses to delete what a legal hold covers (PC032). Argument: the column that names a row within its person.';
 
+create or replace function custody_data.refuse_anchored(p_operation text, p_table text)
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception using
+    errcode = 'PC020',
+    message = format('%s of custody_data.%I refused: a signed checkpoint covers it', lower(p_operation), p_table),
+    hint = 'The ledger only grows. Where it does not fit its events, run pgcustody verify and have the case looked at.',
+    schema = 'custody_data', table = p_table;
+end
+$$;
+revoke all on function custody_data.refuse_anchored(text, text) from public;
+comment on function custody_data.refuse_anchored(text, text) is 'Raises PC020 for what a signed checkpoint covers.';
+
+create or replace function custody_data.anchored_leaves()
+returns bigint
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(max(c.tree_size), 0) from custody_data.ledger_checkpoints c where c.tenant_id = 'system';
+$$;
+revoke all on function custody_data.anchored_leaves() from public;
+comment on function custody_data.anchored_leaves() is 'How many leaves the newest recorded checkpoint covers.';
+
+create or replace function custody_data.tg_keep_tiles()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_kept constant integer := least(greatest((custody_data.anchored_leaves() >> (8 * old.level)) - old.tile_index * 256, 0), 256);
+begin
+  if v_kept > 0 and (tg_op = 'DELETE' or (new.tenant_id, new.level, new.tile_index) <> (old.tenant_id, old.level, old.tile_index)
+      or substr(new.hashes, 1, v_kept * 32) <> substr(old.hashes, 1, v_kept * 32)) then
+    perform custody_data.refuse_anchored(tg_op, tg_table_name);
+  end if;
+  return coalesce(new, old);
+end
+$$;
+comment on function custody_data.tg_keep_tiles() is 'Row guard of the ledger''s tiles: hashes that the newest signed checkpoint covers stay as they are (PC020).';
+
+create or replace function custody_data.tg_keep_entries()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_kept constant integer := least(greatest(custody_data.anchored_leaves() - old.tile_index * 256, 0), 256);
+begin
+  if v_kept > 0 and (tg_op = 'DELETE' or (new.tenant_id, new.tile_index) <> (old.tenant_id, old.tile_index)
+      or substr(new.xids, 1, v_kept * 8) <> substr(old.xids, 1, v_kept * 8)
+      or substr(new.entry_ids, 1, v_kept * 16) <> substr(old.entry_ids, 1, v_kept * 16)) then
+    perform custody_data.refuse_anchored(tg_op, tg_table_name);
+  end if;
+  return coalesce(new, old);
+end
+$$;
+comment on function custody_data.tg_keep_entries() is 'Row guard of the ledger''s map: which events the leaves are that the newest signed checkpoint covers stays as it is (PC020).';
+
+create or replace function custody_data.tg_keep_stretches()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op = 'UPDATE' or old.first_leaf < custody_data.anchored_leaves() then
+    perform custody_data.refuse_anchored(tg_op, tg_table_name);
+  end if;
+  return old;
+end
+$$;
+comment on function custody_data.tg_keep_stretches() is 'Row guard of the ledger''s stretches: none changes, and none goes that begins before what the newest signed checkpoint covers ends (PC020).';
+
 create or replace function custody_data.changed_columns(p_old jsonb, p_new jsonb)
 returns text[]
 language sql

@@ -37,6 +37,14 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+-- in the order of the primary key from p_after on, and no further than the batch, whatever is known of the tables
+set enable_sort = off
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_material = off
+set jit = off
 as $$
 declare
   v_tenant constant text := custody_data.require_whole_tenant();

@@ -347,7 +347,7 @@ begin
   from (
     select n.* from custody_data.incarnations n where n.tenant_id = 'system' order by n.opened_at desc limit 1
   ) i
-  where i.system_identifier = (select c.system_identifier from pg_control_system() c);
+  where (i.system_identifier, i.timeline) = (select c.system_identifier, custody_data.wal_timeline() from pg_control_system() c);
   v_swept := exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_opened_at);
 
   return query

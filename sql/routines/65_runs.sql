@@ -66,8 +66,20 @@ from custody_data.job_runs r;
 grant select on custody.job_runs to custody_worker, custody_privacy, custody_auditor;
 comment on view custody.job_runs is 'Runs of jobs of the tenant in context. Readers: custody_worker, custody_privacy, custody_auditor.';
 
+create or replace function custody_data.wal_timeline()
+returns integer
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- As the write-ahead log says it: the control file shows the old timeline for seconds after a promotion.
+  select case when not pg_is_in_recovery() then ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::integer end;
+$$;
+revoke all on function custody_data.wal_timeline() from public;
+comment on function custody_data.wal_timeline() is 'The timeline on which this server writes; null in recovery.';
+
 -- definer: incarnations are written by this function alone
-create or replace function custody.open_incarnation()
+create or replace function custody.open_incarnation(p_observed jsonb default null)
 returns custody_data.incarnations
 language plpgsql
 volatile
@@ -76,27 +88,38 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_here constant bigint := (select c.system_identifier from pg_control_system() c);
+  v_timeline constant integer := custody_data.wal_timeline();
   v_last custody_data.incarnations;
+  v_observed jsonb := coalesce(p_observed, '{}');
 begin
   perform custody_data.require_context();
   select i.* into v_last from custody_data.incarnations i order by i.opened_at desc limit 1;
-  if v_last.system_identifier is distinct from v_here then
+  if p_observed is not null or (v_last.system_identifier, v_last.timeline) is distinct from (v_here, v_timeline) then
     perform pg_advisory_xact_lock(hashtextextended('pgcustody.incarnation', 0));
     select i.* into v_last from custody_data.incarnations i order by i.opened_at desc limit 1;
-    if v_last.system_identifier is distinct from v_here then
-      -- Later than all that another clock dated: what is older belongs to the clusters before.
-      insert into custody_data.incarnations (system_identifier, opened_at)
-      values (v_here, greatest(clock_timestamp(), v_last.opened_at + interval '1 microsecond',
+    if p_observed is not null or (v_last.system_identifier, v_last.timeline) is distinct from (v_here, v_timeline) then
+      v_observed := jsonb_strip_nulls(jsonb_build_object(
+        'system_identifier_before', v_last.system_identifier::text, 'timeline_before', v_last.timeline,
+        'guess', case
+          when v_last.incarnation_id is null then 'initial'
+          when v_last.system_identifier <> v_here then 'restored_or_copied'
+          when v_last.timeline <> v_timeline then 'promoted_or_recovered'
+          else 'set_back_or_cloned' end)) || v_observed;
+      -- Later than all that another clock dated: what is older belongs to the lives before.
+      insert into custody_data.incarnations (system_identifier, timeline, observed, opened_at)
+      values (v_here, v_timeline, v_observed, greatest(clock_timestamp(), v_last.opened_at + interval '1 microsecond',
         (select max(s.opened_at) + interval '1 microsecond' from custody_data.archive_segments s)))
       returning * into v_last;
-      perform custody_data.append_event('incarnation.open', null, null, 'success', jsonb_build_object('system_identifier', v_here::text), null);
+      perform custody_data.append_event('incarnation.open', null, null, 'success', jsonb_build_object(
+        'incarnation_id', v_last.incarnation_id, 'system_identifier', v_here::text, 'timeline', v_timeline, 'observed', v_observed), null);
     end if;
   end if;
   return v_last;
 end
 $$;
-revoke all on function custody.open_incarnation() from public;
-grant execute on function custody.open_incarnation() to custody_worker;
-comment on function custody.open_incarnation() is
-'The incarnation of this database, opened where the cluster''s system identifier is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
+revoke all on function custody.open_incarnation(jsonb) from public;
+grant execute on function custody.open_incarnation(jsonb) to custody_worker;
+comment on function custody.open_incarnation(jsonb) is
+'The incarnation of this database, opened where the cluster''s system identifier or the timeline of its write-ahead log is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
+p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case.
 Errors: PC001. Callers: custody_worker.';

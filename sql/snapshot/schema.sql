@@ -77,6 +77,19 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
+-- Name: adopt_events(text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.adopt_events(p_reason text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION adopt_events(p_reason text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.adopt_events(p_reason text) IS 'Seals events that stand behind the sealer or ahead of this server''s transactions and have no leaf: a data-only restore or a logical copy brought them, or somebody inserted them. Look at them first. Returns how many; the adoption is an event (ledger.adopt).
+p_reason: 1 to 1000 characters, names nobody.
+Errors: PC001, PC015 outside tenant system, PC023, PC026. Callers: custody_admin.';
+
 -- Name: append_message(text, text, jsonb, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer DEFAULT NULL::integer) RETURNS integer
@@ -517,6 +530,19 @@ CREATE FUNCTION custody.consent_history(p_user_id text, p_limit integer DEFAULT 
 
 COMMENT ON FUNCTION custody.consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid) IS 'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
 Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+
+-- Name: consistency_proof(bigint, bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.consistency_proof(p_old_size bigint, p_new_size bigint) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION consistency_proof(p_old_size bigint, p_new_size bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.consistency_proof(p_old_size bigint, p_new_size bigint) IS 'Proof that the tree of one signed checkpoint begins with that of another: {"old_size", "new_size", "hashes", "old_checkpoint", "new_checkpoint"}, hashes in base64 in the order of RFC 6962 section 2.1.2.
+p_old_size, p_new_size: sizes of checkpoints, 1 or more, the smaller first.
+Errors: PC001, PC023, PC041 hashes are missing, PC040 no checkpoint of that size. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: current_actor(); Type: FUNCTION; Schema: custody
 
@@ -1060,6 +1086,43 @@ COMMENT ON FUNCTION custody.import_profiles(p_skip_refused boolean) IS 'Imports 
 p_skip_refused: leave lines that cannot be imported in pg_temp.import_refusals rather than raise the first: a user_id on an earlier line with other content, an e-mail address or telephone number that another person has where the tenant wants it unique.
 Errors: PC001, PC003, PC023, PC026, PC028, PC033 locked, PC035 altered, PC038. Callers: custody_worker.';
 
+-- Name: inclusion_proof(uuid, timestamp with time zone, bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.inclusion_proof(p_log_entry_id uuid, p_occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_tree_size bigint DEFAULT NULL::bigint) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION inclusion_proof(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_tree_size bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.inclusion_proof(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_tree_size bigint) IS 'Proof that an event of the tenant is in the tree of a signed checkpoint: {"leaf_index", "tree_size", "leaf_hash", "hashes", "checkpoint"}, hashes in base64 from the leaf up (RFC 6962 section 2.1.1), checkpoint the signed note. Who checks it needs the event''s canonical entry, whose hash the leaf is.
+p_occurred_at: of the event; needed where it is in the archive alone. p_tree_size: of the checkpoint; default the newest.
+Errors: PC001, PC042 unknown event, PC041 the event is not what was sealed, PC040 no checkpoint covers it yet. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
+
+-- Name: ledger_head(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.ledger_head() RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION ledger_head(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.ledger_head() IS 'Where the ledger stands, for who signs it: {"tree_size", "root" in base64, "incarnation_id", "opened_at", "system_identifier", "timeline", "sealed_to" the transaction up to which all events have leaves, "sealed_at", "waiting_since" the time of the oldest event without a leaf}; what is not there is null.
+Errors: PC001, PC015 outside tenant system, PC026, PC041. Callers: custody_worker, custody_auditor.';
+
+-- Name: ledger_root(bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.ledger_root(p_tree_size bigint) RETURNS bytea
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION ledger_root(p_tree_size bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.ledger_root(p_tree_size bigint) IS 'Root hash, 32 bytes, of the ledger''s first p_tree_size leaves (RFC 6962 section 2.1; SHA-256 of nothing for none).
+Errors: PC001, PC023, PC041 hashes are missing. Callers: custody_worker, custody_auditor, custody_privacy.';
+
 -- Name: open_text(uuid, text, text, text, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_text(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea) RETURNS text
@@ -1308,6 +1371,8 @@ CREATE TABLE custody_data.incarnations (
     incarnation_id uuid DEFAULT gen_random_uuid() NOT NULL,
     opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     system_identifier bigint NOT NULL,
+    timeline integer NOT NULL,
+    observed jsonb DEFAULT '{}'::jsonb NOT NULL,
     opened_xid xid8 DEFAULT pg_current_xact_id() NOT NULL
 );
 
@@ -1315,18 +1380,23 @@ ALTER TABLE ONLY custody_data.incarnations FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE incarnations; Type: COMMENT; Schema: custody_data
 
-COMMENT ON TABLE custody_data.incarnations IS 'The clusters that this database has lived in: transaction numbers of one mean nothing in the next. Append-only.';
+COMMENT ON TABLE custody_data.incarnations IS 'The lives of this database: in another cluster, or on another timeline of the same, transaction numbers of before mean nothing. Append-only.';
 
--- Name: open_incarnation(); Type: FUNCTION; Schema: custody
+-- Name: COLUMN incarnations.observed; Type: COMMENT; Schema: custody_data
 
-CREATE FUNCTION custody.open_incarnation() RETURNS custody_data.incarnations
+COMMENT ON COLUMN custody_data.incarnations.observed IS 'What showed that a new life had begun: facts, and the likely cause as a guess.';
+
+-- Name: open_incarnation(jsonb); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.open_incarnation(p_observed jsonb DEFAULT NULL::jsonb) RETURNS custody_data.incarnations
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION open_incarnation(); Type: COMMENT; Schema: custody
+-- Name: FUNCTION open_incarnation(p_observed jsonb); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.open_incarnation() IS 'The incarnation of this database, opened where the cluster''s system identifier is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
+COMMENT ON FUNCTION custody.open_incarnation(p_observed jsonb) IS 'The incarnation of this database, opened where the cluster''s system identifier or the timeline of its write-ahead log is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
+p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case.
 Errors: PC001. Callers: custody_worker.';
 
 -- Name: archive_segments; Type: TABLE; Schema: custody_data
@@ -1543,6 +1613,19 @@ CREATE FUNCTION custody.record_audit_events(p_events jsonb) RETURNS bigint
 
 COMMENT ON FUNCTION custody.record_audit_events(p_events jsonb) IS 'Appends the events of a JSON array, all or none, and returns how many. Each is an object with the parameter names of record_audit_event without p_; occurred_at in ISO 8601 with an offset.
 Errors: those of record_audit_event, PC023. Callers: custody_readwrite, custody_worker, custody_privacy.';
+
+-- Name: record_checkpoint(bigint, bigint, bytea, text, text, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_checkpoint(p_number bigint, p_tree_size bigint, p_root_hash bytea, p_note text, p_object_key text, p_retain_until timestamp with time zone, p_anchored_at timestamp with time zone) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_checkpoint(p_number bigint, p_tree_size bigint, p_root_hash bytea, p_note text, p_object_key text, p_retain_until timestamp with time zone, p_anchored_at timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_checkpoint(p_number bigint, p_tree_size bigint, p_root_hash bytea, p_note text, p_object_key text, p_retain_until timestamp with time zone, p_anchored_at timestamp with time zone) IS 'Records a signed checkpoint that is in the bucket, so that proofs can be made for what it covers; false where it is recorded already. It is no event: a log of anchors in the log would make it grow with every anchor.
+p_number: of its object. p_root_hash: 32 bytes, compared with the tiles. p_note: the signed note. p_retain_until: end of the object''s lock.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC041 another root than the ledger''s, or other content than before. Callers: custody_worker.';
 
 -- Name: record_consent(text, text, boolean, text, text, jsonb, timestamp with time zone, uuid); Type: FUNCTION; Schema: custody
 
@@ -1784,6 +1867,13 @@ Errors: PC001, PC015 confined to one person, PC033 locked, PC037 data keys are l
 CREATE FUNCTION custody.rewrap_keys(p_limit integer DEFAULT 1000, p_after uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_material TO 'off'
+    SET jit TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION rewrap_keys(p_limit integer, p_after uuid); Type: COMMENT; Schema: custody
@@ -1834,6 +1924,19 @@ COMMENT ON FUNCTION custody.save_conversation(p_user_id text, p_conversation_id 
 p_conversation_id: 1 to 256 characters, null to draw one. p_messages: array of {"role", "text", "at"}; at in ISO 8601 with an offset, default now. p_title: up to 1000 characters. p_if_version: only where it still has this version.
 Errors: PC001, PC003, PC009 time, PC014, PC015, PC023, PC033 locked, PC035 an altered data key. Callers: custody_readwrite.';
 
+-- Name: seal_audit_log(bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.seal_audit_log(p_limit bigint DEFAULT 10000) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_audit_log(p_limit bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.seal_audit_log(p_limit bigint) IS 'Appends the leaves of up to p_limit (1 to 1000000) events to the ledger: of those whose transactions ended, in the order of (xid, log_entry_id). Where the database lives anew (another cluster, another timeline) all visible events without a leaf come first, in one transaction.
+Returns {"sealed", "tree_size", "more", "busy", "incarnation_id", "opened"}: more, whether to call again at once; busy, whether another sealer is at work, and nothing was done. Commit after each call.
+Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC041 transaction counter set back, PC039 in recovery or under a subscription. Callers: custody_worker.';
+
 -- Name: seal_value(uuid, text, text, text, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.seal_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_value text) RETURNS bytea
@@ -1846,6 +1949,36 @@ CREATE FUNCTION custody.seal_value(p_identity_id uuid, p_table text, p_column te
 COMMENT ON FUNCTION custody.seal_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_value text) IS 'Seals a value for one place, for columns of the application''s own: format of sql/routines/15_sealing.sql, key of the identity, which an erasure destroys. Null stays null.
 p_identity_id: whom it is about. p_table, p_column: names of at most 63 of a-z, 0-9 and _. p_row: the row''s key as text.
 Errors: PC001, PC015 another person than the subject, PC021 erased or unknown, PC023, PC033 locked. Callers: custody_readwrite, custody_worker.';
+
+-- Name: sealing_state; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.sealing_state WITH (security_invoker='true') AS
+ SELECT (0)::bigint AS unsealed_events,
+    NULL::timestamp with time zone AS oldest_recorded_at,
+    NULL::interval AS age,
+    NULL::xid8 AS sealed_to,
+    NULL::xid8 AS horizon,
+    ''::text AS holder_kind,
+    ''::text AS holder,
+    ''::text AS holder_database,
+    NULL::timestamp with time zone AS holder_since
+  WHERE false;
+
+-- Name: VIEW sealing_state; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.sealing_state IS 'Shape of sealing_status. unsealed_events: committed events without a leaf yet; age: of the oldest of them. horizon: the oldest transaction that still runs; nothing from it on is sealed. holder_kind: session or prepared, empty where nothing holds the horizon back; holder: pid or gid; holder_since: where the role may see it.';
+
+-- Name: sealing_status(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.sealing_status() RETURNS SETOF custody.sealing_state
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION sealing_status(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.sealing_status() IS 'How far sealing lags behind the trail, and the transaction that holds it back: one row of custody.sealing_state.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: search_residue(uuid); Type: FUNCTION; Schema: custody
 
@@ -1963,6 +2096,21 @@ CREATE FUNCTION custody.start_run(p_job text, p_river_job_id bigint DEFAULT NULL
 COMMENT ON FUNCTION custody.start_run(p_job text, p_river_job_id bigint, p_run_id uuid) IS 'Records that a run of a job began and returns its id; the same p_run_id is the same run.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
 
+-- Name: take_over_leaves(bigint, bytea, jsonb); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.take_over_leaves(p_kept bigint, p_hashes bytea, p_observed jsonb) RETURNS jsonb
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION take_over_leaves(p_kept bigint, p_hashes bytea, p_observed jsonb); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.take_over_leaves(p_kept bigint, p_hashes bytea, p_observed jsonb) IS 'Sets the ledger back to the first p_kept leaves, appends leaves that the bucket has, and seals every visible event that then has no leaf, as a new incarnation: for a database that was set back, or copied, behind what was anchored. Those of the leaves whose events are here are known as such; the others stay as lost leaves. So one origin never forks.
+p_hashes: leaf hashes, 32 bytes each, which the caller has proved against the newest checkpoint in the bucket. p_observed: JSON object of what showed it.
+Returns {"tree_size", "kept", "taken", "found", "lost"}. Both the incarnation and the taking over are events.
+Errors: PC001, PC015 outside tenant system, PC020 a recorded checkpoint covers what would be cut, PC023, PC026, PC041 more kept than there are. Callers: custody_worker.';
+
 -- Name: unlock(bytea); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.unlock(p_kek bytea) RETURNS integer
@@ -2011,6 +2159,33 @@ CREATE FUNCTION custody.verify_erasure(p_request_id uuid) RETURNS jsonb
 
 COMMENT ON FUNCTION custody.verify_erasure(p_request_id uuid) IS 'Looks for what an erasure should not leave: before it, the person''s identifiers in resource ids, metadata, purposes, reasons, run and job records; after it, whatever hangs on the identity. Returns request_id, status, clean, findings (table, column, rows), notices_open (holders that have not acknowledged and whose notice still names the person), searched_at.
 Errors: PC001, PC015 confined to one person, PC016, PC018 not an erasure, PC035 the profile was altered: verify while locked. Callers: custody_privacy, custody_worker, custody_auditor.';
+
+-- Name: ledger_finding; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.ledger_finding WITH (security_invoker='true') AS
+ SELECT ''::text AS kind,
+    (0)::bigint AS leaf_index,
+    NULL::uuid AS log_entry_id,
+    ''::text AS detail
+  WHERE false;
+
+-- Name: VIEW ledger_finding; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.ledger_finding IS 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, tile_altered, checkpoint_mismatch.';
+
+-- Name: verify_ledger(bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.verify_ledger(p_from bigint DEFAULT 0) RETURNS SETOF custody.ledger_finding
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION verify_ledger(p_from bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.verify_ledger(p_from bigint) IS 'Self-check: compares events, leaves, tiles and recorded checkpoints with each other, in this database and by its own functions; returns what does not fit, no row where all does. It finds accidents. Against somebody who may change this database it proves nothing: that is what pgcustody verify is for.
+p_from: leaves from this index on.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC041. Callers: custody_worker, custody_auditor.';
 
 -- Name: legal_holds; Type: TABLE; Schema: custody_data
 
@@ -2083,6 +2258,17 @@ CREATE FUNCTION custody_data.aes_cbc_open(p_cipher bytea, p_key bytea, p_iv byte
 
 COMMENT ON FUNCTION custody_data.aes_cbc_open(p_cipher bytea, p_key bytea, p_iv bytea) IS 'The inverse of aes_cbc.';
 
+-- Name: anchored_leaves(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.anchored_leaves() RETURNS bigint
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION anchored_leaves(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.anchored_leaves() IS 'How many leaves the newest recorded checkpoint covers.';
+
 -- Name: append_event(text, text, text, text, jsonb, uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid) RETURNS uuid
@@ -2093,6 +2279,28 @@ CREATE FUNCTION custody_data.append_event(p_action text, p_resource_type text, p
 -- Name: FUNCTION append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.append_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_subject_id uuid) IS 'Appends an event of the shared vocabulary under the actor in context: for the functions of this schema, whose words are known to be right.';
+
+-- Name: append_hashes(integer, bigint, bytea[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.append_hashes(p_level integer, p_first bigint, p_hashes bytea[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION append_hashes(p_level integer, p_first bigint, p_hashes bytea[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.append_hashes(p_level integer, p_first bigint, p_hashes bytea[]) IS 'Appends hashes to a level of the tree, of which the first gets the index p_first, and the roots of tiles that get full to the levels above.';
+
+-- Name: append_leaves(text, bytea[], bigint[], uuid[], timestamp with time zone[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]) IS 'Appends leaves and says which events they are; opens a stretch where the last one is of another kind or life.';
 
 -- Name: append_record_events(text, text, custody_data.touched_rows[]); Type: FUNCTION; Schema: custody_data
 
@@ -2613,6 +2821,17 @@ CREATE FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) RETURNS intege
 
 COMMENT ON FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) IS 'Version of a key-encryption key that is valid for a tenant, or null.';
 
+-- Name: find_leaf(uuid, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_hash bytea) RETURNS bigint
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_hash bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_hash bytea) IS 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+
 -- Name: find_residue(uuid, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) RETURNS jsonb
@@ -2623,6 +2842,17 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+
+-- Name: fold_hashes(bytea, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION fold_hashes(p_hashes bytea, p_times integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) IS 'Nodes above a row of hashes, p_times levels up: of 2^p_times hashes their root.';
 
 -- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2765,6 +2995,16 @@ CREATE FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) IS 'What an erasure keeps, with reason and until when.';
 
+-- Name: leaf_hash(custody_data.audit_logs); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaf_hash(p_row custody_data.audit_logs) RETURNS bytea
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN sha256(('\x00'::bytea || convert_to(custody.audit_entry(p_row), 'UTF8'::name)));
+
+-- Name: FUNCTION leaf_hash(p_row custody_data.audit_logs); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaf_hash(p_row custody_data.audit_logs) IS 'The leaf hash of an event, 32 bytes (RFC 6962 section 2.1).';
+
 -- Name: leaking_settings(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.leaking_settings() RETURNS text[]
@@ -2775,6 +3015,28 @@ CREATE FUNCTION custody_data.leaking_settings() RETURNS text[]
 -- Name: FUNCTION leaking_settings(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.leaking_settings() IS 'Names of the settings of this session under which a bound parameter would be written to the server log.';
+
+-- Name: leaves_between(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) RETURNS TABLE(leaf_index bigint, xid bigint, entry_id uuid)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaves_between(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) IS 'Leaves of events whose xid lies between two, both inclusive; lost leaves have xid 0.';
+
+-- Name: live_in(custody_data.incarnations); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.live_in(p_incarnation custody_data.incarnations) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION live_in(p_incarnation custody_data.incarnations); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.live_in(p_incarnation custody_data.incarnations) IS 'Sweeps, and lets the sealer go on with this life''s transaction numbers.';
 
 -- Name: lock_conversation(text, text, integer); Type: FUNCTION; Schema: custody_data
 
@@ -2873,6 +3135,17 @@ CREATE FUNCTION custody_data.next_xid(p_xid xid8) RETURNS xid8
 -- Name: FUNCTION next_xid(p_xid xid8); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.next_xid(p_xid xid8) IS 'The transaction number after another: xid8 has no arithmetic.';
+
+-- Name: node_hash(integer, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.node_hash(p_height integer, p_index bigint) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION node_hash(p_height integer, p_index bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.node_hash(p_height integer, p_index bigint) IS 'Root of the complete subtree of 2^p_height leaves that begins at leaf p_index * 2^p_height. Errors: PC041 hashes are missing.';
 
 -- Name: normalize_email(text); Type: FUNCTION; Schema: custody_data
 
@@ -3146,6 +3419,17 @@ CREATE FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reas
 
 COMMENT ON FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reason text, p_request_id uuid) IS 'What request_erasure and request_export have in common.';
 
+-- Name: refuse_anchored(text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.refuse_anchored(p_operation text, p_table text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION refuse_anchored(p_operation text, p_table text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.refuse_anchored(p_operation text, p_table text) IS 'Raises PC020 for what a signed checkpoint covers.';
+
 -- Name: refuse_event(text, text, text, text, jsonb, jsonb, text[], boolean); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.refuse_event(p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_personal jsonb, p_keys text[], p_type_known boolean) RETURNS void
@@ -3212,6 +3496,46 @@ CREATE FUNCTION custody_data.require_archiver() RETURNS void
 
 COMMENT ON FUNCTION custody_data.require_archiver() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
+-- Name: ledger_checkpoints; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.ledger_checkpoints (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    tree_size bigint NOT NULL,
+    root_hash bytea NOT NULL,
+    note text NOT NULL,
+    object_key text NOT NULL,
+    retain_until timestamp with time zone,
+    anchored_at timestamp with time zone NOT NULL,
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT ledger_checkpoints_root_hash_is_a_sha256_check CHECK ((octet_length(root_hash) = 32))
+);
+
+ALTER TABLE ONLY custody_data.ledger_checkpoints FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE ledger_checkpoints; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.ledger_checkpoints IS 'Signed checkpoints as the signer put them into the bucket: what proofs are made for. A copy for convenience, append-only; what counts is in the bucket.';
+
+-- Name: COLUMN ledger_checkpoints.number; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_checkpoints.number IS 'Of the object: without gaps from 1.';
+
+-- Name: COLUMN ledger_checkpoints.note; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_checkpoints.note IS 'The signed note, C2SP tlog-checkpoint.';
+
+-- Name: require_checkpoint(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size bigint DEFAULT NULL::bigint) RETURNS custody_data.ledger_checkpoints
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_checkpoint(p_covers bigint, p_tree_size bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size bigint) IS 'The newest signed checkpoint, or the one of p_tree_size leaves, that covers the first p_covers leaves. Errors: PC040.';
+
 -- Name: require_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_data_key(p_identity_id uuid, p_key_version integer) RETURNS bytea
@@ -3233,6 +3557,17 @@ CREATE FUNCTION custody_data.require_kek() RETURNS integer
 -- Name: FUNCTION require_kek(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.require_kek() IS 'Version of the key-encryption key of this transaction. Errors: PC033 without one.';
+
+-- Name: require_ledger(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_ledger() RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_ledger(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_ledger() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
 -- Name: require_partition(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -3333,6 +3668,21 @@ CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p
 -- Name: FUNCTION same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) IS 'Whether an event has this personal part, as far as it is still here. Errors: PC033.';
+
+-- Name: seal_batch(text, xid8, uuid, xid8, bigint, boolean); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.seal_batch(p_kind text, p_from xid8, p_after uuid, p_below xid8, p_limit bigint, p_look boolean, OUT rows_read bigint, OUT rows_sealed bigint, OUT last_xid xid8, OUT last_entry_id uuid) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    SET enable_sort TO 'off'
+    SET enable_bitmapscan TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION seal_batch(p_kind text, p_from xid8, p_after uuid, p_below xid8, p_limit bigint, p_look boolean, OUT rows_read bigint, OUT rows_sealed bigint, OUT last_xid xid8, OUT last_entry_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.seal_batch(p_kind text, p_from xid8, p_after uuid, p_below xid8, p_limit bigint, p_look boolean, OUT rows_read bigint, OUT rows_sealed bigint, OUT last_xid xid8, OUT last_entry_id uuid) IS 'Seals up to p_limit events in the order of (xid, log_entry_id), from p_from and after p_after to below p_below (null: all). p_look: leaves out those that have leaves. Returns how many it read and sealed, and the last it read.';
 
 -- Name: seal_bytes(bytea, integer, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
@@ -3453,6 +3803,17 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key te
 
 COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
+-- Name: split_of(bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.split_of(p_leaves bigint) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION split_of(p_leaves bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.split_of(p_leaves bigint) IS 'The largest power of two below a number of leaves: where RFC 6962 splits a tree.';
+
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.store_resealed_conversations(p_rows custody_data.conversations[]) RETURNS void
@@ -3463,6 +3824,17 @@ CREATE FUNCTION custody_data.store_resealed_conversations(p_rows custody_data.co
 -- Name: FUNCTION store_resealed_conversations(p_rows custody_data.conversations[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.store_resealed_conversations(p_rows custody_data.conversations[]) IS 'Writes the sealed values of conversations back.';
+
+-- Name: subtree_hash(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.subtree_hash(p_from bigint, p_to bigint) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION subtree_hash(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.subtree_hash(p_from bigint, p_to bigint) IS 'MTH(D[p_from:p_to]) of RFC 6962 section 2.1, of at least one leaf.';
 
 -- Name: suspect_events(text, text[]); Type: FUNCTION; Schema: custody_data
 
@@ -3490,6 +3862,17 @@ CREATE FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_s
 -- Name: FUNCTION suspect_events(p_tenant text, p_needles text[], p_since_xid xid8); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.suspect_events(p_tenant text, p_needles text[], p_since_xid xid8) IS 'The same of events that were written by transactions from p_since_xid on.';
+
+-- Name: sweep_events(text, xid8, xid8); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.sweep_events(p_kind text, p_from xid8, p_below xid8) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION sweep_events(p_kind text, p_from xid8, p_below xid8); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.sweep_events(p_kind text, p_from xid8, p_below xid8) IS 'Seals every visible event from p_from to below p_below that has no leaf, as a stretch of this kind; returns how many.';
 
 -- Name: tenant_is_held(); Type: FUNCTION; Schema: custody_data
 
@@ -3534,6 +3917,39 @@ CREATE FUNCTION custody_data.tg_audit_people() RETURNS trigger
 -- Name: FUNCTION tg_audit_people(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_audit_people() IS 'Statement trigger of tables with one row a person: appends record events.';
+
+-- Name: tg_keep_entries(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_keep_entries() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_keep_entries(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_keep_entries() IS 'Row guard of the ledger''s map: which events the leaves are that the newest signed checkpoint covers stays as it is (PC020).';
+
+-- Name: tg_keep_stretches(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_keep_stretches() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_keep_stretches(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_keep_stretches() IS 'Row guard of the ledger''s stretches: none changes, and none goes that begins before what the newest signed checkpoint covers ends (PC020).';
+
+-- Name: tg_keep_tiles(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_keep_tiles() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_keep_tiles(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_keep_tiles() IS 'Row guard of the ledger''s tiles: hashes that the newest signed checkpoint covers stay as they are (PC020).';
 
 -- Name: tg_reject_column_change(); Type: FUNCTION; Schema: custody_data
 
@@ -3678,6 +4094,17 @@ CREATE FUNCTION custody_data.unwrap_key(p_wrapped custody_keys.wrapped_keys) RET
 
 COMMENT ON FUNCTION custody_data.unwrap_key(p_wrapped custody_keys.wrapped_keys) IS 'A data key, 64 bytes, of a copy that the key in hand or the one before it wrapped. Errors: PC033, PC035.';
 
+-- Name: wal_timeline(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.wal_timeline() RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION wal_timeline(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.wal_timeline() IS 'The timeline on which this server writes; null in recovery.';
+
 -- Name: was_resealed(jsonb, jsonb, text[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.was_resealed(p_old jsonb, p_new jsonb, p_columns text[]) RETURNS boolean
@@ -3817,6 +4244,22 @@ CREATE VIEW custody.job_runs WITH (security_invoker='true') AS
 -- Name: VIEW job_runs; Type: COMMENT; Schema: custody
 
 COMMENT ON VIEW custody.job_runs IS 'Runs of jobs of the tenant in context. Readers: custody_worker, custody_privacy, custody_auditor.';
+
+-- Name: ledger_checkpoints; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
+ SELECT c.number,
+    c.tree_size,
+    c.root_hash,
+    c.note,
+    c.object_key,
+    c.retain_until,
+    c.anchored_at
+   FROM custody_data.ledger_checkpoints c;
+
+-- Name: VIEW ledger_checkpoints; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
 -- Name: retention_due; Type: VIEW; Schema: custody
 
@@ -4351,6 +4794,107 @@ ALTER TABLE ONLY custody_data.imports FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE custody_data.imports IS 'Files that were imported, by digest, and what each added: append-only.';
 
+-- Name: ledger_entries; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.ledger_entries (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    tile_index bigint NOT NULL,
+    xids bytea NOT NULL,
+    entry_ids bytea NOT NULL,
+    xid_range int8range NOT NULL,
+    occurred_range tstzrange NOT NULL,
+    CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND ((octet_length(entry_ids) % 16) = 0)))
+);
+ALTER TABLE ONLY custody_data.ledger_entries ALTER COLUMN entry_ids SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY custody_data.ledger_entries FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE ledger_entries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.ledger_entries IS 'Which events the leaves of a tile of level 0 are: finds the leaf of an event. What it says is checked against the leaves, never believed.';
+
+-- Name: COLUMN ledger_entries.xids; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.xids IS 'xid of each leaf''s event, 8 bytes each, in the order of leaves; 0 for a lost leaf.';
+
+-- Name: COLUMN ledger_entries.entry_ids; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.entry_ids IS 'log_entry_id of each leaf''s event, 16 bytes each; zeros for a lost leaf.';
+
+-- Name: COLUMN ledger_entries.xid_range; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.xid_range IS 'From the least to the greatest of xids.';
+
+-- Name: COLUMN ledger_entries.occurred_range; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.occurred_range IS 'From the least to the greatest occurred_at of the events.';
+
+-- Name: ledger_heads; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.ledger_heads (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    tree_size bigint DEFAULT 0 NOT NULL,
+    incarnation_id uuid,
+    sealed_to xid8 DEFAULT '0'::xid8 NOT NULL,
+    sealed_to_entry_id uuid,
+    taken_until xid8 DEFAULT '0'::xid8 NOT NULL,
+    sealed_at timestamp with time zone,
+    CONSTRAINT ledger_heads_tree_size_is_not_negative_check CHECK ((tree_size >= 0))
+);
+
+ALTER TABLE ONLY custody_data.ledger_heads FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE ledger_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.ledger_heads IS 'How far the sealer is: one row.';
+
+-- Name: COLUMN ledger_heads.sealed_to; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_heads.sealed_to IS 'Every event of a lower xid that this incarnation wrote has its leaf; of this xid, those up to sealed_to_entry_id.';
+
+-- Name: COLUMN ledger_heads.taken_until; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_heads.taken_until IS 'Up to this xid events may have leaves from before this incarnation: the sealer looks before it appends.';
+
+-- Name: ledger_stretches; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.ledger_stretches (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    first_leaf bigint NOT NULL,
+    kind text NOT NULL COLLATE pg_catalog."C",
+    incarnation_id uuid NOT NULL,
+    begun_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT ledger_stretches_first_leaf_is_not_negative_check CHECK ((first_leaf >= 0)),
+    CONSTRAINT ledger_stretches_kind_is_known_check CHECK ((kind = ANY (ARRAY['sealed'::text, 'swept'::text, 'adopted'::text, 'lost'::text])))
+);
+
+ALTER TABLE ONLY custody_data.ledger_stretches FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE ledger_stretches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.ledger_stretches IS 'Runs of leaves in the order of (xid, log_entry_id), each up to the next: sealed as transactions ended; swept when an incarnation was opened; adopted by an administrator; lost, taken over from the bucket without their events. Append-only.';
+
+-- Name: ledger_tiles; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.ledger_tiles (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    level smallint NOT NULL,
+    tile_index bigint NOT NULL,
+    hashes bytea NOT NULL,
+    CONSTRAINT ledger_tiles_hashes_are_whole_check CHECK (((octet_length(hashes) >= 32) AND (octet_length(hashes) <= 8192) AND ((octet_length(hashes) % 32) = 0)))
+);
+ALTER TABLE ONLY custody_data.ledger_tiles ALTER COLUMN hashes SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY custody_data.ledger_tiles FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE ledger_tiles; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.ledger_tiles IS 'Hashes of the Merkle tree, in the tiles of C2SP tlog-tiles: only the last tile of a level grows, and none is ever deleted.';
+
+-- Name: COLUMN ledger_tiles.hashes; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_tiles.hashes IS '1 to 256 hashes of 32 bytes, from left to right.';
+
 -- Name: schema_migrations; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.schema_migrations (
@@ -4567,6 +5111,31 @@ ALTER TABLE ONLY custody_data.incarnations
 ALTER TABLE ONLY custody_data.job_runs
     ADD CONSTRAINT job_runs_pkey PRIMARY KEY (tenant_id, run_id);
 
+-- Name: ledger_checkpoints ledger_checkpoints_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.ledger_checkpoints
+    ADD CONSTRAINT ledger_checkpoints_pkey PRIMARY KEY (tenant_id, number);
+
+-- Name: ledger_entries ledger_entries_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.ledger_entries
+    ADD CONSTRAINT ledger_entries_pkey PRIMARY KEY (tenant_id, tile_index);
+
+-- Name: ledger_heads ledger_heads_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.ledger_heads
+    ADD CONSTRAINT ledger_heads_pkey PRIMARY KEY (tenant_id);
+
+-- Name: ledger_stretches ledger_stretches_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.ledger_stretches
+    ADD CONSTRAINT ledger_stretches_pkey PRIMARY KEY (tenant_id, first_leaf);
+
+-- Name: ledger_tiles ledger_tiles_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.ledger_tiles
+    ADD CONSTRAINT ledger_tiles_pkey PRIMARY KEY (tenant_id, level, tile_index);
+
 -- Name: legal_holds legal_holds_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.legal_holds
@@ -4708,6 +5277,18 @@ CREATE INDEX incarnations_opened_at_idx ON custody_data.incarnations USING btree
 
 CREATE INDEX job_runs_started_at_idx ON custody_data.job_runs USING btree (tenant_id, started_at DESC);
 
+-- Name: ledger_checkpoints_tree_size_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX ledger_checkpoints_tree_size_idx ON custody_data.ledger_checkpoints USING btree (tenant_id, tree_size);
+
+-- Name: ledger_entries_occurred_range_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX ledger_entries_occurred_range_idx ON custody_data.ledger_entries USING gist (occurred_range);
+
+-- Name: ledger_entries_xid_range_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX ledger_entries_xid_range_idx ON custody_data.ledger_entries USING gist (xid_range);
+
 -- Name: legal_holds_active_idx; Type: INDEX; Schema: custody_data
 
 CREATE UNIQUE INDEX legal_holds_active_idx ON custody_data.legal_holds USING btree (tenant_id, reference, scope, COALESCE(identity_id, '00000000-0000-0000-0000-000000000000'::uuid), COALESCE(table_name, ''::text), COALESCE(row_id, ''::text)) WHERE (released_at IS NULL);
@@ -4747,6 +5328,24 @@ CREATE INDEX user_profiles_tenant_id_phone_index_idx ON custody_data.user_profil
 -- Name: data_keys_created_at_idx; Type: INDEX; Schema: custody_keys
 
 CREATE INDEX data_keys_created_at_idx ON custody_keys.data_keys USING btree (tenant_id, created_at) WHERE (destroyed_at IS NULL);
+
+-- Name: ledger_entries a_keep_anchored; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_keep_anchored BEFORE DELETE OR UPDATE ON custody_data.ledger_entries FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_entries();
+
+ALTER TABLE custody_data.ledger_entries ENABLE ALWAYS TRIGGER a_keep_anchored;
+
+-- Name: ledger_stretches a_keep_anchored; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_keep_anchored BEFORE DELETE OR UPDATE ON custody_data.ledger_stretches FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_stretches();
+
+ALTER TABLE custody_data.ledger_stretches ENABLE ALWAYS TRIGGER a_keep_anchored;
+
+-- Name: ledger_tiles a_keep_anchored; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_keep_anchored BEFORE DELETE OR UPDATE ON custody_data.ledger_tiles FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_tiles();
+
+ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_keep_anchored;
 
 -- Name: archive_segments a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -4789,6 +5388,12 @@ ALTER TABLE custody_data.identities ENABLE ALWAYS TRIGGER a_reject_delete;
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.job_runs FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.job_runs ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: ledger_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.ledger_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.ledger_heads ENABLE ALWAYS TRIGGER a_reject_delete;
 
 -- Name: legal_holds a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -4928,6 +5533,12 @@ CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_
 
 ALTER TABLE custody_data.incarnations ENABLE ALWAYS TRIGGER a_reject_mutation;
 
+-- Name: ledger_checkpoints a_reject_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.ledger_checkpoints FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_mutation;
+
 -- Name: partition_drops a_reject_mutation; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.partition_drops FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -4964,6 +5575,12 @@ CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.inc
 
 ALTER TABLE custody_data.incarnations ENABLE ALWAYS TRIGGER a_reject_row_mutation;
 
+-- Name: ledger_checkpoints a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.ledger_checkpoints FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
 -- Name: partition_drops a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.partition_drops FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -4993,6 +5610,24 @@ ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER a_reject_truncate;
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.erased_user_ids FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.erased_user_ids ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: ledger_entries a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.ledger_entries FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.ledger_entries ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: ledger_stretches a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.ledger_stretches FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.ledger_stretches ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: ledger_tiles a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.ledger_tiles FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: user_preferences a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
@@ -5553,6 +6188,146 @@ CREATE POLICY job_runs_backup_select ON custody_data.job_runs FOR SELECT TO cust
 -- Name: POLICY job_runs_backup_select ON job_runs; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY job_runs_backup_select ON custody_data.job_runs IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: ledger_checkpoints; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.ledger_checkpoints ENABLE ROW LEVEL SECURITY;
+
+-- Name: ledger_checkpoints ledger_checkpoints_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_checkpoints_all_select ON custody_data.ledger_checkpoints FOR SELECT USING (((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY ledger_checkpoints_all_select ON ledger_checkpoints; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_checkpoints_all_select ON custody_data.ledger_checkpoints IS 'Whoever has a context of a whole tenant and a right to the table.';
+
+-- Name: ledger_checkpoints ledger_checkpoints_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_checkpoints_backup_select ON custody_data.ledger_checkpoints FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY ledger_checkpoints_backup_select ON ledger_checkpoints; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_checkpoints_backup_select ON custody_data.ledger_checkpoints IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: ledger_checkpoints ledger_checkpoints_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_checkpoints_owner_all ON custody_data.ledger_checkpoints TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL));
+
+-- Name: POLICY ledger_checkpoints_owner_all ON ledger_checkpoints; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_checkpoints_owner_all ON custody_data.ledger_checkpoints IS 'The functions that seal, and make proofs for every tenant.';
+
+-- Name: ledger_entries; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.ledger_entries ENABLE ROW LEVEL SECURITY;
+
+-- Name: ledger_entries ledger_entries_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_entries_all_select ON custody_data.ledger_entries FOR SELECT USING (((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY ledger_entries_all_select ON ledger_entries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_entries_all_select ON custody_data.ledger_entries IS 'Whoever has a context of a whole tenant and a right to the table.';
+
+-- Name: ledger_entries ledger_entries_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_entries_backup_select ON custody_data.ledger_entries FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY ledger_entries_backup_select ON ledger_entries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_entries_backup_select ON custody_data.ledger_entries IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: ledger_entries ledger_entries_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_entries_owner_all ON custody_data.ledger_entries TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL));
+
+-- Name: POLICY ledger_entries_owner_all ON ledger_entries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_entries_owner_all ON custody_data.ledger_entries IS 'The functions that seal, and make proofs for every tenant.';
+
+-- Name: ledger_heads; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.ledger_heads ENABLE ROW LEVEL SECURITY;
+
+-- Name: ledger_heads ledger_heads_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_heads_all_select ON custody_data.ledger_heads FOR SELECT USING (((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY ledger_heads_all_select ON ledger_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_heads_all_select ON custody_data.ledger_heads IS 'Whoever has a context of a whole tenant and a right to the table.';
+
+-- Name: ledger_heads ledger_heads_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_heads_backup_select ON custody_data.ledger_heads FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY ledger_heads_backup_select ON ledger_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_heads_backup_select ON custody_data.ledger_heads IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: ledger_heads ledger_heads_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_heads_owner_all ON custody_data.ledger_heads TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL));
+
+-- Name: POLICY ledger_heads_owner_all ON ledger_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_heads_owner_all ON custody_data.ledger_heads IS 'The functions that seal, and make proofs for every tenant.';
+
+-- Name: ledger_stretches; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.ledger_stretches ENABLE ROW LEVEL SECURITY;
+
+-- Name: ledger_stretches ledger_stretches_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_stretches_all_select ON custody_data.ledger_stretches FOR SELECT USING (((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY ledger_stretches_all_select ON ledger_stretches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_stretches_all_select ON custody_data.ledger_stretches IS 'Whoever has a context of a whole tenant and a right to the table.';
+
+-- Name: ledger_stretches ledger_stretches_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_stretches_backup_select ON custody_data.ledger_stretches FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY ledger_stretches_backup_select ON ledger_stretches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_stretches_backup_select ON custody_data.ledger_stretches IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: ledger_stretches ledger_stretches_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_stretches_owner_all ON custody_data.ledger_stretches TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL));
+
+-- Name: POLICY ledger_stretches_owner_all ON ledger_stretches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_stretches_owner_all ON custody_data.ledger_stretches IS 'The functions that seal, and make proofs for every tenant.';
+
+-- Name: ledger_tiles; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.ledger_tiles ENABLE ROW LEVEL SECURITY;
+
+-- Name: ledger_tiles ledger_tiles_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_tiles_all_select ON custody_data.ledger_tiles FOR SELECT USING (((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY ledger_tiles_all_select ON ledger_tiles; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_tiles_all_select ON custody_data.ledger_tiles IS 'Whoever has a context of a whole tenant and a right to the table.';
+
+-- Name: ledger_tiles ledger_tiles_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_tiles_backup_select ON custody_data.ledger_tiles FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY ledger_tiles_backup_select ON ledger_tiles; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_tiles_backup_select ON custody_data.ledger_tiles IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: ledger_tiles ledger_tiles_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY ledger_tiles_owner_all ON custody_data.ledger_tiles TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL));
+
+-- Name: POLICY ledger_tiles_owner_all ON ledger_tiles; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY ledger_tiles_owner_all ON custody_data.ledger_tiles IS 'The functions that seal, and make proofs for every tenant.';
 
 -- Name: legal_holds; Type: ROW SECURITY; Schema: custody_data
 

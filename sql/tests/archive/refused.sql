@@ -36,7 +36,7 @@ select refuses($$select custody.drop_archived_partitions(1, now() + interval '1 
 select refuses($$select custody.drop_archived_partitions(1, 'infinity')$$, 'PC009', 'in the end');
 -- The transaction counter was set back: segments reach beyond it.
 reset session authorization;
-insert into custody_data.incarnations (system_identifier) select c.system_identifier from pg_control_system() c;
+insert into custody_data.incarnations (system_identifier, timeline) select c.system_identifier, custody_data.wal_timeline() from pg_control_system() c;
 insert into custody_data.archive_segments (day, part, xid_from, xid_to, opened_at) values ('2001-01-01', 1, '3', '9000000000', clock_timestamp());
 set local session authorization custody_runner;
 select refuses($$select custody.open_segments()$$, 'PC029', 'opening, behind the archive');

@@ -22,6 +22,7 @@ select set_eq('select f.schema || ''.'' || f.name from functions f where f.prose
   'custody_data.blind_indexes', 'custody_data.index_taken', 'custody_data.seal_profile',
   'custody.claim_data_keys', 'custody.find_erased', 'custody.remember_erased', 'custody.current_kek', 'custody.expire_data_keys', 'custody.list_key_ages', 'custody.list_sealed_values', 'custody.mark_kek_destroyed', 'custody.reindex_profiles', 'custody.rotate_data_keys', 'custody.rotate_index_key',
   'custody.list_keks', 'custody.mark_certificate_stored', 'custody.unstored_certificates', 'custody.open_value', 'custody.register_kek', 'custody.retire_kek', 'custody.rewrap_keys', 'custody.seal_value', 'custody.unlock', 'custody_data.claim_data_key', 'custody_data.data_key', 'custody_data.open_values', 'custody_data.seal_column', 'custody_data.seal_values',
+  'custody.adopt_events', 'custody.consistency_proof', 'custody.inclusion_proof', 'custody.ledger_head', 'custody.ledger_root', 'custody.record_checkpoint', 'custody.seal_audit_log', 'custody.sealing_status', 'custody.take_over_leaves', 'custody.verify_ledger',
   'custody_data.active_holds', 'custody_data.claim_identities', 'custody_data.claim_identity', 'custody_data.consent_expires_at', 'custody_data.holds_on',
   'custody_data.keep_of', 'custody_data.month_is_held', 'custody_data.require_actor', 'custody_data.require_partition', 'custody_data.require_person', 'custody_data.tg_reject_early_delete',
   'custody_data.tg_reject_held', 'custody_data.tg_require_live_identity'], 'functions that run with the owner''s rights');

@@ -29,11 +29,14 @@ insert into guards values
 insert into guards select 'user_preferences', trg, says from guards where tbl = 'user_profiles';
 insert into guards select 'conversations', trg, replace(replace(replace(says, 'tg_audit_people', 'tg_audit_conversations'), '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
 insert into guards select t, 'a_reject_mutation', 'BEFORE DELETE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'
-from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) t;
+from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
 insert into guards select t, 'a_reject_row_mutation', 'BEFORE DELETE UPDATE ROW tg_reject_mutation()'
-from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) t;
+from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
 insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'
-from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies']) t;
+from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies', 'ledger_heads']) t;
+insert into guards select t, x.trg, x.says
+from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches']) t cross join lateral
+  (values ('a_keep_anchored', 'BEFORE DELETE UPDATE ROW ' || replace(t, 'ledger_', 'tg_keep_') || '()'), ('a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()')) x (trg, says);
 
 select set_eq($$
   select c.relname::text, t.tgname::text, concat_ws(' ', case when t.tgtype & 2 > 0 then 'BEFORE' else 'AFTER' end, case when t.tgtype & 4 > 0 then 'INSERT' end, case when t.tgtype & 8 > 0 then 'DELETE' end,

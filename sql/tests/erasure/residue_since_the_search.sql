@@ -29,7 +29,7 @@ select enter('residue_since', 'dpo') /* $1 */;
 select refuses($$select custody.erase_subject(current_setting('testing.person3')::uuid)$$, 'PC019', 'what came since is found');
 
 reset session authorization;
-insert into custody_data.incarnations (system_identifier) values (1);
+insert into custody_data.incarnations (system_identifier, timeline) values (1, 1);
 set local session authorization custody_dpo;
 select refuses($$select custody.erase_subject(current_setting('testing.person2')::uuid)$$, 'PC019', 'in another cluster the search begins anew');
 select * from finish();

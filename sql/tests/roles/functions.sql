@@ -41,9 +41,12 @@ from (values
   ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
-  ('custody', 'auditor worker', 'archive_due audit_months'),
+  ('custody', 'auditor worker', 'archive_due audit_months ledger_head sealing_status verify_ledger'),
+  ('custody', 'auditor privacy worker', 'ledger_root'),
+  ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
+  ('custody', 'admin', 'adopt_events'),
   ('custody', 'worker', 'drop_archived_partitions mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
-    'open_segments prepare_import record_segment refuse_import segment_entries start_run'),
+    'open_segments prepare_import record_checkpoint record_segment refuse_import seal_audit_log segment_entries start_run take_over_leaves'),
   -- helpers that functions with the caller's rights need
   ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),
   ('custody_data', 'admin auditor privacy readonly readwrite worker', 'check_user_id require_context'),
@@ -51,7 +54,7 @@ from (values
   ('custody_data', 'privacy readwrite worker', 'append_event new_entry_id require_actor require_partition'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
   ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings rights'),
-  ('custody_data', 'worker', 'append_record_events changed_columns event_content was_resealed begin_import claim_identities claim_staged consent_content_id import_result settle_refused settle_repeated')
+  ('custody_data', 'worker', 'append_record_events changed_columns event_content was_resealed begin_import claim_identities claim_staged consent_content_id import_result leaf_hash settle_refused settle_repeated')
 ) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
 
 -- As the catalog has it. What is not on the page is the owner's alone.

@@ -29,6 +29,11 @@ insert into may values
   ('incarnations',         '',    '',     's',   's',  's', 's'),
   ('archive_segments',     '',    '',     's',   's',  's', 's'),
   ('partition_drops',      '',    '',     's',   's',  's', 's'),
+  ('ledger_tiles',          '',    '',     's',   's',  's', 's'),
+  ('ledger_entries',        '',    '',     's',   's',  's', 's'),
+  ('ledger_stretches',      '',    '',     's',   's',  's', 's'),
+  ('ledger_heads',          '',    '',     's',   's',  's', 's'),
+  ('ledger_checkpoints',    '',    '',     's',   's',  's', 's'),
   ('schema_migrations',    's',   's',    's',   's',  's', 's'),
   ('schema_steps',         's',   's',    's',   's',  's', 's');
 create temp view page as

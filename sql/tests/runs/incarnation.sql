@@ -10,7 +10,7 @@ select is((custody.open_incarnation()).incarnation_id, (custody.open_incarnation
 select is((select count(*) from events('system', 'incarnation.open')), 1::bigint, 'with one event');
 -- as a restore brings it from elsewhere
 reset session authorization;
-insert into custody_data.incarnations (system_identifier) values (1);
+insert into custody_data.incarnations (system_identifier, timeline) values (1, 1);
 set local session authorization custody_runner;
 select is((custody.open_incarnation()).system_identifier, (select c.system_identifier from pg_control_system() c), 'after another cluster it is opened anew');
 select is((select count(*) from custody_data.incarnations), 3::bigint, 'and the old ones stay on record');

@@ -107,7 +107,7 @@ func databaseCode(err error) int {
 		kinds []error
 	}{
 		{ExitPermission, []error{db.ErrPermission, db.ErrNotForCaller}},
-		{ExitCheck, []error{db.ErrResidue, db.ErrArchiveMismatch}},
+		{ExitCheck, []error{db.ErrResidue, db.ErrArchiveMismatch, db.ErrLedgerMismatch}},
 		{ExitKeys, []error{db.ErrLocked}},
 		{ExitDatabase, []error{db.ErrUnreachable, db.ErrNotMigrated, db.ErrRoutineMissing}},
 		{ExitInternal, []error{db.ErrConflict, db.ErrLockTimeout, db.ErrCanceled}},
