@@ -357,3 +357,16 @@ func TestErasedBySQLIsStoredByTheRunner(t *testing.T) {
 	b.work(RequestsArgs{})
 	require.EqualValues(t, 1, b.number(tenant, "select count(*) from river.river_job where kind = 'erase'"), "once")
 }
+
+// What holders answer, and the proof that a later checkpoint brings, make no other
+// certificate; anything else does.
+func TestSameCertificate(t *testing.T) {
+	stored := `{"request_id": "r", "status": "awaiting_holders", "external_holders": [{"holder": "crm"}], "audit_event_proof": null, "deleted": {"user_profiles": 1}}`
+	for now, same := range map[string]bool{
+		`{"deleted": {"user_profiles": 1}, "request_id": "r", "status": "complete", "external_holders": [], "audit_event_proof": {"leaf_index": 1}}`: true,
+		`{"deleted": {"user_profiles": 2}, "request_id": "r", "status": "complete", "external_holders": [], "audit_event_proof": {"leaf_index": 1}}`: false,
+		`{"deleted": {"user_profiles": 1}, "request_id": "r"`: false,
+	} {
+		require.Equal(t, same, sameCertificate([]byte(stored), []byte(now)), now)
+	}
+}

@@ -64,6 +64,79 @@ $$;
 revoke all on function custody_data.subtree_hash(bigint, bigint) from public;
 comment on function custody_data.subtree_hash(bigint, bigint) is 'MTH(D[p_from:p_to]) of RFC 6962 section 2.1, of at least one leaf.';
 
+create or replace function custody_data.inclusion_path(p_leaf bigint, p_size bigint)
+returns bytea[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from bigint := 0;
+  v_to bigint := p_size;
+  v_split bigint;
+  v_path bytea[] := array[]::bytea[];
+begin
+  -- Down from the root to the leaf; the path goes up.
+  while v_to - v_from > 1 loop
+    v_split := v_from + custody_data.split_of(v_to - v_from);
+    if p_leaf < v_split then
+      v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
+      v_to := v_split;
+    else
+      v_path := custody_data.subtree_hash(v_from, v_split) || v_path;
+      v_from := v_split;
+    end if;
+  end loop;
+  return v_path;
+end
+$$;
+revoke all on function custody_data.inclusion_path(bigint, bigint) from public;
+comment on function custody_data.inclusion_path(bigint, bigint) is 'PATH(p_leaf, D[p_size]) of RFC 6962 section 2.1.1. Errors: PC041 hashes are missing.';
+
+create or replace function custody_data.consistency_path(p_old bigint, p_new bigint)
+returns bytea[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from bigint := 0;
+  v_to bigint := p_new;
+  v_split bigint;
+  v_path bytea[] := array[]::bytea[];
+begin
+  while p_old < v_to loop
+    v_split := v_from + custody_data.split_of(v_to - v_from);
+    if p_old <= v_split then
+      v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
+      v_to := v_split;
+    else
+      v_path := custody_data.subtree_hash(v_from, v_split) || v_path;
+      v_from := v_split;
+    end if;
+  end loop;
+  -- The old tree as a whole is known to whoever asks.
+  if v_from > 0 then
+    v_path := custody_data.subtree_hash(v_from, v_to) || v_path;
+  end if;
+  return v_path;
+end
+$$;
+revoke all on function custody_data.consistency_path(bigint, bigint) from public;
+comment on function custody_data.consistency_path(bigint, bigint) is 'PROOF(p_old, D[p_new]) of RFC 6962 section 2.1.2, of 1 <= p_old <= p_new leaves. Errors: PC041 hashes are missing.';
+
+create or replace function custody_data.hashes_json(p_hashes bytea[])
+returns jsonb
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select coalesce(jsonb_agg(encode(h.hash, 'base64') order by h.n), '[]') from unnest(p_hashes) with ordinality h (hash, n);
+$$;
+revoke all on function custody_data.hashes_json(bytea[]) from public;
+comment on function custody_data.hashes_json(bytea[]) is 'Hashes in base64 as a JSON array.';
+
 -- definer: the tree is read for every tenant
 create or replace function custody.ledger_root(p_tree_size bigint)
 returns bytea
@@ -190,24 +263,80 @@ $$;
 revoke all on function custody_data.require_checkpoint(bigint, bigint) from public;
 comment on function custody_data.require_checkpoint(bigint, bigint) is 'The newest signed checkpoint, or the one of p_tree_size leaves, that covers the first p_covers leaves. Errors: PC040.';
 
-create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred_at timestamptz, p_hash bytea)
+create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea)
 returns bigint
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  -- An id is found where it begins at a multiple of 16 bytes.
   select e.tile_index * 256 + n.n
   from custody_data.ledger_entries e
   join custody_data.ledger_tiles t on t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index
   cross join lateral generate_series(0, octet_length(e.xids) / 8 - 1) n (n)
-  where e.tenant_id = 'system' and e.occurred_range @> p_occurred_at
+  where e.tenant_id = 'system' and e.occurred_range && p_occurred
     and substr(e.entry_ids, n.n * 16 + 1, 16) = uuid_send(p_log_entry_id)
     and (p_hash is null or substr(t.hashes, n.n * 32 + 1, 32) = p_hash)
   order by 1 limit 1;
 $$;
-revoke all on function custody_data.find_leaf(uuid, timestamptz, bytea) from public;
-comment on function custody_data.find_leaf(uuid, timestamptz, bytea) is 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+revoke all on function custody_data.find_leaf(uuid, tstzrange, bytea) from public;
+comment on function custody_data.find_leaf(uuid, tstzrange, bytea) is 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+
+create or replace function custody_data.time_in_id(p_log_entry_id uuid)
+returns tstzrange
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  select case when substr(p_log_entry_id::text, 15, 1) = '7'
+      and ('x0000' || replace(left(p_log_entry_id::text, 13), '-', ''))::bit(64)::bigint < 253402300800000 then (
+    -- an event is dated when its id is drawn, or in the instant before
+    select tstzrange(t.drawn - interval '1 second', t.drawn + interval '1 second')
+    from (select 'epoch'::timestamptz + ('x0000' || replace(left(p_log_entry_id::text, 13), '-', ''))::bit(64)::bigint * interval '1 millisecond' as drawn) t)
+  end;
+$$;
+revoke all on function custody_data.time_in_id(uuid) from public;
+comment on function custody_data.time_in_id(uuid) is 'When an event occurred whose id the server drew (RFC 9562 version 7), to the second; null for other ids.';
+
+create or replace function custody_data.leaf_of(p_log_entry_id uuid, p_occurred_at timestamptz, out is_known boolean, out is_altered boolean, out leaf_index bigint)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_event custody_data.audit_logs;
+begin
+  select a.* into v_event
+  from custody_data.audit_logs a
+  where a.tenant_id = custody.current_tenant() and a.log_entry_id = p_log_entry_id and (p_occurred_at is null or a.occurred_at = p_occurred_at)
+  order by a.occurred_at desc limit 1;
+  is_altered := false;
+  if v_event.log_entry_id is not null then
+    is_known := true;
+    leaf_index := custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), custody_data.leaf_hash(v_event));
+    is_altered := leaf_index is null and custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), null) is not null;
+  elsif not custody.has_subject() then
+    -- It may be in the archive alone: whoever has it there has its id, its time and its content.
+    leaf_index := custody_data.find_leaf(p_log_entry_id,
+      case when p_occurred_at is null then custody_data.time_in_id(p_log_entry_id) else tstzrange(p_occurred_at, p_occurred_at, '[]') end, null);
+    is_known := leaf_index is not null;
+  end if;
+end
+$$;
+revoke all on function custody_data.leaf_of(uuid, timestamptz) from public;
+comment on function custody_data.leaf_of(uuid, timestamptz) is 'Whether an event is known in the context, whether it is another than was sealed, and the index of its leaf; null where it has none.';
+
+create or replace function custody_data.inclusion_json(p_leaf bigint, p_checkpoint custody_data.ledger_checkpoints)
+returns jsonb
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select jsonb_build_object('leaf_index', p_leaf, 'tree_size', p_checkpoint.tree_size, 'leaf_hash', encode(custody_data.node_hash(0, p_leaf), 'base64'),
+    'hashes', custody_data.hashes_json(custody_data.inclusion_path(p_leaf, p_checkpoint.tree_size)), 'checkpoint', p_checkpoint.note);
+$$;
+revoke all on function custody_data.inclusion_json(bigint, custody_data.ledger_checkpoints) from public;
+comment on function custody_data.inclusion_json(bigint, custody_data.ledger_checkpoints) is 'The proof that a leaf is in the tree of a checkpoint, as inclusion_proof returns it.';
 
 -- definer: the tree is read for every tenant, the event by the rules of the context
 create or replace function custody.inclusion_proof(p_log_entry_id uuid, p_occurred_at timestamptz default null, p_tree_size bigint default null)
@@ -219,64 +348,31 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
-  v_event custody_data.audit_logs;
-  v_leaf bigint;
-  v_hash bytea;
-  v_checkpoint custody_data.ledger_checkpoints;
-  v_from bigint := 0;
-  v_to bigint;
-  v_split bigint;
-  v_path bytea[] := array[]::bytea[];
+  v_event record;
 begin
-  select a.* into v_event
-  from custody_data.audit_logs a
-  where a.tenant_id = v_tenant and a.log_entry_id = p_log_entry_id and (p_occurred_at is null or a.occurred_at = p_occurred_at)
-  order by a.occurred_at desc limit 1;
-  if v_event.log_entry_id is not null then
-    v_hash := custody_data.leaf_hash(v_event);
-    v_leaf := custody_data.find_leaf(p_log_entry_id, v_event.occurred_at, v_hash);
-    if v_leaf is null and custody_data.find_leaf(p_log_entry_id, v_event.occurred_at, null) is not null then
-      raise exception using
-        errcode = 'PC041',
-        message = format('event %s is not what was sealed', p_log_entry_id),
-        hint = 'It, or its leaf, was altered. Run pgcustody verify and have the case looked at.';
-    end if;
-  elsif p_occurred_at is not null and not custody.has_subject() then
-    -- It may be in the archive alone: whoever has it there has its id, its time and its content.
-    v_leaf := custody_data.find_leaf(p_log_entry_id, p_occurred_at, null);
+  v_event := custody_data.leaf_of(p_log_entry_id, p_occurred_at);
+  if v_event.is_altered then
+    raise exception using
+      errcode = 'PC041',
+      message = format('event %s is not what was sealed', p_log_entry_id),
+      hint = 'It, or its leaf, was altered. Run pgcustody verify and have the case looked at.';
   end if;
-  if v_leaf is null and v_event.log_entry_id is null then
+  if v_event.is_known is not true then
     raise exception using
       errcode = 'PC042',
       message = 'unknown event',
       detail = format('Tenant %s has no event %s%s.', v_tenant, p_log_entry_id, case when p_occurred_at is not null then ' of that time' else '' end),
-      hint = 'Of an event that is in the archive alone give the time as well.';
+      hint = 'Of an event that is in the archive alone, and whose id the client gave, give the time as well.';
   end if;
-  v_checkpoint := custody_data.require_checkpoint(coalesce(v_leaf + 1, 9223372036854775807), p_tree_size);
-
-  v_to := v_checkpoint.tree_size;
-  while v_to - v_from > 1 loop
-    v_split := custody_data.split_of(v_to - v_from);
-    if v_leaf - v_from < v_split then
-      v_path := custody_data.subtree_hash(v_from + v_split, v_to) || v_path;
-      v_to := v_from + v_split;
-    else
-      v_path := custody_data.subtree_hash(v_from, v_from + v_split) || v_path;
-      v_from := v_from + v_split;
-    end if;
-  end loop;
-  return jsonb_build_object('leaf_index', v_leaf, 'tree_size', v_checkpoint.tree_size,
-    'leaf_hash', encode(coalesce(v_hash, custody_data.node_hash(0, v_leaf)), 'base64'),
-    'hashes', (select coalesce(jsonb_agg(encode(p.hash, 'base64') order by p.n), '[]') from unnest(v_path) with ordinality p (hash, n)),
-    'checkpoint', v_checkpoint.note);
+  return custody_data.inclusion_json(v_event.leaf_index, custody_data.require_checkpoint(coalesce(v_event.leaf_index + 1, 9223372036854775807), p_tree_size));
 end
 $$;
 revoke all on function custody.inclusion_proof(uuid, timestamptz, bigint) from public;
 grant execute on function custody.inclusion_proof(uuid, timestamptz, bigint) to custody_readwrite, custody_worker, custody_privacy, custody_auditor;
 comment on function custody.inclusion_proof(uuid, timestamptz, bigint) is
 'Proof that an event of the tenant is in the tree of a signed checkpoint: {"leaf_index", "tree_size", "leaf_hash", "hashes", "checkpoint"}, hashes in base64 from the leaf up (RFC 6962 section 2.1.1), checkpoint the signed note. Who checks it needs the event''s canonical entry, whose hash the leaf is.
-p_occurred_at: of the event; needed where it is in the archive alone. p_tree_size: of the checkpoint; default the newest.
-Errors: PC001, PC042 unknown event, PC041 the event is not what was sealed, PC040 no checkpoint covers it yet. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
+p_occurred_at: of the event; needed where it is in the archive alone and the client gave its id. p_tree_size: of the checkpoint; default the newest.
+Errors: PC001, PC041 the event is not what was sealed, PC042 unknown event, PC040 no checkpoint covers it yet. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
 
 -- definer: as inclusion_proof
 create or replace function custody.consistency_proof(p_old_size bigint, p_new_size bigint)
@@ -289,11 +385,6 @@ as $$
 declare
   v_old custody_data.ledger_checkpoints;
   v_new custody_data.ledger_checkpoints;
-  v_from bigint := 0;
-  v_to bigint := p_new_size;
-  v_split bigint;
-  v_whole boolean := true;
-  v_path bytea[] := array[]::bytea[];
 begin
   perform custody_data.require_context();
   if p_old_size is null or p_new_size is null or p_old_size not between 1 and p_new_size then
@@ -301,23 +392,8 @@ begin
   end if;
   v_old := custody_data.require_checkpoint(p_old_size, p_old_size);
   v_new := custody_data.require_checkpoint(p_new_size, p_new_size);
-  while p_old_size < v_to loop
-    v_split := custody_data.split_of(v_to - v_from);
-    if p_old_size - v_from <= v_split then
-      v_path := custody_data.subtree_hash(v_from + v_split, v_to) || v_path;
-      v_to := v_from + v_split;
-    else
-      v_path := custody_data.subtree_hash(v_from, v_from + v_split) || v_path;
-      v_from := v_from + v_split;
-      v_whole := false;
-    end if;
-  end loop;
-  if not v_whole then
-    v_path := custody_data.subtree_hash(v_from, v_to) || v_path;
-  end if;
   return jsonb_build_object('old_size', p_old_size, 'new_size', p_new_size,
-    'hashes', (select coalesce(jsonb_agg(encode(p.hash, 'base64') order by p.n), '[]') from unnest(v_path) with ordinality p (hash, n)),
-    'old_checkpoint', v_old.note, 'new_checkpoint', v_new.note);
+    'hashes', custody_data.hashes_json(custody_data.consistency_path(p_old_size, p_new_size)), 'old_checkpoint', v_old.note, 'new_checkpoint', v_new.note);
 end
 $$;
 revoke all on function custody.consistency_proof(bigint, bigint) from public;

@@ -597,7 +597,11 @@ declare
   v_tenant constant text := custody_data.require_context();
   v_holders jsonb;
   v_open bigint;
+  v_leaf bigint;
 begin
+  select (custody_data.leaf_of((c.certificate ->> 'audit_event')::uuid, null)).leaf_index into v_leaf
+  from custody_data.erasure_certificates c
+  where c.tenant_id = v_tenant and c.request_id = p_request_id;
   select coalesce(jsonb_agg(jsonb_build_object('holder', n.holder, 'notified_at', n.sent_at, 'acknowledged_at', n.acknowledged_at, 'evidence', n.evidence) order by n.holder), '[]'),
     count(*) filter (where n.acknowledged_at is null)
   into v_holders, v_open
@@ -605,7 +609,9 @@ begin
   where n.tenant_id = v_tenant and n.request_id = p_request_id;
   return (
     select c.certificate || jsonb_build_object('status', case when v_open = 0 then 'complete' else 'awaiting_holders' end,
-      'issued_at', c.issued_at, 'external_holders', v_holders)
+      'issued_at', c.issued_at, 'external_holders', v_holders, 'audit_event_proof', (
+        select custody_data.inclusion_json(v_leaf, k) from custody_data.ledger_checkpoints k
+        where k.tenant_id = 'system' and k.tree_size > v_leaf order by k.tree_size desc, k.number desc limit 1))
     from custody_data.erasure_certificates c
     where c.tenant_id = v_tenant and c.request_id = p_request_id);
 end
@@ -613,7 +619,7 @@ $$;
 revoke all on function custody.get_certificate(uuid) from public;
 grant execute on function custody.get_certificate(uuid) to custody_privacy, custody_worker, custody_auditor;
 comment on function custody.get_certificate(uuid) is
-'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, user_id_remembered (whether a keyed hash of the user_id is kept for the policy erased_ids), audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, user_id_remembered (whether a keyed hash of the user_id is kept for the policy erased_ids), audit_event, audit_event_proof (its inclusion proof; null until a signed checkpoint covers it), external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: looks at all of the tenant's
@@ -815,7 +821,7 @@ begin
     on conflict (tenant_id, request_id) do update set status = 'done', closed_at = now() where r.status in ('received', 'held');
     insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, issued_at, certificate)
     values (v_tenant, v_request_id, v_identity.identity_id, coalesce((v_certificate ->> 'issued_at')::timestamptz, now()),
-      v_certificate - array['status', 'issued_at', 'external_holders'])
+      v_certificate - array['status', 'issued_at', 'external_holders', 'audit_event_proof'])
     on conflict do nothing;
     perform custody_data.append_event('account.erase', 'identity', v_identity.identity_id::text, 'success',
       jsonb_build_object('request_id', v_request_id, 'deleted', v_deleted, 'keys_destroyed', v_keys, 'replayed', true), v_identity.identity_id);

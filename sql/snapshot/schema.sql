@@ -951,7 +951,7 @@ CREATE FUNCTION custody.get_certificate(p_request_id uuid) RETURNS jsonb
 
 -- Name: FUNCTION get_certificate(p_request_id uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, user_id_remembered (whether a keyed hash of the user_id is kept for the policy erased_ids), audit_event, external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
+COMMENT ON FUNCTION custody.get_certificate(p_request_id uuid) IS 'The certificate of an erasure: version, tenant_id, request_id, identity_id, requested_at, erased_at, issued_at, deleted (rows by table), kept (table, reason, until, form), keys_destroyed (versions of the identity''s data key), backups_unreadable_from (when, by the policies kek_generation and key_backup, no backup from before opens anything of the person any more), residue, residue_searched_for and residue_basis, user_id_remembered (whether a keyed hash of the user_id is kept for the policy erased_ids), audit_event, audit_event_proof (its inclusion proof; null until a signed checkpoint covers it), external_holders (holder, notified_at, acknowledged_at, evidence), status: complete once every holder has acknowledged, awaiting_holders before. Null for the unknown.
 Errors: PC001. Callers: custody_privacy, custody_worker, custody_auditor.';
 
 -- Name: get_conversation(text, text); Type: FUNCTION; Schema: custody
@@ -1096,8 +1096,8 @@ CREATE FUNCTION custody.inclusion_proof(p_log_entry_id uuid, p_occurred_at times
 -- Name: FUNCTION inclusion_proof(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_tree_size bigint); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.inclusion_proof(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_tree_size bigint) IS 'Proof that an event of the tenant is in the tree of a signed checkpoint: {"leaf_index", "tree_size", "leaf_hash", "hashes", "checkpoint"}, hashes in base64 from the leaf up (RFC 6962 section 2.1.1), checkpoint the signed note. Who checks it needs the event''s canonical entry, whose hash the leaf is.
-p_occurred_at: of the event; needed where it is in the archive alone. p_tree_size: of the checkpoint; default the newest.
-Errors: PC001, PC042 unknown event, PC041 the event is not what was sealed, PC040 no checkpoint covers it yet. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
+p_occurred_at: of the event; needed where it is in the archive alone and the client gave its id. p_tree_size: of the checkpoint; default the newest.
+Errors: PC001, PC041 the event is not what was sealed, PC042 unknown event, PC040 no checkpoint covers it yet. Callers: custody_readwrite, custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: ledger_head(); Type: FUNCTION; Schema: custody
 
@@ -2611,6 +2611,17 @@ CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, pur
 
 COMMENT ON FUNCTION custody_data.consent_holds() IS 'From which record on holds cover the consents of a person for a purpose; without a purpose, all of the person. A hold on the tenant is not among them.';
 
+-- Name: consistency_path(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) RETURNS bytea[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION consistency_path(p_old bigint, p_new bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) IS 'PROOF(p_old, D[p_new]) of RFC 6962 section 2.1.2, of 1 <= p_old <= p_new leaves. Errors: PC041 hashes are missing.';
+
 -- Name: conversation_holds(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text)
@@ -2821,16 +2832,16 @@ CREATE FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) RETURNS intege
 
 COMMENT ON FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) IS 'Version of a key-encryption key that is valid for a tenant, or null.';
 
--- Name: find_leaf(uuid, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody_data
+-- Name: find_leaf(uuid, tstzrange, bytea); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_hash bytea) RETURNS bigint
+CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea) RETURNS bigint
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_hash bytea); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_hash bytea) IS 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+COMMENT ON FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea) IS 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
 
 -- Name: find_residue(uuid, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2865,6 +2876,17 @@ CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with ti
 -- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
+
+-- Name: hashes_json(bytea[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hashes_json(p_hashes bytea[]) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION hashes_json(p_hashes bytea[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hashes_json(p_hashes bytea[]) IS 'Hashes in base64 as a JSON array.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -2919,6 +2941,57 @@ CREATE FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_u
 -- Name: FUNCTION import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.import_result(p_added bigint, p_changed bigint, p_unchanged bigint, p_refused bigint) IS 'What an import function returns: rows added, changed, unchanged and refused.';
+
+-- Name: ledger_checkpoints; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.ledger_checkpoints (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    tree_size bigint NOT NULL,
+    root_hash bytea NOT NULL,
+    note text NOT NULL,
+    object_key text NOT NULL,
+    retain_until timestamp with time zone,
+    anchored_at timestamp with time zone NOT NULL,
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT ledger_checkpoints_root_hash_is_a_sha256_check CHECK ((octet_length(root_hash) = 32))
+);
+
+ALTER TABLE ONLY custody_data.ledger_checkpoints FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE ledger_checkpoints; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.ledger_checkpoints IS 'Signed checkpoints as the signer put them into the bucket: what proofs are made for. A copy for convenience, append-only; what counts is in the bucket.';
+
+-- Name: COLUMN ledger_checkpoints.number; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_checkpoints.number IS 'Of the object: without gaps from 1.';
+
+-- Name: COLUMN ledger_checkpoints.note; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_checkpoints.note IS 'The signed note, C2SP tlog-checkpoint.';
+
+-- Name: inclusion_json(bigint, custody_data.ledger_checkpoints); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.inclusion_json(p_leaf bigint, p_checkpoint custody_data.ledger_checkpoints) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION inclusion_json(p_leaf bigint, p_checkpoint custody_data.ledger_checkpoints); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.inclusion_json(p_leaf bigint, p_checkpoint custody_data.ledger_checkpoints) IS 'The proof that a leaf is in the tree of a checkpoint, as inclusion_proof returns it.';
+
+-- Name: inclusion_path(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.inclusion_path(p_leaf bigint, p_size bigint) RETURNS bytea[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION inclusion_path(p_leaf bigint, p_size bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.inclusion_path(p_leaf bigint, p_size bigint) IS 'PATH(p_leaf, D[p_size]) of RFC 6962 section 2.1.1. Errors: PC041 hashes are missing.';
 
 -- Name: index_key(text, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3004,6 +3077,17 @@ CREATE FUNCTION custody_data.leaf_hash(p_row custody_data.audit_logs) RETURNS by
 -- Name: FUNCTION leaf_hash(p_row custody_data.audit_logs); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.leaf_hash(p_row custody_data.audit_logs) IS 'The leaf hash of an event, 32 bytes (RFC 6962 section 2.1).';
+
+-- Name: leaf_of(uuid, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaf_of(p_log_entry_id uuid, p_occurred_at timestamp with time zone, OUT is_known boolean, OUT is_altered boolean, OUT leaf_index bigint) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaf_of(p_log_entry_id uuid, p_occurred_at timestamp with time zone, OUT is_known boolean, OUT is_altered boolean, OUT leaf_index bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaf_of(p_log_entry_id uuid, p_occurred_at timestamp with time zone, OUT is_known boolean, OUT is_altered boolean, OUT leaf_index bigint) IS 'Whether an event is known in the context, whether it is another than was sealed, and the index of its leaf; null where it has none.';
 
 -- Name: leaking_settings(); Type: FUNCTION; Schema: custody_data
 
@@ -3496,35 +3580,6 @@ CREATE FUNCTION custody_data.require_archiver() RETURNS void
 
 COMMENT ON FUNCTION custody_data.require_archiver() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
--- Name: ledger_checkpoints; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.ledger_checkpoints (
-    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
-    number bigint NOT NULL,
-    tree_size bigint NOT NULL,
-    root_hash bytea NOT NULL,
-    note text NOT NULL,
-    object_key text NOT NULL,
-    retain_until timestamp with time zone,
-    anchored_at timestamp with time zone NOT NULL,
-    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    CONSTRAINT ledger_checkpoints_root_hash_is_a_sha256_check CHECK ((octet_length(root_hash) = 32))
-);
-
-ALTER TABLE ONLY custody_data.ledger_checkpoints FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE ledger_checkpoints; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.ledger_checkpoints IS 'Signed checkpoints as the signer put them into the bucket: what proofs are made for. A copy for convenience, append-only; what counts is in the bucket.';
-
--- Name: COLUMN ledger_checkpoints.number; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.ledger_checkpoints.number IS 'Of the object: without gaps from 1.';
-
--- Name: COLUMN ledger_checkpoints.note; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.ledger_checkpoints.note IS 'The signed note, C2SP tlog-checkpoint.';
-
 -- Name: require_checkpoint(bigint, bigint); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size bigint DEFAULT NULL::bigint) RETURNS custody_data.ledger_checkpoints
@@ -4016,6 +4071,17 @@ CREATE FUNCTION custody_data.tg_touch_row() RETURNS trigger
 -- Name: FUNCTION tg_touch_row(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_touch_row() IS 'Counts version up and sets updated_at on every update but a resealing.';
+
+-- Name: time_in_id(uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.time_in_id(p_log_entry_id uuid) RETURNS tstzrange
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION time_in_id(p_log_entry_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.time_in_id(p_log_entry_id uuid) IS 'When an event occurred whose id the server drew (RFC 9562 version 7), to the second; null for other ids.';
 
 -- Name: unarchived_windows(date, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 

@@ -23,7 +23,7 @@ create function pg_temp.certificate() returns jsonb language sql as $$ select cu
 
 select is(pg_temp.certificate() - array['kept', 'audit_event', 'issued_at', 'erased_at', 'requested_at', 'backups_unreadable_from'], jsonb_build_object('version', 1, 'tenant_id', 'erase', 'request_id', current_setting('testing.request'),
   'identity_id', current_setting('testing.ada'), 'keys_destroyed', '[1]'::jsonb, 'user_id_remembered', false, 'deleted', '{"user_profiles": 1, "user_preferences": 1, "conversations": 3}'::jsonb, 'residue', '[]'::jsonb, 'residue_searched_for', '["user_id", "email", "phone", "full_name"]'::jsonb, 'residue_basis', null,
-  'status', 'complete', 'external_holders', '[]'::jsonb), 'the certificate: request, identity, what was deleted');
+  'status', 'complete', 'external_holders', '[]'::jsonb, 'audit_event_proof', null), 'the certificate: request, identity, what was deleted');
 select is((pg_temp.certificate() ->> 'backups_unreadable_from')::timestamptz, now() + interval '14 days', 'and when backups from before open nothing any more: a generation of the key, and the life of a backup of keys');
 select is(array[pg_temp.certificate() ->> 'erased_at', pg_temp.certificate() ->> 'issued_at', pg_temp.certificate() ->> 'requested_at']::timestamptz[], array[now(), now(), now()], 'when it was asked for, done and issued');
 select results_eq($$select k ->> 'table', (k ->> 'reason') is not null, (k ->> 'until')::timestamptz > now() from jsonb_array_elements(pg_temp.certificate() -> 'kept') k$$,

@@ -66,6 +66,18 @@ set session_replication_role = origin;
 set local session authorization custody_app;
 select custody.set_context('proof', 'clerk');
 select refuses(format('select custody.inclusion_proof(%L)', i.id), 'PC041', 'an event that is not what was sealed') from ids i where i.n = 2;
+-- The certificate of an erasure has the proof of its event, once there is one.
+reset session authorization;
+select has_time from (select custody_data.time_in_id(custody_data.new_entry_id()) @> clock_timestamp() as has_time) t \gset
+select ok(:'has_time', 'ids that the server draws say when');
+select is(custody_data.time_in_id(gen_random_uuid()), null, 'others do not');
+insert into custody_data.requests (tenant_id, request_id, kind, identity_id, requested_by, due_at, status, closed_at)
+select 'proof', '01a1fd93-0000-4000-8000-00000000000a', 'erasure', '01a1fd93-0000-4000-8000-000000000003', '01a1fd93-0000-4000-8000-000000000002', now(), 'done', now();
+insert into custody_data.erasure_certificates (tenant_id, request_id, identity_id, certificate)
+select 'proof', '01a1fd93-0000-4000-8000-00000000000a', '01a1fd93-0000-4000-8000-000000000003', jsonb_build_object('audit_event', i.id) from ids i where i.n = 3;
+set local session authorization custody_dpo;
+select custody.set_context('proof', 'dpo');
+select is((custody.get_certificate('01a1fd93-0000-4000-8000-00000000000a') -> 'audit_event_proof') - array['hashes', 'leaf_hash'], '{"leaf_index": 2, "tree_size": 600, "checkpoint": "note 2"}', 'a certificate has the proof of its event');
 -- A tile that is gone.
 reset session authorization;
 alter table custody_data.ledger_tiles disable trigger all;
