@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"sort"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -28,6 +29,8 @@ type strayLine struct {
 	known  bool // of a segment that the database has on record
 	key    key
 	at     time.Time // of the event
+	// archived is when the manifest says that it was.
+	archived time.Time
 }
 
 // archive is what the bucket holds of it.
@@ -98,8 +101,8 @@ func (c *check) takeManifest(ctx context.Context, object stored, objects map[str
 	if err != nil {
 		return err
 	}
-	manifest, err := segment.DecodeManifest(bytes.NewReader(content))
-	if err != nil || manifest.Name().ManifestKey() != object.key {
+	manifest, malformed := segment.DecodeManifest(bytes.NewReader(content))
+	if malformed != nil || manifest.Name().ManifestKey() != object.key {
 		return changed(object.key, "it is no manifest of the segment that it is named for")
 	}
 	events, ok := objects[manifest.ObjectKey]
@@ -237,7 +240,7 @@ func (c *check) readSegment(ctx context.Context, s archived, recorded bool, stre
 		}
 		if match.index < 0 {
 			if len(a.strays) < strayLines {
-				a.strays[hash] = strayLine{s.manifest.ObjectKey, number, recorded, k, occurred}
+				a.strays[hash] = strayLine{object: s.manifest.ObjectKey, line: number, known: recorded, key: k, at: occurred}
 			} else {
 				a.more++
 			}
@@ -259,11 +262,11 @@ func (c *check) readSegment(ctx context.Context, s archived, recorded bool, stre
 		a.miss(match.leaf, occurred)
 		return nil
 	}
-	return c.readObject(ctx, s, read)
+	return c.readObject(ctx, s, read, &sync.Mutex{})
 }
 
 // readObject streams a segment and holds its sums against the manifest.
-func (c *check) readObject(ctx context.Context, s archived, line func([]byte) error) error {
+func (c *check) readObject(ctx context.Context, s archived, line func([]byte) error, mu *sync.Mutex) error {
 	object, err := c.Store.Get(ctx, s.manifest.ObjectKey, s.manifest.ObjectVersion)
 	if err != nil {
 		return err
@@ -271,6 +274,8 @@ func (c *check) readObject(ctx context.Context, s archived, line func([]byte) er
 	defer object.Close()
 	sums, err := segment.Read(object, line)
 	changed := func(detail string) error {
+		mu.Lock()
+		defer mu.Unlock()
 		c.find(Finding{Kind: ObjectChanged, Object: s.manifest.ObjectKey, Detail: detail})
 		return nil
 	}

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/mod/sumdb/tlog"
 
 	"pgcustody/cmd/devstack/stack/stacktest"
+	"pgcustody/db"
 	"pgcustody/jobs"
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/segment"
@@ -52,8 +53,6 @@ type fixture struct {
 	vkey   string
 
 	events   []event // by leaf
-	archived int64   // of which the first so many are in the archive
-	earlier  int64   // of those, so many in an earlier month
 	unlocked string  // object that only writes without a lock
 	anchors  []ledger.Checkpoint
 	notes    []string
@@ -539,4 +538,18 @@ func (f *fixture) only(change func(key string, content []byte) []byte) {
 		require.NoError(f, err)
 	}
 	f.store = split{Store: f.store, log: mine}
+}
+
+// login connects another login.
+func (f *fixture) login(name string) *pgx.Conn {
+	f.Helper()
+	conn, err := pgx.Connect(f.Context(), stacktest.Shared(f.T).URL(name, f.name))
+	require.NoError(f, err)
+	f.Cleanup(func() { _ = conn.Close(context.Background()) })
+	return conn
+}
+
+func inSystemContext(ctx context.Context, tx pgx.Tx) error {
+	purpose := "verify"
+	return db.New().SetContext(ctx, tx, db.SetContextParams{Tenant: "system", Actor: "verifier", Purpose: &purpose})
 }

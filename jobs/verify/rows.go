@@ -24,9 +24,6 @@ const (
 	strayBytes = 8 << 20
 	// clockSlack is by how much the clocks of server and signer may differ.
 	clockSlack = 5 * time.Minute
-	// lateness is how much later than it happened a live event may be recorded: a
-	// day, and what a transaction takes.
-	lateness = 26 * time.Hour
 )
 
 // leaf as the map places it.

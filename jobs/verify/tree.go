@@ -34,10 +34,15 @@ func nodeHash(left, right *Hash) Hash {
 	return sha256.Sum256(both[:])
 }
 
-func (f *frontier) append(leaf Hash) {
-	f.size++
-	f.stack = append(f.stack, leaf)
-	for height, n := 1, f.size; n&1 == 0; height, n = height+1, n>>1 {
+func (f *frontier) append(leaf Hash) { f.appendSubtree(leaf, 0) }
+
+// appendSubtree adds the root of a perfect subtree of 1<<height leaves, of which
+// size is a multiple.
+func (f *frontier) appendSubtree(root Hash, height int) {
+	f.size += 1 << height
+	f.stack = append(f.stack, root)
+	for n := f.size >> height; n&1 == 0; n >>= 1 {
+		height++
 		last := len(f.stack) - 1
 		f.stack[last-1] = nodeHash(&f.stack[last-1], &f.stack[last])
 		f.stack = f.stack[:last]

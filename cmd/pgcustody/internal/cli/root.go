@@ -65,6 +65,7 @@ func commands() []func(*App) *cobra.Command {
 		newRunCmd,
 		newStatusCmd,
 		newTenantsCmd,
+		newVerifyCmd,
 		newWorkCmd,
 	}
 }
