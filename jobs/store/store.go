@@ -54,6 +54,8 @@ type Info struct {
 	// empty where none is known, and not to be relied on elsewhere.
 	RetainMode  string
 	RetainUntil time.Time
+	// DeleteMarker says that this is no object: History found a marker that hides one.
+	DeleteMarker bool
 }
 
 // LockedUntil tells whether the object is under a COMPLIANCE lock that ends no
@@ -93,6 +95,9 @@ type Store interface {
 	// Versions yields every version of the objects whose keys start with prefix,
 	// those hidden by a delete marker too: key by key, of each the oldest first.
 	Versions(ctx context.Context, prefix string) iter.Seq2[Info, error]
+
+	// History is Versions with the delete markers of each key before its versions.
+	History(ctx context.Context, prefix string) iter.Seq2[Info, error]
 
 	// Extend moves the end of an object's COMPLIANCE lock to a later time.
 	Extend(ctx context.Context, key, version string, until time.Time) error

@@ -16,6 +16,18 @@ import (
 // the markers themselves are not.
 func (s *s3Store) Versions(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
+		for info, err := range s.History(ctx, prefix) {
+			if !info.DeleteMarker && !yield(info, err) {
+				return
+			}
+		}
+	}
+}
+
+// History is Versions with the delete markers of each key before its versions: not
+// every store dates them alike.
+func (s *s3Store) History(ctx context.Context, prefix string) iter.Seq2[Info, error] {
+	return func(yield func(Info, error) bool) {
 		var ofKey []Info // newest first, as the store lists them
 		flush := func() bool {
 			for _, info := range slices.Backward(ofKey) {
@@ -33,14 +45,24 @@ func (s *s3Store) Versions(ctx context.Context, prefix string) iter.Seq2[Info, e
 				yield(Info{}, s.error(ctx, "list", prefix, err))
 				return
 			}
-			for _, v := range page.Versions {
-				key := strings.TrimPrefix(aws.ToString(v.Key), s.prefix)
-				if len(ofKey) > 0 && ofKey[0].Key != key && !flush() {
+			// Versions and markers come apart, each in the order of keys.
+			versions, markers := page.Versions, page.DeleteMarkers
+			for len(versions)+len(markers) > 0 {
+				var info Info
+				if len(markers) == 0 || len(versions) > 0 && aws.ToString(versions[0].Key) <= aws.ToString(markers[0].Key) {
+					v := versions[0]
+					versions = versions[1:]
+					info = Info{Key: aws.ToString(v.Key), Version: aws.ToString(v.VersionId), Size: aws.ToInt64(v.Size), Modified: aws.ToTime(v.LastModified)}
+				} else {
+					m := markers[0]
+					markers = markers[1:]
+					info = Info{Key: aws.ToString(m.Key), Version: aws.ToString(m.VersionId), Modified: aws.ToTime(m.LastModified), DeleteMarker: true}
+				}
+				info.Key = strings.TrimPrefix(info.Key, s.prefix)
+				if len(ofKey) > 0 && ofKey[0].Key != info.Key && !flush() {
 					return
 				}
-				ofKey = append(ofKey, Info{
-					Key: key, Version: aws.ToString(v.VersionId), Size: aws.ToInt64(v.Size), Modified: aws.ToTime(v.LastModified),
-				})
+				ofKey = append(ofKey, info)
 			}
 		}
 		flush()

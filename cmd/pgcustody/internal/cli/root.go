@@ -68,6 +68,7 @@ func commands() []func(*App) *cobra.Command {
 		newSignerCmd,
 		newStatusCmd,
 		newTenantsCmd,
+		newVerifyCmd,
 		newWorkCmd,
 	}
 }

@@ -1,0 +1,176 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"pgcustody/db"
+	"pgcustody/jobs"
+	"pgcustody/jobs/ledger"
+	"pgcustody/jobs/store"
+	"pgcustody/jobs/verify"
+)
+
+func newVerifyCmd(app *App) *cobra.Command {
+	v := &verification{App: app}
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Tell whether the audit trail is what was sealed and anchored, and if not, what was altered",
+		Long: `Read every event as raw columns, build entries, leaves, tiles and roots from them, and
+hold these against every signed checkpoint in the bucket. Nothing that a superuser of
+the database could write decides: origin, verifier keys and bucket are this command's
+own settings. A login with BYPASSRLS, or of custody_backup, sees all rows for certain;
+what a policy hides from another shows as missing. Leaf hashes wait in TMPDIR, 56 bytes
+an event.
+
+With --from-objects the bucket alone is verified: checkpoints, tiles, and the archive.
+
+Exit status 0: intact. 1: altered. 2: something could not be looked at. 3: set back,
+consistently: events of the end are lost.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return v.Run(cmd.Context()) },
+	}
+	flags := cmd.Flags()
+	flags.BoolVar(&v.FromObjects, "from-objects", false, "verify the bucket alone, without a database")
+	flags.StringVar(&v.Origin, "origin", "", "origin of the log; without it, the name of the verifier keys")
+	fromEnv(flags, "origin", "PGCUSTODY_ORIGIN")
+	flags.StringArrayVar(&v.VKeys, "vkey", nil, "verifier key of the log, as pgcustody signer show prints it; may be given again")
+	fromEnv(flags, "vkey", "PGCUSTODY_VKEY")
+	flags.DurationVar(&v.MaxAge, "max-anchor-age", 2*time.Hour, "how old the newest checkpoint may be")
+	return cmd
+}
+
+type verification struct {
+	*App
+	FromObjects bool
+	Origin      string
+	VKeys       []string
+	MaxAge      time.Duration
+}
+
+// verifierKeys reads the configured keys, several in one value where they are
+// separated by line feeds or commas, and the origin that they have in common.
+func (v *verification) verifierKeys() (keys []ledger.VerifierKey, origin string, err error) {
+	for _, value := range v.VKeys {
+		for line := range strings.FieldsFuncSeq(value, func(r rune) bool { return r == '\n' || r == ',' }) {
+			if line = strings.TrimSpace(line); line == "" {
+				continue
+			}
+			key, err := ledger.ParseVerifierKey(line)
+			if err != nil {
+				return nil, "", &ConfigError{Field: v.field("vkey"), Problem: err.Error()}
+			}
+			keys = append(keys, key)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, "", &ConfigError{Field: "--vkey", Problem: "required: give the verifier keys of the log's signer, as pgcustody signer show prints them, or set PGCUSTODY_VKEY"}
+	}
+	if origin = v.Origin; origin == "" {
+		origin = keys[0].Name()
+	}
+	for _, key := range keys {
+		if key.Name() != origin {
+			return nil, "", v.wrong("vkey", key.Key, "is not a key of the log "+origin)
+		}
+	}
+	return keys, origin, nil
+}
+
+// unchecked is an error as this command's exit status has it.
+func unchecked(err error) error {
+	if err == nil {
+		return nil
+	}
+	var config *ConfigError
+	if errors.As(err, &config) {
+		return err // 2 as well
+	}
+	cause := err
+	var cannot *verify.CannotCheck
+	if errors.As(err, &cannot) {
+		cause = cannot.Err
+	}
+	_, line := explain(cause)
+	return &Failure{Code: verify.StatusUnchecked, What: "could not verify: " + line, Err: err}
+}
+
+func (v *verification) Run(ctx context.Context) error {
+	keys, origin, err := v.verifierKeys()
+	if err != nil {
+		return err
+	}
+	address, err := v.NeedStore()
+	if err != nil {
+		return err
+	}
+	// Settings of the bucket are not asked for: what matters is in it, and the auditor's
+	// credentials need no more than to read.
+	opened, err := store.OpenURL(ctx, address)
+	if err != nil {
+		return unchecked(err)
+	}
+	bar := v.newProgress()
+	defer bar.Done()
+	options := verify.Options{
+		Store: opened, Origin: origin, Keys: keys, MaxAge: v.MaxAge,
+		Show: func(stage string, done, total int64) {
+			bar.Show(jobs.Progress{Job: "verify", Unit: stage, Done: done, Total: total})
+		},
+	}
+	if !v.FromObjects {
+		pool, err := v.Pool(ctx, "verify")
+		if err != nil {
+			return unchecked(err)
+		}
+		defer pool.Close()
+		options.Database = pool
+		options.Prepare = func(ctx context.Context, tx pgx.Tx) error {
+			purpose := "verify"
+			return db.New().SetContext(ctx, tx, db.SetContextParams{Tenant: jobs.SystemTenant, Actor: v.Actor, Purpose: &purpose})
+		}
+	}
+	report, err := verify.Run(ctx, options)
+	bar.Done()
+	if err := errors.Join(unchecked(err), v.Print(report, func(out io.Writer) { v.write(out, report, err) })); err != nil {
+		return err
+	}
+	switch report.Status {
+	case verify.StatusAltered:
+		return &Failure{Code: report.Status, What: "altered", Object: origin, Do: "keep the database as it is and have each finding looked at"}
+	case verify.StatusSetBack:
+		return &Failure{Code: report.Status, What: "set back", Object: origin, Do: "events of the end are lost; look for them in backups and in what the server shipped"}
+	}
+	return nil
+}
+
+func (v *verification) write(out io.Writer, r *verify.Report, err error) {
+	for _, f := range r.Findings {
+		fmt.Fprintln(out, f)
+	}
+	for kind, n := range r.Counts {
+		if named := int64(100); n > named {
+			fmt.Fprintf(out, "%s: %d in all, %d of them named\n", kind, n, named)
+		}
+	}
+	for _, n := range r.Notes {
+		fmt.Fprintln(out, "note:", n)
+	}
+	if r.Checkpoint > 0 {
+		fmt.Fprintf(out, "checkpoint %d of %s, signed %s: %d leaves anchored\n", r.Checkpoint, r.Origin, r.AnchoredAt.Format(time.RFC3339), r.Anchored)
+	}
+	if v.FromObjects {
+		fmt.Fprintf(out, "%d leaves, %d archived events held against them\n", r.Leaves, r.Archived)
+	} else {
+		fmt.Fprintf(out, "%d leaves, %d events held against them, %d archived ones, %d not sealed yet\n", r.Leaves, r.Events, r.Archived, r.Unsealed)
+	}
+	if len(r.Findings) == 0 && err == nil {
+		fmt.Fprintln(out, "intact")
+	}
+}

@@ -1,0 +1,599 @@
+package verify
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"pgcustody/jobs/ledger"
+	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
+)
+
+const tileLimit = tileWidth * 32
+
+// fetched is an object on its way.
+type fetched struct {
+	content []byte
+	err     error
+}
+
+// inOrder fetches the objects that key names, for 0 to n-1, several at a time, and
+// hands them over in order; content is nil of one that is not there.
+func (c *check) inOrder(ctx context.Context, n int64, key func(int64) string, each func(i int64, key string, content []byte) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	waiting := make([]chan fetched, 0, fetchAtOnce)
+	next := int64(0)
+	start := func() {
+		result := make(chan fetched, 1)
+		waiting = append(waiting, result)
+		go func(key string) {
+			content, err := c.oldest(ctx, key, tileLimit)
+			if errors.Is(err, store.ErrNotFound) {
+				content, err = nil, nil
+			}
+			result <- fetched{content, err}
+		}(key(next))
+		next++
+	}
+	for i := int64(0); i < n; i++ {
+		for next < n && len(waiting) < fetchAtOnce {
+			start()
+		}
+		got := <-waiting[0]
+		waiting = waiting[1:]
+		err := got.err
+		if err == nil {
+			err = each(i, key(i), got.content)
+		}
+		if err != nil {
+			cancel()
+			for _, left := range waiting {
+				<-left
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// oldest reads the version of a tile that was written first: an anchor writes where
+// nothing is, so what lies over it is not its.
+func (c *check) oldest(ctx context.Context, key string, limit int64) ([]byte, error) {
+	version, hidden := c.hidden[key]
+	if hidden && version == "" {
+		return nil, &store.Error{Op: "get", Object: key, Kind: store.ErrNotFound}
+	}
+	content, _, err := get(ctx, c.Store, key, version, limit)
+	return content, err
+}
+
+// lookForHidden remembers the objects of the log that have more than one version,
+// or a delete marker, with the version to read instead.
+func (c *check) lookForHidden(ctx context.Context, report bool) error {
+	c.hidden = map[string]string{}
+	return histories(ctx, c.Store, ledger.Prefix(c.Origin)+"tile/", func(object stored) error {
+		switch {
+		case len(object.versions) == 0:
+			c.hidden[object.key] = ""
+		case object.marker || len(object.versions) > 1:
+			c.hidden[object.key] = object.versions[0].Version
+		default:
+			return nil
+		}
+		if report {
+			c.find(Finding{Kind: ObjectHidden, Object: object.key,
+				Detail: fmt.Sprintf("%d versions of it, and a delete marker: %t; the first counts", len(object.versions), object.marker)})
+		}
+		return nil
+	})
+}
+
+// readBucketTiles takes over the anchored leaf hashes of a tree of that size, as far
+// as there are any.
+func (c *check) readBucketTiles(ctx context.Context, size int64) (*spool, error) {
+	if err := c.lookForHidden(ctx, c.Database == nil); err != nil {
+		return nil, err
+	}
+	leaves, err := newSpool(hashWidth)
+	if err != nil {
+		return nil, err
+	}
+	// Sizes of checkpoints at which the last tile may be found in part.
+	tiles := (size + tileWidth - 1) / tileWidth
+	err = c.inOrder(ctx, size/tileWidth, func(i int64) string { return ledger.TileKey(c.Origin, 0, i, tileWidth) },
+		func(i int64, key string, content []byte) error {
+			if content == nil {
+				return errEnough
+			}
+			if len(content) != tileWidth*hashWidth {
+				c.find(Finding{Kind: ObjectChanged, Object: key, Detail: fmt.Sprintf("it has %d bytes where a full tile has %d", len(content), tileWidth*hashWidth)})
+				return errEnough
+			}
+			c.Show("anchored tiles", i, tiles)
+			return leaves.append(content)
+		})
+	if err == nil && size%tileWidth > 0 {
+		err = c.appendPartial(ctx, leaves, size)
+	}
+	if errors.Is(err, store.ErrNotFound) || errors.Is(err, errEnough) {
+		// As many as there are. A checkpoint beyond them is then without its tree; one
+		// that ends within the next tile may still have its own.
+		err = nil
+		for i := len(c.checkpoints) - 1; i >= 0 && err == nil; i-- {
+			if known := c.checkpoints[i]; known.size > leaves.count && known.size < leaves.count+tileWidth {
+				if err = c.appendPartial(ctx, leaves, known.size); err == nil {
+					break
+				}
+				if errors.Is(err, store.ErrNotFound) {
+					err = nil
+				}
+			}
+		}
+	}
+	if err == nil {
+		err = leaves.done()
+	}
+	if err != nil {
+		leaves.close()
+		return nil, err
+	}
+	return leaves, nil
+}
+
+// errEnough ends a walk early.
+var errEnough = errors.New("enough")
+
+func (c *check) appendPartial(ctx context.Context, leaves *spool, size int64) error {
+	width := int(size % tileWidth)
+	key := ledger.TileKey(c.Origin, 0, size/tileWidth, width)
+	content, err := c.oldest(ctx, key, tileLimit)
+	if err != nil {
+		return err
+	}
+	if len(content) != width*hashWidth {
+		c.find(Finding{Kind: ObjectChanged, Object: key, Detail: fmt.Sprintf("it has %d bytes where it should have %d", len(content), width*hashWidth)})
+		return nil
+	}
+	return leaves.append(content)
+}
+
+// verifyObjects decides by the bucket alone.
+func (c *check) verifyObjects(ctx context.Context) (err error) {
+	t := &c.tree
+	bySize := slices.Clone(c.checkpoints)
+	slices.SortStableFunc(bySize, func(a, b checkpoint) int { return cmp.Compare(a.size, b.size) })
+	if len(bySize) == 0 {
+		return nil
+	}
+	if t.leaves, err = c.readBucketTiles(ctx, bySize[len(bySize)-1].size); err != nil {
+		return err
+	}
+	t.size = t.leaves.count
+	c.report.Leaves = t.size
+	reach := len(bySize)
+	for reach > 0 && bySize[reach-1].size > t.size {
+		reach--
+	}
+	holds, _, above, err := walk(t.leaves, t.size, bySize[:reach], func(done int64) { c.Show("tree", done, t.size) })
+	if err != nil {
+		return err
+	}
+	// A tile can be replaced by whoever breaks its lock, a checkpoint only with the
+	// key: one whose tree the leaves do not make is looked at by the tiles at the edge of
+	// its tree, which have its root, or it is the odd one.
+	proved := int64(-1) // size up to which the leaves are anchored
+	for i := range reach {
+		if holds[i] {
+			proved = bySize[i].size
+		}
+	}
+	trusted := upper(nil)
+	var before checkpoint
+	var last [][]Hash // edge of the tree of before
+	for i, known := range bySize {
+		if i < reach && holds[i] {
+			continue
+		}
+		if known.size > proved {
+			edge, ok, err := c.edgeOf(ctx, known)
+			if err != nil {
+				return err
+			}
+			if ok {
+				if trusted, err = c.descend(ctx, known, edge); err != nil {
+					return err
+				}
+				before, last = known, edge
+				continue
+			}
+			// The tile may be told from the one of an earlier checkpoint that it begins with.
+			if len(edge) > 0 && before.size/tileWidth == known.size/tileWidth && len(last) > 0 && len(edge[0]) >= len(last[0]) &&
+				!slices.Equal(edge[0][:len(last[0])], last[0]) {
+				c.find(Finding{Kind: ObjectChanged, Object: ledger.TileKey(c.Origin, 0, known.size/tileWidth, int(known.size%tileWidth)),
+					Detail: "it does not begin with the hashes that it had at an earlier checkpoint"})
+				t.holes.add(known.size/tileWidth*tileWidth, t.size)
+				continue
+			}
+		}
+		c.find(Finding{Kind: CheckpointForked, Checkpoint: &known.number, Object: ledger.CheckpointKey(c.Origin, known.number),
+			Detail: "the tiles in the bucket make another tree"})
+	}
+	if trusted == nil {
+		err = c.checkTileObjects(ctx, bySize[:reach], above)
+	} else {
+		c.nameTiles(above, trusted)
+	}
+	if err != nil {
+		return err
+	}
+	if err := c.listArchive(ctx); err != nil {
+		return err
+	}
+	return c.findArchive(ctx)
+}
+
+// edgeOf reads the tiles at the right edge of a checkpoint's tree, level by level,
+// and tells whether they have its root.
+func (c *check) edgeOf(ctx context.Context, known checkpoint) (edge [][]Hash, ok bool, err error) {
+	for level, size := 0, known.size; size > 0; level, size = level+1, size>>8 {
+		var hashes []Hash
+		if width := int(size % tileWidth); width > 0 {
+			content, err := c.oldest(ctx, ledger.TileKey(c.Origin, level, size/tileWidth, width), tileLimit)
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return nil, false, err
+			}
+			if len(content) != width*hashWidth {
+				return edge, false, nil
+			}
+			for ; len(content) > 0; content = content[hashWidth:] {
+				hashes = append(hashes, Hash(content[:hashWidth]))
+			}
+		}
+		edge = append(edge, hashes)
+	}
+	var f frontier
+	for level := len(edge) - 1; level >= 0; level-- {
+		for _, hash := range edge[level] {
+			f.appendSubtree(hash, 8*level)
+		}
+	}
+	return edge, f.root() == known.root, nil
+}
+
+// descend reads the tiles above level 0 of a checkpoint's tree from its edge down,
+// each held against the hash that the one above has for it.
+func (c *check) descend(ctx context.Context, known checkpoint, edge [][]Hash) (upper, error) {
+	trusted := make(upper, max(len(edge)-1, 1))
+	for level := len(edge) - 1; level >= 1; level-- {
+		var hashes []Hash
+		err := c.inOrder(ctx, known.size>>(8*level)/tileWidth, func(i int64) string { return ledger.TileKey(c.Origin, level, i, tileWidth) },
+			func(i int64, key string, content []byte) error {
+				tile := make([]Hash, tileWidth)
+				var f frontier
+				for k := range tile {
+					if len(content) == tileWidth*hashWidth {
+						tile[k] = Hash(content[k*hashWidth : (k+1)*hashWidth])
+					}
+					f.append(tile[k])
+				}
+				if f.root() != trusted[level][i] {
+					c.find(Finding{Kind: ObjectChanged, Object: key, Detail: "its hashes are not those of the signed tree"})
+				}
+				hashes = append(hashes, tile...)
+				return nil
+			})
+		if err != nil {
+			return nil, err
+		}
+		trusted[level-1] = append(hashes, edge[level]...)
+	}
+	return trusted, nil
+}
+
+// nameTiles names the tiles of level 0 that are not those of the signed tree.
+func (c *check) nameTiles(above, trusted upper) {
+	for i, right := range trusted[0] {
+		if len(above) == 0 || i >= len(above[0]) || above[0][i] != right {
+			c.find(Finding{Kind: ObjectChanged, Object: ledger.TileKey(c.Origin, 0, int64(i), tileWidth), Detail: "its hashes are not those of the signed tree"})
+			c.tree.holes.add(int64(i)*tileWidth, int64(i+1)*tileWidth)
+		}
+	}
+}
+
+// checkTileObjects holds every other tile that the anchors must have written against
+// the leaves: those above level 0, and the partial ones of each anchored size.
+func (c *check) checkTileObjects(ctx context.Context, bySize []checkpoint, above upper) error {
+	type wanted struct {
+		index        int64
+		level, width int32
+	}
+	var want []wanted
+	asked := map[wanted]bool{}
+	full := make([]int64, 8) // tiles of each level that were asked for
+	before := int64(-1)
+	for i := range bySize {
+		size := bySize[i].size
+		if size == before {
+			continue
+		}
+		before = size
+		for level := int32(0); size > 0; level, size = level+1, size>>8 {
+			for ; full[level] < size/tileWidth; full[level]++ {
+				if level > 0 {
+					want = append(want, wanted{index: full[level], level: level, width: tileWidth})
+				}
+			}
+			w := wanted{index: size / tileWidth, level: level, width: int32(size % tileWidth)} //nolint:gosec // less than 256
+			if w.width > 0 && !asked[w] {
+				want = append(want, w)
+				asked[w] = level > 0 // of level 0 none comes twice
+			}
+		}
+	}
+	key := func(i int64) string {
+		return ledger.TileKey(c.Origin, int(want[i].level), want[i].index, int(want[i].width))
+	}
+	return c.inOrder(ctx, int64(len(want)), key, func(i int64, key string, content []byte) error {
+		c.Show("tiles", i, int64(len(want)))
+		w := want[i]
+		right := make([]byte, int(w.width)*hashWidth)
+		if w.level == 0 {
+			if _, err := c.tree.leaves.read(right, w.index*tileWidth); err != nil {
+				return err
+			}
+		} else {
+			for k := range int(w.width) {
+				copy(right[k*hashWidth:], above[w.level-1][int(w.index)*tileWidth+k][:])
+			}
+		}
+		switch {
+		case content == nil:
+			c.find(Finding{Kind: ObjectChanged, Object: key, Detail: "it is missing"})
+		case !bytes.Equal(content, right):
+			c.find(Finding{Kind: ObjectChanged, Object: key, Detail: "its hashes are not those of the tree"})
+		}
+		return nil
+	})
+}
+
+// findArchive looks for the leaf of every line of the archive.
+func (c *check) findArchive(ctx context.Context) error {
+	starts, err := c.firstLines(ctx)
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex
+	done := int64(0)
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(segmentsAtOnce)
+	for i, s := range c.archive.segments {
+		group.Go(func() error {
+			err := c.findSegment(groupCtx, s, starts[i], &mu)
+			mu.Lock()
+			defer mu.Unlock()
+			done++
+			c.Show("archived days", done, int64(len(c.archive.segments)))
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if err := c.findStrays(); err != nil {
+		return err
+	}
+	if len(c.archive.strays) > 0 && len(c.tree.holes) > 0 {
+		c.note("%d lines of the archive have no leaf; they may be those of the tiles that were changed", len(c.archive.strays))
+		return nil
+	}
+	waiting := int64(0)
+	for _, s := range c.archive.strays {
+		// Archived a moment before it was to be anchored.
+		if s.key.xid >= c.newest.sealedTo && s.archived.After(time.Unix(c.newest.time, 0).Add(-clockSlack)) {
+			waiting++
+			continue
+		}
+		c.find(Finding{Kind: ObjectChanged, Object: s.object, Detail: fmt.Sprintf("line %d is no leaf of the tree", s.line)})
+	}
+	if c.archive.more > 0 {
+		c.report.Counts[ObjectChanged] += c.archive.more
+		c.note("%d more lines of the archive are no leaf of the tree", c.archive.more)
+	}
+	if waiting > 0 {
+		c.note("%d archived events are younger than the newest checkpoint", waiting)
+	}
+	return nil
+}
+
+const (
+	// segmentsAtOnce is how many segments are read at a time, two goroutines each.
+	segmentsAtOnce = 3
+	// lookahead is how many leaves may lie between those of two lines of a segment.
+	lookahead = 4096
+	// linesAtOnce is how much of a segment goes from one goroutine to the other.
+	linesAtOnce = 256 << 10
+)
+
+// firstLines finds the leaf of the first line of every segment, or -1: the others
+// follow it.
+func (c *check) firstLines(ctx context.Context) ([]int64, error) {
+	starts := make([]int64, len(c.archive.segments))
+	at := map[Hash][]int{}
+	var mu sync.Mutex
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.SetLimit(fetchAtOnce)
+	for i, s := range c.archive.segments {
+		starts[i] = -1
+		group.Go(func() error {
+			object, err := c.Store.Get(groupCtx, s.manifest.ObjectKey, s.manifest.ObjectVersion)
+			if err != nil {
+				return err
+			}
+			defer object.Close()
+			_, err = segment.Read(object, func(line []byte) error {
+				hash := leafHash(line)
+				mu.Lock()
+				defer mu.Unlock()
+				at[hash] = append(at[hash], i)
+				return errEnough
+			})
+			if errors.Is(err, errEnough) || errors.Is(err, segment.ErrDamaged) {
+				return nil // what is damaged is said when all of it is read
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil || len(at) == 0 {
+		return starts, err
+	}
+	err := c.tree.leaves.each(0, c.tree.size, func(index int64, records []byte) error {
+		for i := 0; i < len(records); i += hashWidth {
+			for _, segment := range at[Hash(records[i:i+hashWidth])] {
+				starts[segment] = index + int64(i/hashWidth)
+			}
+		}
+		return nil
+	})
+	return starts, err
+}
+
+// finder looks for leaves that come soon after one another.
+type finder struct {
+	leaves *spool
+	size   int64
+	next   int64
+	window []byte
+	from   int64 // of the window
+}
+
+func (f *finder) find(hash *Hash) (int64, error) {
+	for i := f.next; i < min(f.next+lookahead, f.size); i++ {
+		at := (i - f.from) * int64(hashWidth)
+		if at < 0 || at >= int64(len(f.window)) {
+			if f.window = f.window[:cap(f.window)]; len(f.window) == 0 {
+				f.window = make([]byte, 2*lookahead*hashWidth)
+			}
+			n, err := f.leaves.read(f.window[:min(int64(len(f.window)), (f.size-i)*int64(hashWidth))], i)
+			if err != nil {
+				return -1, err
+			}
+			f.window, f.from, at = f.window[:n*int64(hashWidth)], i, 0
+		}
+		if bytes.Equal(f.window[at:at+int64(hashWidth)], hash[:]) {
+			f.next = i + 1
+			return i, nil
+		}
+	}
+	return -1, nil
+}
+
+// findSegment hashes the lines of a segment and finds their leaves, while the next
+// ones are read, uncompressed and held against the manifest.
+func (c *check) findSegment(ctx context.Context, s archived, start int64, mu *sync.Mutex) error {
+	batches := make(chan []byte, 2)
+	spare := make(chan []byte, 3)
+	found := make(chan error, 1)
+	go func() { found <- c.findLines(s, start, batches, spare, mu) }()
+
+	batch := make([]byte, 0, linesAtOnce)
+	send := func() {
+		if len(batch) > 0 {
+			batches <- batch
+			select {
+			case batch = <-spare:
+			default:
+				batch = make([]byte, 0, linesAtOnce)
+			}
+			batch = batch[:0]
+		}
+	}
+	err := c.readObject(ctx, s, func(line []byte) error {
+		// As what is hashed: a zero byte before it. Lines hold no line feed.
+		batch = append(append(append(batch, 0), line...), '\n')
+		if len(batch) >= linesAtOnce {
+			send()
+		}
+		return nil
+	}, mu)
+	send()
+	close(batches)
+	return errors.Join(err, <-found)
+}
+
+func (c *check) findLines(s archived, start int64, batches <-chan []byte, spare chan<- []byte, mu *sync.Mutex) error {
+	f := &finder{leaves: c.tree.leaves, size: c.tree.size, next: max(start, 0)}
+	var failed error
+	number, known := int64(0), int64(0)
+	for batch := range batches {
+		for rest := batch; len(rest) > 0 && failed == nil; {
+			end := bytes.IndexByte(rest, '\n')
+			line := rest[:end]
+			rest = rest[end+1:]
+			number++
+			hash := sha256.Sum256(line)
+			index, err := f.find(&hash)
+			if err != nil {
+				failed = err
+			} else if index >= 0 {
+				known++
+			} else {
+				failed = c.strayed(s, number, &hash, line[1:], mu)
+			}
+		}
+		select {
+		case spare <- batch:
+		default:
+		}
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	c.report.Archived += known
+	return failed
+}
+
+// strayed keeps a line whose leaf does not follow those of the lines before it.
+func (c *check) strayed(s archived, number int64, hash *Hash, line []byte, mu *sync.Mutex) error {
+	mu.Lock()
+	defer mu.Unlock()
+	a := &c.archive
+	if len(a.strays) >= strayLines {
+		if err := c.findStrays(); err != nil {
+			return err
+		}
+		if len(a.strays) > strayLines/2 {
+			a.more++
+			return nil
+		}
+	}
+	k, _, _ := entryOf(line)
+	a.strays[*hash] = strayLine{object: s.manifest.ObjectKey, line: number, key: k, archived: s.manifest.ArchivedAt}
+	return nil
+}
+
+// findStrays looks for all of them among all leaves.
+func (c *check) findStrays() error {
+	a := &c.archive
+	if len(a.strays) == 0 {
+		return nil
+	}
+	return c.tree.leaves.each(0, c.tree.size, func(_ int64, records []byte) error {
+		for i := 0; i < len(records); i += hashWidth {
+			hash := Hash(records[i : i+hashWidth])
+			if _, ok := a.strays[hash]; ok {
+				delete(a.strays, hash)
+				c.report.Archived++
+			}
+		}
+		return nil
+	})
+}

@@ -1,0 +1,412 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"math"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+const (
+	// windows is the memory for leaves that are waited for.
+	windows = 8 << 20
+	// strayRows bounds how many rows without a leaf are kept, behind the horizon and
+	// beyond it; strayBytes how much of what stands in them.
+	strayRows  = 50_000
+	strayBytes = 8 << 20
+	// clockSlack is by how much the clocks of server and signer may differ.
+	clockSlack = 5 * time.Minute
+)
+
+// leaf as the map places it.
+type leaf struct {
+	key   key
+	index int64
+	hash  Hash
+}
+
+// cursor walks over the leaves of a stretch.
+type cursor struct {
+	t         *tree
+	kind      string
+	next, end int64
+	window    int
+	leaves    []leaf
+	keys      []byte
+	hashes    []byte
+}
+
+// fill reads on until half a window of leaves waits, or the stretch ends. Leaves
+// that are not in order are left out: what the map says of them is wrong, they would
+// hold up those behind them, and they are found by their hash in the end.
+func (c *cursor) fill() error {
+	if len(c.leaves) > c.window/2 || c.next >= c.end {
+		return nil
+	}
+	room := min(int64(c.window-len(c.leaves)), c.end-c.next)
+	c.leaves = slices.Grow(slices.Clone(c.leaves), int(room))
+	if int64(len(c.keys)) < room*keyWidth {
+		c.keys, c.hashes = make([]byte, room*keyWidth), make([]byte, room*int64(hashWidth))
+	}
+	n, err := c.t.keys.read(c.keys[:room*keyWidth], c.next)
+	if err == nil {
+		_, err = c.t.leaves.read(c.hashes[:n*int64(hashWidth)], c.next)
+	}
+	if err != nil {
+		return err
+	}
+	if n == 0 {
+		return fmt.Errorf("leaf %d is not in the temporary file", c.next)
+	}
+	sorted := true
+	for i := range n {
+		var l leaf
+		l.key.xid = binary.BigEndian.Uint64(c.keys[i*keyWidth:])
+		copy(l.key.id[:], c.keys[i*keyWidth+8:])
+		if l.key == (key{}) {
+			continue // lost, or not in the map
+		}
+		l.index = c.next + i
+		copy(l.hash[:], c.hashes[i*int64(hashWidth):])
+		if k := len(c.leaves); k > 0 && c.leaves[k-1].key.compare(l.key) > 0 {
+			sorted = false
+		}
+		c.leaves = append(c.leaves, l)
+	}
+	c.next += n
+	if !sorted {
+		c.leaves = longestAscending(c.leaves)
+	}
+	return nil
+}
+
+func (c *cursor) head() (*leaf, error) {
+	for len(c.leaves) == 0 && c.next < c.end {
+		if err := c.fill(); err != nil {
+			return nil, err
+		}
+	}
+	if len(c.leaves) == 0 {
+		return nil, nil
+	}
+	return &c.leaves[0], nil
+}
+
+func (c *cursor) pop() error {
+	c.leaves = c.leaves[1:]
+	return c.fill()
+}
+
+// longestAscending keeps as many leaves as are in order.
+func longestAscending(leaves []leaf) []leaf {
+	tails := []int{} // the last leaf of the best run of each length
+	before := make([]int, len(leaves))
+	for i := range leaves {
+		at := sort.Search(len(tails), func(k int) bool { return leaves[tails[k]].key.compare(leaves[i].key) > 0 })
+		before[i] = -1
+		if at > 0 {
+			before[i] = tails[at-1]
+		}
+		if at == len(tails) {
+			tails = append(tails, i)
+		} else {
+			tails[at] = i
+		}
+	}
+	kept := make([]leaf, len(tails))
+	for k, i := len(tails)-1, tails[len(tails)-1]; k >= 0; k, i = k-1, before[i] {
+		kept[k] = leaves[i]
+	}
+	return kept
+}
+
+// merge finds the leaf of each of a run of events that come in the order of their
+// keys.
+type merge struct {
+	cursors []*cursor
+	at      key
+	group   []found // leaves of this key that are not taken
+}
+
+type found struct {
+	leaf
+	kind string
+}
+
+func (t *tree) merge(stretches []stretch) *merge {
+	m := &merge{}
+	window := max(min(windows/max(len(stretches), 1)/(2*(keyWidth+hashWidth)), 8192), 64)
+	for _, s := range stretches {
+		m.cursors = append(m.cursors, &cursor{t: t, kind: s.kind, next: s.from, end: s.to, window: window})
+	}
+	return m
+}
+
+// find returns the leaf of an event, or one with index -1.
+func (m *merge) find(k key, hash *Hash) (found, error) {
+	if k != m.at {
+		m.at, m.group = k, m.group[:0]
+		for _, c := range m.cursors {
+			for {
+				head, err := c.head()
+				if err != nil {
+					return found{}, err
+				}
+				if head == nil {
+					break
+				}
+				order := head.key.compare(k)
+				if order > 0 {
+					break
+				}
+				if order == 0 {
+					m.group = append(m.group, found{*head, c.kind})
+				}
+				if err := c.pop(); err != nil {
+					return found{}, err
+				}
+			}
+		}
+	}
+	for i := range m.group {
+		if m.group[i].hash == *hash {
+			match := m.group[i]
+			m.group = slices.Delete(m.group, i, i+1)
+			return match, nil
+		}
+	}
+	return found{leaf: leaf{index: -1}}, nil
+}
+
+// stray is a row whose leaf was not where the map puts it.
+type stray struct {
+	key      key
+	hash     Hash
+	occurred int64
+	tenant   string
+	entry    []byte // nil where there was no room
+	paired   bool
+}
+
+// rows is what is known of the trail once all rows have passed.
+type rows struct {
+	seen     bitmap // leaves whose row is there
+	archived bitmap // leaves whose entry is in the archive
+	// behind the horizon, and beyond it: those that are waiting to be sealed, or
+	// say so.
+	behind, beyond       []stray
+	behindMore, unsealed int64
+	bytes                int
+	horizon              uint64
+	// times of the events of each tile, least and greatest.
+	times [][2]int64
+}
+
+// stretchesOf lays the stretches over the tree, from one to the next.
+func (c *check) stretchesOf(d *database) []stretch {
+	t := &c.tree
+	whole := []stretch{{from: 0, to: t.size, kind: "sealed", incarnation: d.head.incarnation}}
+	if len(d.stretches) == 0 || len(d.stretches) > maxStretches {
+		return whole
+	}
+	var laid []stretch
+	if first := d.stretches[0].from; first > 0 {
+		laid = append(laid, stretch{from: 0, to: min(first, t.size), kind: "sealed"})
+	}
+	for i, s := range d.stretches {
+		s.to = t.size
+		if i+1 < len(d.stretches) {
+			s.to = min(d.stretches[i+1].from, t.size)
+		}
+		if s.from >= 0 && s.from < s.to {
+			laid = append(laid, s)
+		}
+	}
+	if len(laid) == 0 {
+		return whole
+	}
+	return laid
+}
+
+func (c *check) readRows(ctx context.Context, d *database) error {
+	t, r := &c.tree, &c.rows
+	r.seen = newBitmap(t.total)
+	r.times = make([][2]int64, (t.size+tileWidth-1)/tileWidth)
+	for i := range r.times {
+		r.times[i] = [2]int64{math.MaxInt64, math.MinInt64}
+	}
+	c.setHorizon(d)
+	c.report.Leaves = t.size
+
+	merge := t.merge(c.stretchesOf(d))
+	dated := c.dating()
+	where := ""
+	var last key
+	var buffer []byte
+	read := int64(0)
+	var event row
+	each := func(fields [][]byte) error {
+		copy(event[:], fields)
+		k, err := event.key()
+		if err != nil {
+			return err
+		}
+		if k.compare(last) < 0 {
+			return fmt.Errorf("the server did not send rows in the order of xid and log_entry_id")
+		}
+		last = k
+		buffer = appendEntry(append(buffer[:0], 0), &event)
+		hash := sha256.Sum256(buffer)
+		match, err := merge.find(k, &hash)
+		if err != nil {
+			return err
+		}
+		c.claims(&event)
+		if match.index >= 0 {
+			r.seen.set(match.index)
+			c.report.Events++
+			times := &r.times[match.index/tileWidth]
+			times[0], times[1] = min(times[0], event.occurredAt()), max(times[1], event.occurredAt())
+			dated(&event, &match)
+		} else {
+			c.stray(k, &hash, &event, buffer[1:])
+		}
+		if read++; read%8192 == 0 {
+			c.Show("events", read, t.size)
+		}
+		return nil
+	}
+	return d.copyTo(ctx, columnCount, "select "+columnList+" from custody_data.audit_logs a "+where+
+		"order by a.xid, a.log_entry_id, a.tenant_id, a.occurred_at", each)
+}
+
+// setHorizon decides up to which transaction every row must have its leaf: as the
+// newest checkpoint says, or the head, whose word counts against the database.
+func (c *check) setHorizon(d *database) {
+	signed := uint64(0)
+	if !c.tree.short && c.newest.incarnation == d.head.incarnation && !d.moved {
+		signed = c.newest.sealedTo
+		if d.head.sealedTo < signed {
+			c.find(Finding{Kind: HeadChanged, Object: "ledger_heads",
+				Detail: fmt.Sprintf("it says that all is sealed up to transaction %d; checkpoint %d was signed for %d", d.head.sealedTo, c.newest.number, signed)})
+		}
+	}
+	c.rows.horizon = max(signed, d.head.sealedTo)
+	if d.head.sealedTo > d.next && !d.moved {
+		c.find(Finding{Kind: HeadChanged, Object: "ledger_heads",
+			Detail: fmt.Sprintf("it says that all is sealed up to transaction %d, and the server has come to %d", d.head.sealedTo, d.next)})
+		c.rows.horizon = signed
+	}
+	if d.moved {
+		c.note("the server is another than the one that the newest incarnation was opened in: rows without a leaf wait for the sweep")
+		c.rows.horizon = 0
+	}
+}
+
+func (c *check) stray(k key, hash *Hash, event *row, entry []byte) {
+	r := &c.rows
+	s := stray{key: k, hash: *hash, occurred: event.occurredAt(), tenant: string(event[colTenantID])}
+	list := &r.behind
+	if k.xid >= r.horizon {
+		r.unsealed++
+		list = &r.beyond
+	}
+	if len(*list) >= strayRows {
+		if list == &r.behind {
+			r.behindMore++
+		}
+		return
+	}
+	if r.bytes+len(entry) <= strayBytes {
+		r.bytes += len(entry)
+		s.entry = bytes.Clone(entry)
+	}
+	*list = append(*list, s)
+}
+
+// dating tells of an event that was sealed after a checkpoint whether it says that
+// it was recorded before it.
+func (c *check) dating() func(event *row, match *found) {
+	known := slices.Clone(c.checkpoints)
+	slices.SortStableFunc(known, func(a, b checkpoint) int { return int(a.size - b.size) })
+	before, from, until := -1, int64(0), int64(0) // which checkpoint is the last before leaves [from, until)
+	return func(event *row, match *found) {
+		if match.kind != "sealed" {
+			return
+		}
+		if match.index < from || match.index >= until {
+			n := sort.Search(len(known), func(i int) bool { return known[i].size > match.index })
+			before, from, until = n-1, 0, math.MaxInt64
+			if n > 0 {
+				from = known[n-1].size
+			}
+			if n < len(known) {
+				until = known[n].size
+			}
+		}
+		recorded := event[colRecordedAt]
+		if before < 0 || len(recorded) != 8 {
+			return
+		}
+		cp := &known[before]
+		if timeOf(micros(recorded)).Before(time.Unix(cp.waiting, 0).Add(-clockSlack)) {
+			c.find(Finding{Kind: Backdated, Leaf: &match.index, Event: &match.key.id, Checkpoint: &cp.number,
+				Detail: "it was sealed after the checkpoint and says that it was recorded before all that was waiting then"})
+		}
+	}
+}
+
+// segmentClaim is what the event says that records a segment.
+type segmentClaim struct{ rows, bytes, stored int64 }
+
+var (
+	actionDrop        = []byte("partition.drop")
+	actionSegment     = []byte("archive.segment")
+	actionIncarnation = []byte("incarnation.open")
+	systemTenant      = []byte("system")
+)
+
+// claims takes over what an event says that was done to the trail. Events are what
+// the tree vouches for; the records that say the same are held against them.
+func (c *check) claims(event *row) {
+	action := event[colAction]
+	if len(action) < 14 || !bytes.Equal(event[colTenantID], systemTenant) {
+		return
+	}
+	metadata := event[colMetadata]
+	if len(metadata) > 0 {
+		metadata = metadata[1:]
+	}
+	c.claim(action, string(event[colResourceID]), metadata)
+}
+
+func (c *check) claim(action []byte, resource string, metadata []byte) {
+	switch {
+	case bytes.Equal(action, actionDrop):
+		c.drops[resource] = true
+	case bytes.Equal(action, actionSegment):
+		var said struct {
+			Rows        int64 `json:"rows"`
+			Bytes       int64 `json:"bytes"`
+			StoredBytes int64 `json:"stored_bytes"`
+		}
+		if json.Unmarshal(metadata, &said) == nil {
+			c.segmentEvents[resource] = segmentClaim{said.Rows, said.Bytes, said.StoredBytes}
+		}
+	case bytes.Equal(action, actionIncarnation):
+		var said struct {
+			IncarnationID uuid.UUID `json:"incarnation_id"`
+		}
+		if json.Unmarshal(metadata, &said) == nil && said.IncarnationID != uuid.Nil {
+			c.incarnationEvents[said.IncarnationID.String()] = true
+		}
+	}
+}
