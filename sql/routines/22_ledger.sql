@@ -256,12 +256,13 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_horizon constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
-  v_beyond constant xid8 := greatest(pg_snapshot_xmax(pg_current_snapshot()), pg_current_xact_id());
   v_max xid8;
 begin
   update custody_data.ledger_heads h set incarnation_id = p_incarnation.incarnation_id where h.tenant_id = 'system';
+  -- In this order: others go on writing, and whatever is seen first has a number below the one that comes next.
+  select max(a.xid) into v_max from custody_data.audit_logs a;
   if exists (select from custody_data.ledger_heads h where h.tenant_id = 'system' and h.tree_size = 0)
-      and not exists (select from custody_data.audit_logs a where a.xid > v_beyond) then
+      and coalesce(v_max, '0') <= greatest(pg_snapshot_xmax(pg_current_snapshot()), pg_current_xact_id()) then
     -- Nothing here was sealed, or written anywhere else.
     update custody_data.ledger_heads h set sealed_to = '0', sealed_to_entry_id = null, taken_until = '0' where h.tenant_id = 'system';
     return;
@@ -372,8 +373,13 @@ begin
   if v_head.incarnation_id is null then
     return 0;
   end if;
-  v_beyond := greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id()));
-  v_rows := custody_data.sweep_events('adopted', '0', v_head.sealed_to) + custody_data.sweep_events('adopted', v_beyond, null);
+  v_rows := custody_data.sweep_events('adopted', '0', v_head.sealed_to);
+  -- In one statement: what commits later is of this server's own transactions.
+  select min(a.xid) into v_beyond from custody_data.audit_logs a
+  where a.xid >= greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id()));
+  if v_beyond is not null then
+    v_rows := v_rows + custody_data.sweep_events('adopted', v_beyond, null);
+  end if;
   if v_rows > 0 then
     select max(a.xid) into v_max from custody_data.audit_logs a where a.xid >= v_beyond;
     update custody_data.ledger_heads h set taken_until = greatest(h.taken_until, v_max) where h.tenant_id = 'system';
