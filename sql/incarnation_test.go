@@ -69,7 +69,7 @@ func serverAccount(t *testing.T) *syscall.Credential {
 // serverHome is a folder of the server's account, with a path that is short enough for a socket.
 func serverHome(t *testing.T) string {
 	t.Helper()
-	home, err := os.MkdirTemp("/tmp", "pg-")
+	home, err := stack.TempDir()
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, os.RemoveAll(home)) })
 	if account := serverAccount(t); account != nil {
@@ -213,7 +213,7 @@ func (b *inLife) requireOpened(t *testing.T, guess string) incarnation {
 }
 
 // requireGoesOn seals events of now in a life that is open.
-func (b *inLife) requireGoesOn(t *testing.T, life uuid.UUID) *ledger {
+func (b *inLife) requireGoesOn(t *testing.T, life uuid.UUID) {
 	t.Helper()
 	before := requireLedger(t, b.admin, 0, b.lost(t))
 	b.write(t, 5)
@@ -224,7 +224,6 @@ func (b *inLife) requireGoesOn(t *testing.T, life uuid.UUID) *ledger {
 	require.Equal(t, life, after.life)
 	require.Equal(t, stretch{before.size, "sealed", life}, lastOf(t, after, before))
 	requireBegins(t, after, before.leaves)
-	return after
 }
 
 // lastOf is the stretch in which the last leaves stand; where it began before, it is
