@@ -440,7 +440,7 @@ begin
     join custody_data.ledger_tiles t on t.tenant_id = 'system' and t.level = 0 and t.tile_index = l.leaf_index / 256
     where l.leaf_index >= p_from
   ), events as materialized (
-    select a.xid::text::bigint as xid, a.xid as xid8, a.log_entry_id, custody_data.leaf_hash(a) as hash, a.occurred_at
+    select case when a.xid < '9223372036854775806' then a.xid::text::bigint end as xid, a.xid as xid8, a.log_entry_id, custody_data.leaf_hash(a) as hash, a.occurred_at
     from custody_data.audit_logs a
   ),
   -- By the hash too: one transaction may have written events of two tenants with the same id.

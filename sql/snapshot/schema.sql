@@ -1396,7 +1396,7 @@ CREATE FUNCTION custody.open_incarnation(p_observed jsonb DEFAULT NULL::jsonb) R
 -- Name: FUNCTION open_incarnation(p_observed jsonb); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.open_incarnation(p_observed jsonb) IS 'The incarnation of this database, opened where the cluster''s system identifier or the timeline of its write-ahead log is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
-p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case.
+p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case. Recorded beside it: identifier and timeline before, and the greatest transaction number of an event where it lies beyond the server''s next.
 Errors: PC001. Callers: custody_worker.';
 
 -- Name: archive_segments; Type: TABLE; Schema: custody_data
