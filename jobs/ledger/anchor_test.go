@@ -408,6 +408,18 @@ func everyCheckpointExtends(t testing.TB, a *anchors) {
 	}
 }
 
+// copySigner is a signer of another machine, with the same key.
+func copySigner(t testing.TB, dir string) *Signer {
+	t.Helper()
+	copied := filepath.Join(t.TempDir(), "copy")
+	require.NoError(t, os.CopyFS(copied, os.DirFS(dir)))
+	require.NoError(t, os.Chmod(copied, 0o700))
+	for _, name := range []string{keyFile, vkeysFile, stateFile, lockFile} {
+		require.NoError(t, os.Chmod(filepath.Join(copied, name), 0o600))
+	}
+	return reopen(t, copied)
+}
+
 // Many runs at once, with one signer or with copies of it, put each number once.
 func TestAnchorTogether(t *testing.T) {
 	t.Parallel()
@@ -419,16 +431,10 @@ func TestAnchorTogether(t *testing.T) {
 		db.grow("x", int64(100*(round+1)))
 		var wg sync.WaitGroup
 		for i := range 6 {
-			dir := a.dir
+			signer := reopen(t, a.dir)
 			if i%2 == 1 {
-				dir = filepath.Join(t.TempDir(), "copy")
-				require.NoError(t, os.CopyFS(dir, os.DirFS(a.dir)))
-				require.NoError(t, os.Chmod(dir, 0o700))
-				for _, name := range []string{keyFile, vkeysFile, stateFile, lockFile} {
-					require.NoError(t, os.Chmod(filepath.Join(dir, name), 0o600))
-				}
+				signer = copySigner(t, a.dir)
 			}
-			signer := reopen(t, dir)
 			wg.Go(func() {
 				_, err := (&Anchor{Database: db, Store: s, Signer: signer}).Run(t.Context())
 				if err != nil && !errors.Is(err, ErrBusy) {
@@ -557,7 +563,16 @@ func TestLease(t *testing.T) {
 	// And the one that it took over from waits for one now.
 	b.at = d.at.Add(1000 * time.Hour)
 	b.refused(ErrLease)
-	// The adoption holds for the database that it was of alone.
+	// An adoption is over when somebody has anchored since.
+	elsewhere := b.on(promoted)
+	elsewhere.Signer = copySigner(t, a.dir)
+	_, _, err = elsewhere.Adopt(t.Context())
+	require.NoError(t, err)
+	d.at = d.at.Add(time.Hour)
+	require.EqualValues(t, 6, d.run().Number)
+	elsewhere.at = d.at
+	elsewhere.refused(ErrLease)
+	// It holds for the database that it was of alone.
 	_, _, err = d.Adopt(t.Context())
 	require.NoError(t, err)
 	b.refused(ErrLease)
@@ -642,6 +657,16 @@ func TestBucketChanged(t *testing.T) {
 		_, a := start(t)
 		a.Store = newStore(t)
 		a.refused(ErrAltered)
+	})
+	t.Run("what was signed and is gone", func(t *testing.T) {
+		t.Parallel()
+		db, a := start(t)
+		// Number 2 was signed and not put: it is signed again. Number 3 cannot be.
+		tree := db.tree(t.Context())
+		require.NoError(t, a.Signer.setState(State{Number: 3, Size: tree.N, Root: tree.Hash, Finished: 1}))
+		a.refused(ErrAltered)
+		require.NoError(t, a.Signer.setState(State{Number: 2, Size: tree.N, Root: tree.Hash, Finished: 1}))
+		require.EqualValues(t, 2, a.run().Number)
 	})
 	t.Run("delete marker", func(t *testing.T) {
 		t.Parallel()
