@@ -738,3 +738,36 @@ func TestManyCheckpoints(t *testing.T) {
 	require.EqualValues(t, many, result.Number)
 	require.Len(t, db.records, many)
 }
+
+// lockless is a store that takes objects without their lock, and, where deaf, does not
+// lock them when it is told to again.
+type lockless struct {
+	store.Store
+	deaf bool
+}
+
+func (s lockless) Put(ctx context.Context, key string, body io.Reader, opts store.PutOptions) (store.PutResult, error) {
+	opts.RetainUntil = time.Time{}
+	return s.Store.Put(ctx, key, body, opts)
+}
+
+func (s lockless) Extend(ctx context.Context, key, version string, until time.Time) error {
+	if s.deaf {
+		return nil
+	}
+	return s.Store.Extend(ctx, key, version, until)
+}
+
+// What is not locked is no anchor, whatever the store answered.
+func TestLockIsReadBack(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	a := newAnchor(t, newLedger("x", 3), lockless{s, true})
+	_, err := a.Run(t.Context())
+	require.ErrorIs(t, err, store.ErrNotLocked)
+	require.Empty(t, a.Database.(*ledgerOf).records)
+	a = newAnchor(t, newLedger("x", 3), lockless{newStore(t), false})
+	info, err := a.Store.Head(t.Context(), a.run().Key, "")
+	require.NoError(t, err)
+	require.True(t, info.LockedUntil(a.at.AddDate(7, 0, 0)))
+}
