@@ -55,7 +55,8 @@ parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_hashes bytea := p_hashes;
+  -- in memory: of a value in TOAST each slice would be read again
+  v_hashes bytea := p_hashes || '';
   v_parents bytea;
 begin
   -- Expressions in a loop: a query for each level costs more than the hashing.
@@ -185,7 +186,8 @@ begin
       select custody_data.leaf_hash(a) as hash, a.xid, a.log_entry_id, a.occurred_at, a.tenant_id
       from custody_data.audit_logs a
       where a.xid >= p_from and (p_below is null or a.xid < p_below)
-        and (p_after is null or a.xid > p_from or a.log_entry_id > p_after)
+        -- as a row, so that the index goes to where a batch ended inside a long transaction
+        and (p_after is null or (a.xid, a.log_entry_id) > (p_from, p_after))
       order by a.xid, a.log_entry_id
       fetch first p_limit rows with ties
     ) x

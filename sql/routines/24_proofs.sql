@@ -32,17 +32,14 @@ $$;
 revoke all on function custody_data.node_hash(integer, bigint) from public;
 comment on function custody_data.node_hash(integer, bigint) is 'Root of the complete subtree of 2^p_height leaves that begins at leaf p_index * 2^p_height. Errors: PC041 hashes are missing.';
 
-create or replace function custody_data.split_of(p_leaves bigint)
-returns bigint
+create or replace function custody_data.height_of(p_leaves bigint)
+returns integer
 language sql
 immutable
 parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-  select max(1::bigint << h) from generate_series(0, 61) h where 1::bigint << h < p_leaves;
-$$;
-revoke all on function custody_data.split_of(bigint) from public;
-comment on function custody_data.split_of(bigint) is 'The largest power of two below a number of leaves: where RFC 6962 splits a tree.';
+return pg_catalog.length(pg_catalog.ltrim((p_leaves - 1)::bit(64)::text, '0'));
+revoke all on function custody_data.height_of(bigint) from public;
+comment on function custody_data.height_of(bigint) is 'Height of a tree of so many leaves. RFC 6962 splits it at 2 to the power of one less.';
 
 create or replace function custody_data.subtree_hash(p_from bigint, p_to bigint)
 returns bytea
@@ -55,9 +52,9 @@ declare
   v_split bigint;
 begin
   if v_leaves & (v_leaves - 1) = 0 and p_from % v_leaves = 0 then
-    return custody_data.node_hash(round(log(2, v_leaves))::integer, p_from / v_leaves);
+    return custody_data.node_hash(custody_data.height_of(v_leaves), p_from / v_leaves);
   end if;
-  v_split := custody_data.split_of(v_leaves);
+  v_split := 1::bigint << (custody_data.height_of(v_leaves) - 1);
   return sha256('\x01'::bytea || custody_data.subtree_hash(p_from, p_from + v_split) || custody_data.subtree_hash(p_from + v_split, p_to));
 end
 $$;
@@ -78,7 +75,7 @@ declare
 begin
   -- Down from the root to the leaf; the path goes up.
   while v_to - v_from > 1 loop
-    v_split := v_from + custody_data.split_of(v_to - v_from);
+    v_split := v_from + (1::bigint << (custody_data.height_of(v_to - v_from) - 1));
     if p_leaf < v_split then
       v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
       v_to := v_split;
@@ -106,7 +103,7 @@ declare
   v_path bytea[] := array[]::bytea[];
 begin
   while p_old < v_to loop
-    v_split := v_from + custody_data.split_of(v_to - v_from);
+    v_split := v_from + (1::bigint << (custody_data.height_of(v_to - v_from) - 1));
     if p_old <= v_split then
       v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
       v_to := v_split;
@@ -263,23 +260,37 @@ $$;
 revoke all on function custody_data.require_checkpoint(bigint, bigint) from public;
 comment on function custody_data.require_checkpoint(bigint, bigint) is 'The newest signed checkpoint, or the one of p_tree_size leaves, that covers the first p_covers leaves. Errors: PC040.';
 
-create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea)
+create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea)
 returns bigint
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select e.tile_index * 256 + n.n
-  from custody_data.ledger_entries e
-  join custody_data.ledger_tiles t on t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index
-  cross join lateral generate_series(0, octet_length(e.xids) / 8 - 1) n (n)
-  where e.tenant_id = 'system' and e.occurred_range && p_occurred
-    and substr(e.entry_ids, n.n * 16 + 1, 16) = uuid_send(p_log_entry_id)
-    and (p_hash is null or substr(t.hashes, n.n * 32 + 1, 32) = p_hash)
-  order by 1 limit 1;
+declare
+  v_id constant bytea := uuid_send(p_log_entry_id);
+  v_xid constant bigint := p_xid::text::bigint;
+begin
+  return (
+    select e.tile_index * 256 + n.n
+    from (
+      -- The transaction tells the tile where an import mixed all times, the time where it wrote many tiles; a range
+      -- without bounds is any. Ids are in memory before they are taken apart: each slice would be read from TOAST.
+      select m.tile_index, m.entry_ids || '' as entry_ids
+      from custody_data.ledger_entries m
+      where m.tenant_id = 'system' and m.occurred_range && p_occurred and m.xid_range && int8range(v_xid, v_xid, '[]')
+        and position(v_id in m.entry_ids) > 0
+      offset 0
+    ) e
+    cross join lateral generate_series(0, octet_length(e.entry_ids) / 16 - 1) n (n)
+    where substr(e.entry_ids, n.n * 16 + 1, 16) = v_id
+      and (p_hash is null or exists (
+        select from custody_data.ledger_tiles t
+        where t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index and substr(t.hashes, n.n * 32 + 1, 32) = p_hash))
+    order by 1 limit 1);
+end
 $$;
-revoke all on function custody_data.find_leaf(uuid, tstzrange, bytea) from public;
-comment on function custody_data.find_leaf(uuid, tstzrange, bytea) is 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+revoke all on function custody_data.find_leaf(uuid, tstzrange, xid8, bytea) from public;
+comment on function custody_data.find_leaf(uuid, tstzrange, xid8, bytea) is 'Index of the leaf of an event that occurred then, of this transaction and with this leaf hash where they are given; null where there is none.';
 
 create or replace function custody_data.time_in_id(p_log_entry_id uuid)
 returns tstzrange
@@ -313,12 +324,12 @@ begin
   is_altered := false;
   if v_event.log_entry_id is not null then
     is_known := true;
-    leaf_index := custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), custody_data.leaf_hash(v_event));
-    is_altered := leaf_index is null and custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), null) is not null;
+    leaf_index := custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), v_event.xid, custody_data.leaf_hash(v_event));
+    is_altered := leaf_index is null and custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), null, null) is not null;
   elsif not custody.has_subject() then
     -- It may be in the archive alone: whoever has it there has its id, its time and its content.
     leaf_index := custody_data.find_leaf(p_log_entry_id,
-      case when p_occurred_at is null then custody_data.time_in_id(p_log_entry_id) else tstzrange(p_occurred_at, p_occurred_at, '[]') end, null);
+      case when p_occurred_at is null then custody_data.time_in_id(p_log_entry_id) else tstzrange(p_occurred_at, p_occurred_at, '[]') end, null, null);
     is_known := leaf_index is not null;
   end if;
 end

@@ -2830,16 +2830,16 @@ CREATE FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) RETURNS intege
 
 COMMENT ON FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) IS 'Version of a key-encryption key that is valid for a tenant, or null.';
 
--- Name: find_leaf(uuid, tstzrange, bytea); Type: FUNCTION; Schema: custody_data
+-- Name: find_leaf(uuid, tstzrange, xid8, bytea); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea) RETURNS bigint
-    LANGUAGE sql STABLE
+CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea) RETURNS bigint
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea) IS 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+COMMENT ON FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea) IS 'Index of the leaf of an event that occurred then, of this transaction and with this leaf hash where they are given; null where there is none.';
 
 -- Name: find_residue(uuid, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2885,6 +2885,16 @@ CREATE FUNCTION custody_data.hashes_json(p_hashes bytea[]) RETURNS jsonb
 -- Name: FUNCTION hashes_json(p_hashes bytea[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.hashes_json(p_hashes bytea[]) IS 'Hashes in base64 as a JSON array.';
+
+-- Name: height_of(bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.height_of(p_leaves bigint) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN length(ltrim((((p_leaves - 1))::bit(64))::text, '0'::text));
+
+-- Name: FUNCTION height_of(p_leaves bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.height_of(p_leaves bigint) IS 'Height of a tree of so many leaves. RFC 6962 splits it at 2 to the power of one less.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -3875,17 +3885,6 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key te
 -- Name: FUNCTION settle_repeated(p_table text, p_code text, p_key text, p_and_key text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
-
--- Name: split_of(bigint); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.split_of(p_leaves bigint) RETURNS bigint
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION split_of(p_leaves bigint); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.split_of(p_leaves bigint) IS 'The largest power of two below a number of leaves: where RFC 6962 splits a tree.';
 
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 
