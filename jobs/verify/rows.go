@@ -284,8 +284,11 @@ func (c *check) readRows(ctx context.Context, d *database) error {
 		}
 		return nil
 	}
-	return d.copyTo(ctx, columnCount, "select "+columnList+" from custody_data.audit_logs a "+where+
-		"order by a.xid, a.log_entry_id, a.tenant_id, a.occurred_at", each)
+	// By the index: what is sorted comes late, and waits on the server's disk.
+	if _, err := d.Exec(ctx, "set local enable_sort = off; set local enable_bitmapscan = off"); err != nil {
+		return err
+	}
+	return d.copyTo(ctx, columnCount, "select "+columnList+" from custody_data.audit_logs a "+where+"order by a.xid, a.log_entry_id", each)
 }
 
 // setHorizon decides up to which transaction every row must have its leaf: as the
