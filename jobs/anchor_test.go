@@ -1,9 +1,12 @@
 package jobs
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -15,6 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pgcustody/cmd/devstack/stack"
+	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/db"
 	"pgcustody/jobs/ledger"
 )
@@ -204,4 +208,111 @@ update custody_data.ledger_tiles u set hashes = (select custody_data.fold_hashes
 	require.EqualValues(t, 1, b.metric("pgcustody_ledger_anchor_refused", "fork"))
 	require.Zero(t, b.metric("pgcustody_ledger_anchor_refused", "behind"))
 	require.EqualValues(t, 1, b.metric("pgcustody_ledger_checkpoint_number"))
+}
+
+// snapshot copies the database as it is now, as a file system's snapshot would: with
+// its incarnation and all. The copy is a bench of its own on the same bucket and signer.
+func (b *ledgerBench) snapshot() *ledgerBench {
+	b.Helper()
+	name := randomName("snapshot")
+	name = strings.ReplaceAll(name, "-", "_")
+	require.NoError(b, b.super.Close(b.Context()))
+	cluster := b.database.Stack
+	require.Eventually(b, func() bool { // until no session is left
+		b.app.Reset()
+		b.deps.Pool.Reset()
+		return cluster.CreateDatabase(b.Context(), name, b.database.Name) == nil
+	}, 30*time.Second, 100*time.Millisecond)
+	b.super = b.database.Conn(b.T, stack.Superuser)
+	b.Cleanup(func() { require.NoError(b, cluster.DropDatabase(context.Background(), name)) })
+	d := &stacktest.Database{Name: name, Stack: cluster, URLs: map[string]string{}}
+	for login := range b.database.URLs {
+		d.URLs[login] = cluster.URL(login, name)
+	}
+	copied := &ledgerBench{bench: &bench{T: b.T, database: d, app: d.Pool(b.T, "custody_app"), deps: b.deps, reports: b.reports},
+		registry: prometheus.NewRegistry(), super: d.Conn(b.T, stack.Superuser)}
+	copied.deps.Pool = d.Pool(b.T, "custody_runner")
+	copied.deps.Metrics = NewMetrics(copied.registry, copied.deps.Pool)
+	return copied
+}
+
+// proved makes and checks a proof for each event.
+func (b *ledgerBench) proved(ids []uuid.UUID) {
+	b.Helper()
+	for _, id := range ids {
+		proof := b.proof(id)
+		_, err := proof.Check(ledgerOrigin, b.deps.Signer.VerifierKeys(), nil)
+		require.NoError(b, err)
+		require.Contains(b, string(proof.Entry), id.String())
+	}
+}
+
+// A database that was set back goes on with the log of what it was, and so does the
+// one that was left behind by that, each when it may.
+func TestSetBackDatabaseGoesOn(t *testing.T) {
+	b := newLedgerBench(t)
+	common := b.events(300)
+	b.sealed()
+	first := b.anchor()
+	old := b.snapshot()
+	lost := b.events(260)
+	b.sealed()
+	second := b.anchor()
+
+	// Behind, and then beside what is anchored.
+	_, err := NewAnchor(old.deps).Run(t.Context())
+	require.ErrorIs(t, err, ledger.ErrBehind)
+	require.ErrorContains(t, err, fmt.Sprintf("set back to %d of %d anchored leaves", first.Size, second.Size))
+	others := old.events(100)
+	old.sealed()
+	_, err = NewAnchor(old.deps).Run(t.Context())
+	require.ErrorIs(t, err, ledger.ErrFork)
+
+	_, _, err = NewAnchor(old.deps).Adopt(t.Context())
+	require.NoError(t, err)
+	taken := old.anchor()
+	require.Equal(t, first.Size, taken.TakenOver.Prefix)
+	require.Equal(t, second.Size-first.Size, taken.TakenOver.Leaves)
+	require.EqualValues(t, 3, taken.Number)
+	old.sealed()
+	require.EqualValues(t, 4, old.anchor().Number) // that it was taken over is an event
+	old.proved(common)
+	old.proved(others)
+	require.EqualValues(t, 1, old.number(SystemTenant, "select count(*) from custody.audit_entries e where e.entry like '%ledger.take_over%'"))
+	// What is lost is known to be.
+	require.Equal(t, first.Size, old.number(SystemTenant, "select first_leaf from custody_data.ledger_stretches where kind = 'lost'"))
+	require.Zero(t, old.number(SystemTenant, "select count(*) from custody.verify_ledger()"))
+
+	// The database that had them waits for its turn, and has them again.
+	b.events(10)
+	b.sealed()
+	_, err = NewAnchor(b.deps).Run(t.Context())
+	require.ErrorIs(t, err, ledger.ErrLease)
+	b.deps.Config.Anchor.Lease = time.Nanosecond
+	require.Eventually(t, func() bool { // checkpoints are of whole seconds
+		_, err = NewAnchor(b.deps).Run(t.Context())
+		return !errors.Is(err, ledger.ErrLease)
+	}, time.Minute, 100*time.Millisecond)
+	require.NoError(t, err)
+	b.sealed()
+	b.anchor()
+	b.proved(common)
+	b.proved(lost)
+}
+
+// A database that lives in another cluster, though the sealer has not noticed it yet,
+// does not anchor as the one that it was.
+func TestAnchorNoticesAnotherClusterFirst(t *testing.T) {
+	b := newLedgerBench(t)
+	b.events(5)
+	b.sealed()
+	b.anchor()
+	_, err := b.super.Exec(t.Context(), "alter table custody_data.incarnations disable trigger all")
+	require.NoError(t, err)
+	_, err = b.super.Exec(t.Context(), "update custody_data.incarnations set system_identifier = 1")
+	require.NoError(t, err)
+	_, err = NewAnchor(b.deps).Run(t.Context())
+	require.ErrorIs(t, err, ledger.ErrLease)
+	require.ErrorContains(t, err, "this is cluster ")
+	require.NotContains(t, err.Error(), "this is cluster 1 ")
 }

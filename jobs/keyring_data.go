@@ -31,9 +31,9 @@ type DataRotation struct {
 	Expired int64 `json:"expired"`
 }
 
-// resealConnections is how many go through the people of a tenant at once: sealing is
-// work for a core of the server each.
-const resealConnections = 4
+// resealConnections is how many go through the people of a tenant at once. Sealing is
+// work for a core of the server each, and the others are the application's.
+const resealConnections = 2
 
 // peopleBatch is how many people one transaction seals anew: whoever writes about one of
 // them waits for it.

@@ -49,7 +49,8 @@ begin
         else $a$'tenant_id', 'identity_id', 'created_at'$a$ end);
     execute pg_catalog.format(
       'create trigger m_touch_row before update on custody_data.%I
-         for each row execute function custody_data.tg_touch_row()', v_table);
+         for each row execute function custody_data.%I()', v_table,
+      case v_table when 'user_profiles' then 'tg_touch_profile' when 'user_preferences' then 'tg_touch_preferences' else 'tg_touch_conversation' end);
   end loop;
 
   -- No row about somebody who has been erased.

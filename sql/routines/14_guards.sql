@@ -55,30 +55,90 @@ $$;
 comment on function custody_data.tg_reject_column_change() is
 'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020).';
 
-create or replace function custody_data.tg_touch_row()
+-- Sealed under later keys a record is the same: its version does not count, and the trail has no event of it. Anybody may
+-- set custody.resealing: it only says that the values are worth a look, which every other update is spared. Nothing but
+-- resealing puts a value, or an index, under a later key.
+create or replace function custody_data.sealed_later(p_old bytea, p_new bytea)
+returns boolean
+language sql
+immutable
+parallel safe
+return p_new is not distinct from p_old
+  or coalesce(substr(p_old, 1, 1) = '\x01' and substr(p_new, 1, 1) = '\x01' and substr(p_new, 2, 4) > substr(p_old, 2, 4), false);
+revoke all on function custody_data.sealed_later(bytea, bytea) from public;
+grant execute on function custody_data.sealed_later(bytea, bytea) to custody_worker;
+comment on function custody_data.sealed_later(bytea, bytea) is 'Whether a sealed value is the same, or one under a later key.';
+
+create or replace function custody_data.indexed_later(p_old bytea, p_new bytea)
+returns boolean
+language sql
+immutable
+parallel safe
+return p_new is not distinct from p_old or coalesce(substr(p_new, 1, 4) > substr(p_old, 1, 4), false);
+revoke all on function custody_data.indexed_later(bytea, bytea) from public;
+grant execute on function custody_data.indexed_later(bytea, bytea) to custody_worker;
+comment on function custody_data.indexed_later(bytea, bytea) is 'Whether a blind index is the same, or one under a later key.';
+
+create or replace function custody_data.tg_touch_profile()
 returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_old jsonb;
-  v_new jsonb;
 begin
-  -- Sealed under another key a record is the same. Anybody may set the setting: it only says that the values are worth
-  -- a look, which every other update is spared.
-  if current_setting('custody.resealing', true) = 'on' then
-    v_old := to_jsonb(old);
-    v_new := to_jsonb(new);
-    if custody_data.was_resealed(v_old, v_new, custody_data.changed_columns(v_old, v_new)) then
-      return new;
-    end if;
+  if current_setting('custody.resealing', true) = 'on' and current_user = 'custody_owner' and new is distinct from old
+      and (new.tenant_id, new.identity_id, new.version, new.created_at, new.updated_at) = (old.tenant_id, old.identity_id, old.version, old.created_at, old.updated_at)
+      and custody_data.sealed_later(old.full_name, new.full_name) and custody_data.sealed_later(old.email, new.email)
+      and custody_data.sealed_later(old.phone, new.phone) and custody_data.sealed_later(old.organisation, new.organisation)
+      and custody_data.sealed_later(old.title, new.title) and custody_data.sealed_later(old.address, new.address)
+      and custody_data.sealed_later(old.city, new.city) and custody_data.sealed_later(old.region, new.region)
+      and custody_data.sealed_later(old.postal_code, new.postal_code) and custody_data.sealed_later(old.country, new.country)
+      and custody_data.sealed_later(old.attributes, new.attributes)
+      and custody_data.indexed_later(old.email_index, new.email_index) and custody_data.indexed_later(old.phone_index, new.phone_index) then
+    return new;
   end if;
   new.version := old.version + 1;
   new.updated_at := now();
   return new;
 end
 $$;
-comment on function custody_data.tg_touch_row() is 'Counts version up and sets updated_at on every update but a resealing.';
+comment on function custody_data.tg_touch_profile() is 'Counts version up and sets updated_at on every update but a resealing.';
+
+create or replace function custody_data.tg_touch_preferences()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if current_setting('custody.resealing', true) = 'on' and current_user = 'custody_owner' and new is distinct from old
+      and (new.tenant_id, new.identity_id, new.version, new.created_at, new.updated_at) = (old.tenant_id, old.identity_id, old.version, old.created_at, old.updated_at)
+      and custody_data.sealed_later(old.preferences, new.preferences) then
+    return new;
+  end if;
+  new.version := old.version + 1;
+  new.updated_at := now();
+  return new;
+end
+$$;
+comment on function custody_data.tg_touch_preferences() is 'Counts version up and sets updated_at on every update but a resealing.';
+
+create or replace function custody_data.tg_touch_conversation()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if current_setting('custody.resealing', true) = 'on' and current_user = 'custody_owner' and new is distinct from old
+      and (new.tenant_id, new.identity_id, new.conversation_id, new.message_count, new.started_at, new.last_message_at, new.version, new.created_at, new.updated_at)
+        = (old.tenant_id, old.identity_id, old.conversation_id, old.message_count, old.started_at, old.last_message_at, old.version, old.created_at, old.updated_at)
+      and custody_data.sealed_later(old.title, new.title) and custody_data.sealed_later(old.messages, new.messages) then
+    return new;
+  end if;
+  new.version := old.version + 1;
+  new.updated_at := now();
+  return new;
+end
+$$;
+comment on function custody_data.tg_touch_conversation() is 'Counts version up and sets updated_at on every update but a resealing.';
 
 -- definer: the lock on identities needs UPDATE on it, which no role has
 create or replace function custody_data.tg_require_live_identity()
@@ -309,23 +369,6 @@ revoke all on function custody_data.changed_columns(jsonb, jsonb) from public;
 grant execute on function custody_data.changed_columns(jsonb, jsonb) to custody_worker;
 comment on function custody_data.changed_columns(jsonb, jsonb) is 'Names of the columns in which two versions of a row differ, without those that every update changes.';
 
-create or replace function custody_data.was_resealed(p_old jsonb, p_new jsonb, p_columns text[])
-returns boolean
-language sql
-stable
-parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-  -- Not by what anybody says: only resealing puts a value, or an index, under a later key. Both begin with \x in JSON.
-  select current_user = 'custody_owner' and cardinality(p_columns) > 0 and coalesce(bool_and(
-    case when c.name like '%\_index' then substr(p_new ->> c.name, 3, 8) > substr(p_old ->> c.name, 3, 8)
-      else p_old ->> c.name like '\\x01%' and p_new ->> c.name like '\\x01%' and substr(p_new ->> c.name, 5, 8) > substr(p_old ->> c.name, 5, 8) end), false)
-  from unnest(p_columns) c (name);
-$$;
-revoke all on function custody_data.was_resealed(jsonb, jsonb, text[]) from public;
-grant execute on function custody_data.was_resealed(jsonb, jsonb, text[]) to custody_worker;
-comment on function custody_data.was_resealed(jsonb, jsonb, text[]) is 'Whether the changed columns of a row were sealed under later keys by the owner''s functions, which is no change of the record.';
-
 create or replace function custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[])
 returns void
 language plpgsql
@@ -360,6 +403,7 @@ create or replace function custody_data.tg_audit_people()
 returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_hashjoin = on -- of old and new rows, whatever the caller has set
 as $$
 declare
   v_touched custody_data.touched_rows[];
@@ -373,9 +417,9 @@ begin
   else
     select array_agg((n.identity_id, x.columns, array[n.identity_id::text])::custody_data.touched_rows) into v_touched
     from new_rows n join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id
-    cross join lateral (select to_jsonb(o) as was, to_jsonb(n) as is_now offset 0) j
-    cross join lateral (select custody_data.changed_columns(j.was, j.is_now) as columns offset 0) x
-    where not custody_data.was_resealed(j.was, j.is_now, x.columns);
+    cross join lateral (select custody_data.changed_columns(to_jsonb(o), to_jsonb(n)) as columns offset 0) x
+    -- what was resealed has the version that it had
+    where n.version <> o.version;
   end if;
   perform custody_data.append_record_events(tg_op, tg_table_name, v_touched);
   return null;
@@ -387,6 +431,7 @@ create or replace function custody_data.tg_audit_conversations()
 returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
+set enable_hashjoin = on -- of old and new rows, whatever the caller has set
 as $$
 declare
   v_touched custody_data.touched_rows[];
@@ -405,9 +450,9 @@ begin
         select n.identity_id, n.conversation_id, x.columns
         from new_rows n
         join old_rows o on o.tenant_id = n.tenant_id and o.identity_id = n.identity_id and o.conversation_id = n.conversation_id
-        cross join lateral (select to_jsonb(o) as was, to_jsonb(n) as is_now offset 0) j
-        cross join lateral (select custody_data.changed_columns(j.was, j.is_now) as columns offset 0) x
-        where not custody_data.was_resealed(j.was, j.is_now, x.columns)
+        cross join lateral (select custody_data.changed_columns(to_jsonb(o), to_jsonb(n)) as columns offset 0) x
+        -- what was resealed has the version that it had
+        where n.version <> o.version
       ) c
       group by c.identity_id, c.columns
     ) g;

@@ -66,7 +66,6 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
-set bytea_output = 'hex' -- was_resealed reads it
 -- a few people by their keys, whatever is known of the tables
 set enable_hashjoin = off
 set enable_mergejoin = off
@@ -238,7 +237,6 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
-set bytea_output = 'hex' -- was_resealed reads it
 set enable_hashjoin = off
 set enable_mergejoin = off
 as $$

@@ -1108,7 +1108,7 @@ CREATE FUNCTION custody.ledger_head() RETURNS jsonb
 
 -- Name: FUNCTION ledger_head(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.ledger_head() IS 'Where the ledger stands, for who signs it: {"tree_size", "root" in base64, "incarnation_id", "opened_at", "system_identifier", "timeline", "sealed_to" the transaction up to which all events have leaves, "sealed_at", "waiting_since" the time of the oldest event without a leaf}; what is not there is null.
+COMMENT ON FUNCTION custody.ledger_head() IS 'Where the ledger stands, for who signs it: {"tree_size", "root" in base64, "incarnation_id", "opened_at", "system_identifier", "timeline", "sealed_to" the transaction up to which all events have leaves, "sealed_at", "waiting_since" the time of the oldest event without a leaf, "retain_until" until when what is anchored now is to be locked, with a day to spare}; what is not there is null.
 Errors: PC001, PC015 outside tenant system, PC026, PC041. Callers: custody_worker, custody_auditor.';
 
 -- Name: ledger_root(bigint); Type: FUNCTION; Schema: custody
@@ -1734,7 +1734,6 @@ Errors: PC023 invalid name. Callers: custody_admin, custody_worker.';
 CREATE FUNCTION custody.reindex_profiles(p_limit integer DEFAULT 500, p_after uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET bytea_output TO 'hex'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     AS $$ … $$;
@@ -1887,7 +1886,6 @@ Errors: PC001, PC015 confined to one person, PC023, PC033 locked, PC035. Callers
 CREATE FUNCTION custody.rotate_data_keys(p_created_before timestamp with time zone, p_limit integer DEFAULT 50, p_after uuid DEFAULT NULL::uuid) RETURNS jsonb
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET bytea_output TO 'hex'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off'
@@ -3015,6 +3013,16 @@ CREATE FUNCTION custody_data.index_taken(p_identity_id uuid, p_field text, p_ind
 
 COMMENT ON FUNCTION custody_data.index_taken(p_identity_id uuid, p_field text, p_indexes bytea[]) IS 'Whether the profile of anybody else of the tenant has one of these indexes.';
 
+-- Name: indexed_later(bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.indexed_later(p_old bytea, p_new bytea) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((NOT (p_new IS DISTINCT FROM p_old)) OR COALESCE((substr(p_new, 1, 4) > substr(p_old, 1, 4)), false));
+
+-- Name: FUNCTION indexed_later(p_old bytea, p_new bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.indexed_later(p_old bytea, p_new bytea) IS 'Whether a blind index is the same, or one under a later key.';
+
 -- Name: is_unlocked(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.is_unlocked() RETURNS boolean
@@ -3804,6 +3812,16 @@ CREATE FUNCTION custody_data.sealed_key_version(p_sealed bytea) RETURNS integer
 
 COMMENT ON FUNCTION custody_data.sealed_key_version(p_sealed bytea) IS 'Version of the key that a value is sealed under. Errors: PC035.';
 
+-- Name: sealed_later(bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.sealed_later(p_old bytea, p_new bytea) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((NOT (p_new IS DISTINCT FROM p_old)) OR COALESCE(((substr(p_old, 1, 1) = '\x01'::bytea) AND (substr(p_new, 1, 1) = '\x01'::bytea) AND (substr(p_new, 2, 4) > substr(p_old, 2, 4))), false));
+
+-- Name: FUNCTION sealed_later(p_old bytea, p_new bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.sealed_later(p_old bytea, p_new bytea) IS 'Whether a sealed value is the same, or one under a later key.';
+
 -- Name: sealing_place(text, uuid, text, text, text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.sealing_place(p_tenant text, p_identity_id uuid, p_table text, p_column text, p_row text) RETURNS bytea
@@ -3956,6 +3974,7 @@ COMMENT ON FUNCTION custody_data.tg_audit_consents() IS 'Statement trigger of co
 CREATE FUNCTION custody_data.tg_audit_conversations() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_hashjoin TO 'on'
     AS $$ … $$;
 
 -- Name: FUNCTION tg_audit_conversations(); Type: COMMENT; Schema: custody_data
@@ -3967,6 +3986,7 @@ COMMENT ON FUNCTION custody_data.tg_audit_conversations() IS 'Statement trigger 
 CREATE FUNCTION custody_data.tg_audit_people() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_hashjoin TO 'on'
     AS $$ … $$;
 
 -- Name: FUNCTION tg_audit_people(); Type: COMMENT; Schema: custody_data
@@ -4061,16 +4081,38 @@ CREATE FUNCTION custody_data.tg_require_live_identity() RETURNS trigger
 
 COMMENT ON FUNCTION custody_data.tg_require_live_identity() IS 'Statement guard: every new row is about an identity that is there and not erased (PC021), and stays so until commit.';
 
--- Name: tg_touch_row(); Type: FUNCTION; Schema: custody_data
+-- Name: tg_touch_conversation(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.tg_touch_row() RETURNS trigger
+CREATE FUNCTION custody_data.tg_touch_conversation() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION tg_touch_row(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION tg_touch_conversation(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.tg_touch_row() IS 'Counts version up and sets updated_at on every update but a resealing.';
+COMMENT ON FUNCTION custody_data.tg_touch_conversation() IS 'Counts version up and sets updated_at on every update but a resealing.';
+
+-- Name: tg_touch_preferences(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_touch_preferences() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_touch_preferences(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_touch_preferences() IS 'Counts version up and sets updated_at on every update but a resealing.';
+
+-- Name: tg_touch_profile(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_touch_profile() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_touch_profile(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_touch_profile() IS 'Counts version up and sets updated_at on every update but a resealing.';
 
 -- Name: time_in_id(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -4170,17 +4212,6 @@ CREATE FUNCTION custody_data.wal_timeline() RETURNS integer
 -- Name: FUNCTION wal_timeline(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.wal_timeline() IS 'The timeline on which this server writes; null in recovery.';
-
--- Name: was_resealed(jsonb, jsonb, text[]); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.was_resealed(p_old jsonb, p_new jsonb, p_columns text[]) RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION was_resealed(p_old jsonb, p_new jsonb, p_columns text[]); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.was_resealed(p_old jsonb, p_new jsonb, p_columns text[]) IS 'Whether the changed columns of a row were sealed under later keys by the owner''s functions, which is no change of the record.';
 
 -- Name: wrap_key(text, uuid, integer, bytea, bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -5733,19 +5764,19 @@ ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_require_live_iden
 
 -- Name: conversations m_touch_row; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER m_touch_row BEFORE UPDATE ON custody_data.conversations FOR EACH ROW EXECUTE FUNCTION custody_data.tg_touch_row();
+CREATE TRIGGER m_touch_row BEFORE UPDATE ON custody_data.conversations FOR EACH ROW EXECUTE FUNCTION custody_data.tg_touch_conversation();
 
 ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER m_touch_row;
 
 -- Name: user_preferences m_touch_row; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER m_touch_row BEFORE UPDATE ON custody_data.user_preferences FOR EACH ROW EXECUTE FUNCTION custody_data.tg_touch_row();
+CREATE TRIGGER m_touch_row BEFORE UPDATE ON custody_data.user_preferences FOR EACH ROW EXECUTE FUNCTION custody_data.tg_touch_preferences();
 
 ALTER TABLE custody_data.user_preferences ENABLE ALWAYS TRIGGER m_touch_row;
 
 -- Name: user_profiles m_touch_row; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER m_touch_row BEFORE UPDATE ON custody_data.user_profiles FOR EACH ROW EXECUTE FUNCTION custody_data.tg_touch_row();
+CREATE TRIGGER m_touch_row BEFORE UPDATE ON custody_data.user_profiles FOR EACH ROW EXECUTE FUNCTION custody_data.tg_touch_profile();
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER m_touch_row;
 

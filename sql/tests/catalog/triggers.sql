@@ -8,7 +8,7 @@ insert into guards values
   ('user_profiles', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, created_at)'),
   ('user_profiles', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('user_profiles', 'a_require_live_identity', 'AFTER INSERT STATEMENT tg_require_live_identity()'),
-  ('user_profiles', 'm_touch_row', 'BEFORE UPDATE ROW tg_touch_row()'),
+  ('user_profiles', 'm_touch_row', 'BEFORE UPDATE ROW tg_touch_profile()'),
   ('user_profiles', 'z_audit_delete', 'AFTER DELETE STATEMENT tg_audit_people()'),
   ('user_profiles', 'z_audit_insert', 'AFTER INSERT STATEMENT tg_audit_people()'),
   ('user_profiles', 'z_audit_update', 'AFTER UPDATE STATEMENT tg_audit_people()'),
@@ -26,8 +26,8 @@ insert into guards values
   ('job_runs', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, run_id, job, river_job_id, started_at, +ended_at)'),
   ('archive_segments', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, day, part, xid_from, xid_to, opened_at, +recorded_at)'),
   ('erasure_notices', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, notice_id, request_id, holder, created_at, +acknowledged_at)');
-insert into guards select 'user_preferences', trg, says from guards where tbl = 'user_profiles';
-insert into guards select 'conversations', trg, replace(replace(replace(says, 'tg_audit_people', 'tg_audit_conversations'), '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
+insert into guards select 'user_preferences', trg, replace(says, 'tg_touch_profile', 'tg_touch_preferences') from guards where tbl = 'user_profiles';
+insert into guards select 'conversations', trg, replace(replace(replace(replace(says, 'tg_touch_profile', 'tg_touch_conversation'), 'tg_audit_people', 'tg_audit_conversations'), '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
 insert into guards select t, 'a_reject_mutation', 'BEFORE DELETE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'
 from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
 insert into guards select t, 'a_reject_row_mutation', 'BEFORE DELETE UPDATE ROW tg_reject_mutation()'

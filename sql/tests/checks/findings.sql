@@ -64,7 +64,7 @@ select pg_temp.finds('drop trigger a_reject_delete on custody_data.legal_holds',
 select pg_temp.finds('drop trigger z_audit_update on custody_data.user_profiles', 'changed trigger custody_data.user_profiles.z_audit_update, guard-missing user_profiles');
 select pg_temp.finds('drop trigger m_touch_row on custody_data.user_profiles', 'changed trigger custody_data.user_profiles.m_touch_row');
 select pg_temp.finds(pg_temp.month('drop trigger a_reject_mutation on custody_data.MONTH'), pg_temp.month('guard-missing MONTH'));
-select pg_temp.finds(pg_temp.month('create or replace trigger a_reject_mutation before update or delete or truncate on custody_data.MONTH for each statement execute function custody_data.tg_touch_row(); alter table custody_data.MONTH enable always trigger a_reject_mutation'),
+select pg_temp.finds(pg_temp.month('create or replace trigger a_reject_mutation before update or delete or truncate on custody_data.MONTH for each statement execute function custody_data.tg_touch_profile(); alter table custody_data.MONTH enable always trigger a_reject_mutation'),
   pg_temp.month('guard-replaced MONTH'));
 select pg_temp.finds(pg_temp.month('create or replace trigger a_reject_mutation before delete on custody_data.MONTH for each statement execute function custody_data.tg_reject_mutation(); alter table custody_data.MONTH enable always trigger a_reject_mutation'),
   pg_temp.month('guard-replaced MONTH'));

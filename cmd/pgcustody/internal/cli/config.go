@@ -38,6 +38,9 @@ type Config struct {
 	// Keys names the provider of key-encryption keys, as in awskms:KEY. Empty:
 	// whatever needs a key stays locked.
 	Keys string
+	// Signer is the folder of the key that signs checkpoints of the audit ledger, and
+	// Origin the log's name, which the signer knows too.
+	Signer, Origin string
 	// WebhookKeyFile holds the key that signs erasure notices, in hexadecimal;
 	// the variable PGCUSTODY_WEBHOOK_KEY may hold it instead.
 	WebhookKeyFile string
@@ -94,6 +97,10 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "store", "PGCUSTODY_STORE")
 	flags.StringVar(&c.Keys, "keys", "", "provider of key-encryption keys: file:/directory, env: or awskms:KEY")
 	fromEnv(flags, "keys", "PGCUSTODY_KEYS")
+	flags.StringVar(&c.Signer, "signer", "", "folder of the key that signs checkpoints of the audit ledger")
+	fromEnv(flags, "signer", "PGCUSTODY_SIGNER")
+	flags.StringVar(&c.Origin, "origin", "", "name of the audit ledger's log, as in example.com/custody")
+	fromEnv(flags, "origin", "PGCUSTODY_ORIGIN")
 	flags.StringVar(&c.WebhookKeyFile, "webhook-key-file", "", "file with the key that signs erasure notices, in hexadecimal; or PGCUSTODY_WEBHOOK_KEY holds it")
 	fromEnv(flags, "webhook-key-file", "PGCUSTODY_WEBHOOK_KEY_FILE")
 	flags.StringVar(&c.LogFormat, "log-format", "text", "text or json")

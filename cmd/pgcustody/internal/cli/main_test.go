@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
@@ -82,7 +84,7 @@ func TestScript(t *testing.T) {
 					}
 					return nil
 				},
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL, "exits": wantExit},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL, "exits": wantExit, "sealed": waitSealed, "vkey": readKey},
 			})
 		})
 	}
@@ -152,6 +154,46 @@ func runSQL(ts *testscript.TestScript, negated bool, args []string) {
 	if name != "-" {
 		ts.Setenv(name, fmt.Sprint(value))
 	}
+}
+
+// waitSealed is `sealed`: seals until every event of the script's database has its leaf,
+// though transactions of other tests hold sealing back.
+func waitSealed(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 0 {
+		ts.Fatalf("usage: sealed")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	pool, err := pgxpool.New(ctx, ts.Getenv("URL_custody_runner"))
+	ts.Check(err)
+	defer pool.Close()
+	deps := jobs.Deps{Pool: pool, Actor: "tester", Log: slog.New(slog.DiscardHandler)}
+	for {
+		_, err := jobs.Seal(ctx, deps)
+		ts.Check(err)
+		var unsealed int64
+		ts.Check(jobs.InContext(ctx, pool, jobs.Scope{Tenant: jobs.SystemTenant, Actor: "tester", Purpose: "test"}, func(tx pgx.Tx) error {
+			return tx.QueryRow(ctx, "select s.unsealed_events from custody.sealing_status() s").Scan(&unsealed)
+		}))
+		if unsealed == 0 {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			ts.Fatalf("%d events are not sealed: %v", unsealed, ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// readKey is `vkey NAME FILE`: puts the first line of a signer's verifier keys into the
+// variable NAME.
+func readKey(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 2 {
+		ts.Fatalf("usage: vkey NAME FILE")
+	}
+	line, _, _ := strings.Cut(ts.ReadFile(args[1]), "\n")
+	ts.Setenv(args[0], line)
 }
 
 // wantExit is `exits CODE PROGRAM ARGS…`: the program must end with that code, with

@@ -50,6 +50,7 @@ type App struct {
 // commands lists every command; each has a file of its own.
 func commands() []func(*App) *cobra.Command {
 	return []func(*App) *cobra.Command{
+		newAnchorCmd,
 		newArchiveCmd,
 		newBackupCmd,
 		newCheckCmd,
@@ -59,10 +60,12 @@ func commands() []func(*App) *cobra.Command {
 		newImportCmd,
 		newKeysCmd,
 		newMigrateCmd,
+		newProofCmd,
 		newRequestsCmd,
 		newRestoreCmd,
 		newRetentionCmd,
 		newRunCmd,
+		newSignerCmd,
 		newStatusCmd,
 		newTenantsCmd,
 		newVerifyCmd,

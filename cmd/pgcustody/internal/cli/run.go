@@ -53,6 +53,9 @@ var runnable = map[string]func(context.Context, *runJob, *pgxpool.Pool, *jobs.De
 	"archive": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.ArchiveArgs{}}, nil
 	},
+	"seal": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.SealArgs{}}, nil
+	},
 	"retention": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.RetentionArgs{Tenant: r.Tenant}}, nil
 	},

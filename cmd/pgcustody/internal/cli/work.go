@@ -49,6 +49,8 @@ Prometheus.`,
 		{"archive-every", "PGCUSTODY_ARCHIVE_EVERY", "how often closed days are archived", &w.Schedule.Archive, 24 * time.Hour},
 		{"partitions-every", "PGCUSTODY_PARTITIONS_EVERY", "how often partitions are made ahead", &w.Schedule.Partitions, 24 * time.Hour},
 		{"requests-every", "PGCUSTODY_REQUESTS_EVERY", "how often due requests and notices are looked for", &w.Schedule.Requests, time.Minute},
+		{"seal-every", "PGCUSTODY_SEAL_EVERY", "how often events are sealed into the audit ledger", &w.Schedule.Seal, time.Second},
+		{"anchor-every", "PGCUSTODY_ANCHOR_EVERY", "how often the audit ledger is anchored in the store, where it grew", &w.Schedule.Anchor, time.Minute},
 		{"keys-every", "PGCUSTODY_KEYS_EVERY", "how often keys are rotated, destroyed and expired as the policies for them say", &w.Schedule.Keys, time.Hour},
 		{"erasure-grace", "PGCUSTODY_ERASURE_GRACE", "how long an erasure request rests, and may be cancelled, before it is carried out", &w.ErasureGrace, 0},
 		{"stop-after", "PGCUSTODY_STOP_AFTER", "how long running jobs may go on after SIGTERM", &w.StopAfter, 30 * time.Second},
@@ -81,7 +83,8 @@ func (w *work) check() error {
 	}{
 		{"retention-every", w.Schedule.Retention, time.Second}, {"archive-every", w.Schedule.Archive, time.Second},
 		{"partitions-every", w.Schedule.Partitions, time.Second}, {"requests-every", w.Schedule.Requests, time.Second},
-		{"keys-every", w.Schedule.Keys, time.Second},
+		{"keys-every", w.Schedule.Keys, time.Second}, {"seal-every", w.Schedule.Seal, 100 * time.Millisecond},
+		{"anchor-every", w.Schedule.Anchor, time.Second},
 		{"erasure-grace", w.ErasureGrace, 0}, {"stop-after", w.StopAfter, time.Second},
 	} {
 		off := d.d == 0 && d.flag != "stop-after"
@@ -107,7 +110,7 @@ func (w *work) Run(ctx context.Context) error {
 			return err
 		}
 		if opened == nil {
-			w.Log.Warn("no store: nothing is archived, certificates are not put under lock, exports wait")
+			w.Log.Warn("no store: nothing is archived or anchored, certificates are not put under lock, exports wait")
 		}
 		if w.provider == nil {
 			w.Log.Warn("no key provider: exports wait, erasures do not search what is sealed, and nobody looks after keys")
@@ -117,6 +120,19 @@ func (w *work) Run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		switch {
+		case w.Signer == "":
+			w.Log.Warn("no signer: events are sealed, and nothing is anchored")
+			w.Schedule.Anchor = 0
+		case opened == nil:
+			w.Schedule.Anchor = 0 // it was said that there is no store
+		default:
+			if deps.Signer, err = w.needSigner(); err != nil {
+				return err
+			}
+			defer deps.Signer.Close()
+		}
+		deps.Stopping = ctx.Done()
 		if len(deps.Config.Notify.Key) == 0 {
 			w.Log.Warn("no webhook key: erasure notices wait")
 		}
@@ -160,7 +176,8 @@ func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.P
 	ready.Store(true)
 	w.Log.Info("working", "listen", listener.Addr().String(), "actor", w.Actor,
 		"retention_every", w.Schedule.Retention, "archive_every", w.Schedule.Archive,
-		"partitions_every", w.Schedule.Partitions, "requests_every", w.Schedule.Requests, "keys_every", w.Schedule.Keys, "erasure_grace", w.ErasureGrace)
+		"partitions_every", w.Schedule.Partitions, "requests_every", w.Schedule.Requests, "keys_every", w.Schedule.Keys,
+		"seal_every", w.Schedule.Seal, "anchor_every", w.Schedule.Anchor, "erasure_grace", w.ErasureGrace)
 	if w.onReady != nil {
 		w.onReady(listener.Addr().String())
 	}

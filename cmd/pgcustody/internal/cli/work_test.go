@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -335,8 +336,9 @@ func TestBehindAPooler(t *testing.T) {
 	database := stacktest.DB(t)
 	env["PGCUSTODY_DATABASE_URL"] = stacktest.PgBouncer(t, database)["custody_runner"]
 	env["PGCUSTODY_POOLER"] = "transaction"
+	env["PGCUSTODY_SIGNER"], env["PGCUSTODY_ORIGIN"] = filepath.Join(t.TempDir(), "signer"), "example.com/custody"
 	env["URL_custody_runner"], env["URL_custody_app"] = database.URLs["custody_runner"], database.URLs["custody_app"]
-	for _, args := range [][]string{{"tenants", "register", "acme"}, {"keys", "create"}, {"run", "partitions"}, {"run", "retention"}, {"status"}} {
+	for _, args := range [][]string{{"tenants", "register", "acme"}, {"keys", "create"}, {"run", "partitions"}, {"run", "retention"}, {"signer", "init"}, {"anchor"}, {"status"}} {
 		code, _, stderr := command(t, env, args...)
 		require.Zero(t, code, "%v: %s", args, stderr)
 	}
