@@ -22,8 +22,8 @@ type checkpoint struct {
 	number, size int64
 	root, note   Hash // note: SHA-256 of the signed bytes
 	time         int64
-	waiting      int64 // since when the oldest transaction waited, or its own time
 	sealedTo     uint64
+	next         uint64 // first transaction that was not begun; 0 where it does not say
 	incarnation  uuid.UUID
 	timeline     int64
 	system       string
@@ -244,11 +244,13 @@ func (c *check) open(signed []byte, number int64) (checkpoint, error) {
 		return checkpoint{}, errors.New("it does not say up to which transaction all is sealed")
 	}
 	parsed := checkpoint{
-		number: opened.Number, size: opened.Size, root: opened.Root, note: sha256.Sum256(signed), time: opened.Time.Unix(), waiting: opened.Time.Unix(),
+		number: opened.Number, size: opened.Size, root: opened.Root, note: sha256.Sum256(signed), time: opened.Time.Unix(),
 		sealedTo: sealedTo, incarnation: opened.IncarnationID, timeline: opened.Timeline, system: opened.SystemIdentifier,
 	}
-	if opened.WaitingSince != nil && opened.WaitingSince.Before(opened.Time) {
-		parsed.waiting = opened.WaitingSince.Unix()
+	if opened.NextXID != "" {
+		if parsed.next, err = strconv.ParseUint(opened.NextXID, 10, 64); err != nil {
+			return checkpoint{}, errors.New("it does not say which transaction was to be the next")
+		}
 	}
 	return parsed, nil
 }

@@ -214,8 +214,10 @@ func (f *fixture) head() (size int64, incarnation uuid.UUID, sealedTo, system st
 func (f *fixture) checkpoint(number, size int64, root tlog.Hash) ledger.Checkpoint {
 	f.Helper()
 	_, incarnation, sealedTo, system, timeline := f.head()
+	var next string
+	require.NoError(f, f.conn.QueryRow(f.Context(), "select pg_snapshot_xmax(pg_current_snapshot())::text").Scan(&next))
 	return ledger.Checkpoint{Origin: origin, Size: size, Root: root, Anchored: ledger.Anchored{
-		Number: number, Time: time.Now().UTC().Truncate(time.Second), SystemIdentifier: system, Timeline: timeline, IncarnationID: incarnation, SealedTo: sealedTo,
+		Number: number, Time: time.Now().UTC().Truncate(time.Second), SystemIdentifier: system, Timeline: timeline, IncarnationID: incarnation, SealedTo: sealedTo, NextXID: next,
 	}}
 }
 

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -36,7 +37,7 @@ type leaf struct {
 // cursor walks over the leaves of a stretch.
 type cursor struct {
 	t         *tree
-	kind      string
+	stretch   *stretch
 	next, end int64
 	window    int
 	leaves    []leaf
@@ -138,14 +139,14 @@ type merge struct {
 
 type found struct {
 	leaf
-	kind string
+	*stretch
 }
 
 func (t *tree) merge(stretches []stretch) *merge {
 	m := &merge{}
 	window := max(min(windows/max(len(stretches), 1)/(2*(keyWidth+hashWidth)), 8192), 64)
 	for _, s := range stretches {
-		m.cursors = append(m.cursors, &cursor{t: t, kind: s.kind, next: s.from, end: s.to, window: window})
+		m.cursors = append(m.cursors, &cursor{t: t, stretch: &s, next: s.from, end: s.to, window: window})
 	}
 	return m
 }
@@ -168,7 +169,7 @@ func (m *merge) find(k key, hash *Hash) (found, error) {
 					break
 				}
 				if order == 0 {
-					m.group = append(m.group, found{*head, c.kind})
+					m.group = append(m.group, found{*head, c.stretch})
 				}
 				if err := c.pop(); err != nil {
 					return found{}, err
@@ -335,11 +336,11 @@ func (c *check) stray(k key, hash *Hash, event *row, entry []byte) {
 	*list = append(*list, s)
 }
 
-// dating tells of an event that was sealed after a checkpoint whether it says that
-// it was recorded before it.
+// dating tells of an event whether it says that it was recorded before a checkpoint,
+// although its transaction had not begun then.
 func (c *check) dating() func(event *row, match *found) {
 	known := slices.Clone(c.checkpoints)
-	slices.SortStableFunc(known, func(a, b checkpoint) int { return int(a.size - b.size) })
+	slices.SortStableFunc(known, func(a, b checkpoint) int { return cmp.Compare(a.size, b.size) })
 	before, from, until := -1, int64(0), int64(0) // which checkpoint is the last before leaves [from, until)
 	return func(event *row, match *found) {
 		if match.kind != "sealed" {
@@ -356,13 +357,23 @@ func (c *check) dating() func(event *row, match *found) {
 			}
 		}
 		recorded := event[colRecordedAt]
-		if before < 0 || len(recorded) != 8 {
+		if len(recorded) != 8 {
 			return
 		}
-		cp := &known[before]
-		if timeOf(micros(recorded)).Before(time.Unix(cp.waiting, 0).Add(-clockSlack)) {
-			c.find(Finding{Kind: Backdated, Leaf: &match.index, Event: &match.key.id, Checkpoint: &cp.number,
-				Detail: "it was sealed after the checkpoint and says that it was recorded before all that was waiting then"})
+		// Of a transaction that was long at work the earlier ones tell.
+		for i := before; i >= 0 && i > before-64; i-- {
+			cp := &known[i]
+			if cp.next == 0 || cp.incarnation != match.incarnation {
+				return
+			}
+			if match.key.xid < cp.next {
+				continue
+			}
+			if timeOf(micros(recorded)).Before(time.Unix(cp.time, 0).Add(-clockSlack)) {
+				c.find(Finding{Kind: Backdated, Leaf: &match.index, Event: &match.key.id, Checkpoint: &cp.number,
+					Detail: "it says that it was recorded before the checkpoint, when its transaction had not begun"})
+			}
+			return
 		}
 	}
 }

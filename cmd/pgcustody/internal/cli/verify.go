@@ -38,9 +38,7 @@ consistently: events of the end are lost.`,
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&v.FromObjects, "from-objects", false, "verify the bucket alone, without a database")
-	flags.StringVar(&v.Origin, "origin", "", "origin of the log; without it, the name of the verifier keys")
-	fromEnv(flags, "origin", "PGCUSTODY_ORIGIN")
-	flags.StringArrayVar(&v.VKeys, "vkey", nil, "verifier key of the log, as pgcustody signer show prints it; may be given again")
+	flags.StringArrayVar(&v.VKeys, "vkey", nil, "a verifier key of the log, alone or as a line of pgcustody signer show; once for each")
 	fromEnv(flags, "vkey", "PGCUSTODY_VKEY")
 	flags.DurationVar(&v.MaxAge, "max-anchor-age", 2*time.Hour, "how old the newest checkpoint may be")
 	return cmd
@@ -49,7 +47,6 @@ consistently: events of the end are lost.`,
 type verification struct {
 	*App
 	FromObjects bool
-	Origin      string
 	VKeys       []string
 	MaxAge      time.Duration
 }
