@@ -250,6 +250,15 @@ func (c *check) readRows(ctx context.Context, d *database) error {
 	merge := t.merge(c.stretchesOf(d))
 	dated := c.dating()
 	where := ""
+	if c.Since != nil {
+		least, err := c.leastXID()
+		if err != nil {
+			return err
+		}
+		merge = t.mergeFrom(c.stretchesOf(d), key{xid: least})
+		where = fmt.Sprintf("where a.xid >= '%d' ", least)
+		c.report.From = c.from()
+	}
 	var last key
 	var buffer []byte
 	read := int64(0)
@@ -290,6 +299,21 @@ func (c *check) readRows(ctx context.Context, d *database) error {
 		return err
 	}
 	return d.copyTo(ctx, columnCount, "select "+columnList+" from custody_data.audit_logs a "+where+"order by a.xid, a.log_entry_id", each)
+}
+
+// leastXID is the first transaction of which a row may be that of a leaf that was not
+// verified yet, or wait for its leaf.
+func (c *check) leastXID() (uint64, error) {
+	least := c.Since.SealedTo
+	err := c.tree.keys.each(c.from(), c.tree.size, func(_ int64, records []byte) error {
+		for ; len(records) > 0; records = records[keyWidth:] {
+			if xid := rawKey(records[:keyWidth]).xid; xid != 0 {
+				least = min(least, xid)
+			}
+		}
+		return nil
+	})
+	return least, err
 }
 
 // setHorizon decides up to which transaction every row must have its leaf: as the
