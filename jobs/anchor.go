@@ -168,6 +168,7 @@ func (l ledgerDatabase) head(ctx context.Context) (ledger.Head, error) {
 		SystemIdentifier string     `json:"system_identifier"`
 		Timeline         int64      `json:"timeline"`
 		SealedTo         string     `json:"sealed_to"`
+		NextXID          string     `json:"next_xid"`
 		WaitingSince     *time.Time `json:"waiting_since"`
 		RetainUntil      time.Time  `json:"retain_until"`
 	}
@@ -183,7 +184,7 @@ func (l ledgerDatabase) head(ctx context.Context) (ledger.Head, error) {
 	}
 	return ledger.Head{
 		Size: found.TreeSize, Root: root, SystemIdentifier: found.SystemIdentifier, Timeline: found.Timeline, IncarnationID: incarnation,
-		SealedTo: found.SealedTo, WaitingSince: found.WaitingSince, RetainUntil: found.RetainUntil,
+		SealedTo: found.SealedTo, NextXID: found.NextXID, WaitingSince: found.WaitingSince, RetainUntil: found.RetainUntil,
 	}, nil
 }
 

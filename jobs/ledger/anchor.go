@@ -29,6 +29,8 @@ type Head struct {
 
 	SealedTo     string
 	WaitingSince *time.Time
+	// NextXID is the first transaction that was not begun.
+	NextXID string
 
 	// RetainUntil is until when an object must be locked that is written now.
 	RetainUntil time.Time
@@ -450,7 +452,7 @@ func (r *run) anchor(ctx context.Context) error {
 	}
 	c := Checkpoint{Origin: r.bucket.origin, Size: r.tree.N, Root: r.tree.Hash, Anchored: Anchored{
 		Number: 1, Time: r.clock().Truncate(time.Second), SystemIdentifier: r.head.SystemIdentifier, Timeline: r.head.Timeline,
-		IncarnationID: r.head.IncarnationID, SealedTo: r.head.SealedTo, WaitingSince: r.head.WaitingSince,
+		IncarnationID: r.head.IncarnationID, SealedTo: r.head.SealedTo, NextXID: r.head.NextXID, WaitingSince: r.head.WaitingSince,
 	}}
 	if r.newest != nil {
 		c.Number = r.newest.Number + 1

@@ -33,6 +33,9 @@ type Anchored struct {
 	IncarnationID    uuid.UUID `json:"incarnation_id"`
 	// SealedTo is the transaction up to which all events were sealed.
 	SealedTo string `json:"sealed_to"`
+	// NextXID is the first transaction that was not begun: an event of it or a later
+	// one that says it is older than the checkpoint was backdated.
+	NextXID string `json:"next_xid,omitempty"`
 	// WaitingSince is when the oldest transaction began that kept later events from
 	// being sealed; nil where none did.
 	WaitingSince *time.Time `json:"waiting_since,omitempty"`

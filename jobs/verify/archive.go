@@ -132,21 +132,21 @@ func (c *check) takeManifest(ctx context.Context, object stored, objects map[str
 
 // readArchive looks up in the archive what has no row.
 func (c *check) readArchive(ctx context.Context, d *database) error {
-	if err := c.listArchive(ctx); err != nil {
-		return err
-	}
 	t, r := &c.tree, &c.rows
 	r.archived = newBitmap(t.total)
 	needed := false
-	for i := int64(0); i < t.total && !needed; i++ {
+	for i := c.from(); i < t.total && !needed; i++ {
 		if i&63 == 0 && i+64 <= t.total && r.seen[i>>6] == ^uint64(0) {
 			i += 63
 			continue
 		}
 		needed = !r.seen.has(i)
 	}
-	if !needed {
+	if !needed && c.Since != nil {
 		return nil
+	}
+	if err := c.listArchive(ctx); err != nil || !needed {
+		return err
 	}
 	recorded, err := c.recordedManifests(ctx, d)
 	if err != nil {

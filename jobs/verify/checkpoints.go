@@ -22,8 +22,8 @@ type checkpoint struct {
 	number, size int64
 	root, note   Hash // note: SHA-256 of the signed bytes
 	time         int64
-	waiting      int64 // since when the oldest transaction waited, or its own time
 	sealedTo     uint64
+	next         uint64 // first transaction that was not begun; 0 where it does not say
 	incarnation  uuid.UUID
 	timeline     int64
 	system       string
@@ -141,6 +141,10 @@ func (c *check) readCheckpoints(ctx context.Context) error {
 		return fmt.Errorf("nothing is anchored under %s%s: check the origin and the store, or anchor first", c.Store.URL()+"/", prefix)
 	}
 	c.newest = c.checkpoints[len(c.checkpoints)-1]
+	if c.Since != nil && c.newest.number < c.Since.Checkpoint {
+		c.find(Finding{Kind: CheckpointMissing, Checkpoint: &c.Since.Checkpoint, Object: ledger.CheckpointKey(c.Origin, c.Since.Checkpoint),
+			Detail: fmt.Sprintf("it was there on %s, and the newest one is %d", c.Since.VerifiedAt.Format(time.RFC3339), c.newest.number)})
+	}
 	c.report.Checkpoint, c.report.Anchored, c.report.AnchoredAt = c.newest.number, c.newest.size, time.Unix(c.newest.time, 0).UTC()
 	if age := c.Now().Sub(time.Unix(c.newest.time, 0)); age > c.MaxAge {
 		c.find(Finding{Kind: StaleAnchor, Checkpoint: &c.newest.number,
@@ -150,6 +154,9 @@ func (c *check) readCheckpoints(ctx context.Context) error {
 }
 
 func (c *check) fetch(ctx context.Context, to *candidate) error {
+	if c.Since != nil && to.number < c.Since.Checkpoint && len(to.versions) == 1 {
+		return nil
+	}
 	for i, version := range to.versions {
 		content, info, err := get(ctx, c.Store, to.key, version.Version, noteLimit)
 		if err != nil {
@@ -172,20 +179,14 @@ func (c *check) fetch(ctx context.Context, to *candidate) error {
 // judge takes the next candidate, in the order of numbers.
 func (c *check) judge(candidate *candidate) {
 	number := candidate.number
-	last := checkpoint{}
-	if n := len(c.checkpoints); n > 0 {
-		last = c.checkpoints[n-1]
-	}
-	for missing := last.number + 1; missing < number; missing++ {
-		if c.foundCheckpoint(missing) {
-			continue // there, and none
-		}
+	for missing := c.listed + 1; missing < number; missing++ {
 		c.find(Finding{Kind: CheckpointMissing, Checkpoint: &missing, Object: ledger.CheckpointKey(c.Origin, missing),
 			Detail: "numbers are without gaps, and this one is not there"})
 		if c.report.Counts[CheckpointMissing] > findingsOfAKind {
 			break
 		}
 	}
+	c.listed = number
 	if len(candidate.versions) == 0 {
 		c.find(Finding{Kind: CheckpointMissing, Checkpoint: &number, Object: candidate.key, Detail: "a delete marker is all that is left of it"})
 		return
@@ -217,6 +218,11 @@ func (c *check) judge(candidate *candidate) {
 	if counts == nil {
 		return
 	}
+	if c.Since != nil && number == c.Since.Checkpoint && (counts.size != c.Since.Size || counts.root != Hash(c.Since.Root)) {
+		c.find(Finding{Kind: CheckpointForked, Checkpoint: &number, Object: candidate.key,
+			Detail: fmt.Sprintf("it is over another tree than on %s, when it was last verified", c.Since.VerifiedAt.Format(time.RFC3339))})
+		return
+	}
 	c.checkpoints = append(c.checkpoints, *counts)
 }
 
@@ -244,11 +250,13 @@ func (c *check) open(signed []byte, number int64) (checkpoint, error) {
 		return checkpoint{}, errors.New("it does not say up to which transaction all is sealed")
 	}
 	parsed := checkpoint{
-		number: opened.Number, size: opened.Size, root: opened.Root, note: sha256.Sum256(signed), time: opened.Time.Unix(), waiting: opened.Time.Unix(),
+		number: opened.Number, size: opened.Size, root: opened.Root, note: sha256.Sum256(signed), time: opened.Time.Unix(),
 		sealedTo: sealedTo, incarnation: opened.IncarnationID, timeline: opened.Timeline, system: opened.SystemIdentifier,
 	}
-	if opened.WaitingSince != nil && opened.WaitingSince.Before(opened.Time) {
-		parsed.waiting = opened.WaitingSince.Unix()
+	if opened.NextXID != "" {
+		if parsed.next, err = strconv.ParseUint(opened.NextXID, 10, 64); err != nil {
+			return checkpoint{}, errors.New("it does not say which transaction was to be the next")
+		}
 	}
 	return parsed, nil
 }

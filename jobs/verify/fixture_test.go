@@ -45,7 +45,7 @@ type event struct {
 // fixture is a database that is sealed and anchored, and partly archived, with its
 // bucket and its signer.
 type fixture struct {
-	*testing.T
+	testing.TB
 	name   string
 	conn   *pgx.Conn // as superuser, triggers off
 	store  store.Store
@@ -59,7 +59,7 @@ type fixture struct {
 }
 
 // newSigner makes a key of the log's.
-func newSigner(t *testing.T) (note.Signer, string) {
+func newSigner(t testing.TB) (note.Signer, string) {
 	t.Helper()
 	private, public, err := note.GenerateKey(rand.Reader, origin)
 	require.NoError(t, err)
@@ -70,7 +70,7 @@ func newSigner(t *testing.T) (note.Signer, string) {
 
 var setAWS sync.Once
 
-func newStore(t *testing.T) store.Store {
+func newStore(t testing.TB) store.Store {
 	t.Helper()
 	bucket := stacktest.Bucket(t)
 	setAWS.Do(func() {
@@ -96,7 +96,7 @@ func (f *fixture) exec(query string, args ...any) {
 
 func (f *fixture) connect() {
 	f.Helper()
-	conn, err := pgx.Connect(f.Context(), stacktest.Shared(f.T).SuperURL(f.name))
+	conn, err := pgx.Connect(f.Context(), stacktest.Shared(f.TB).SuperURL(f.name))
 	require.NoError(f, err)
 	f.conn = conn
 	f.Cleanup(func() { _ = conn.Close(context.Background()) })
@@ -107,7 +107,7 @@ func (f *fixture) connect() {
 // inSystem runs work as the runner in the context of tenant system.
 func (f *fixture) inSystem(work func(tx pgx.Tx) error) {
 	f.Helper()
-	conn, err := pgx.Connect(f.Context(), stacktest.Shared(f.T).URL("custody_runner", f.name))
+	conn, err := pgx.Connect(f.Context(), stacktest.Shared(f.TB).URL("custody_runner", f.name))
 	require.NoError(f, err)
 	defer conn.Close(context.Background())
 	require.NoError(f, jobs.InContext(f.Context(), conn, jobs.Scope{Tenant: "system", Actor: "tester", Purpose: "test"}, work))
@@ -214,12 +214,14 @@ func (f *fixture) head() (size int64, incarnation uuid.UUID, sealedTo, system st
 func (f *fixture) checkpoint(number, size int64, root tlog.Hash) ledger.Checkpoint {
 	f.Helper()
 	_, incarnation, sealedTo, system, timeline := f.head()
+	var next string
+	require.NoError(f, f.conn.QueryRow(f.Context(), "select pg_snapshot_xmax(pg_current_snapshot())::text").Scan(&next))
 	return ledger.Checkpoint{Origin: origin, Size: size, Root: root, Anchored: ledger.Anchored{
-		Number: number, Time: time.Now().UTC().Truncate(time.Second), SystemIdentifier: system, Timeline: timeline, IncarnationID: incarnation, SealedTo: sealedTo,
+		Number: number, Time: time.Now().UTC().Truncate(time.Second), SystemIdentifier: system, Timeline: timeline, IncarnationID: incarnation, SealedTo: sealedTo, NextXID: next,
 	}}
 }
 
-func sign(t *testing.T, signer note.Signer, c ledger.Checkpoint) string {
+func sign(t testing.TB, signer note.Signer, c ledger.Checkpoint) string {
 	t.Helper()
 	text, err := c.Text()
 	require.NoError(t, err)
@@ -249,7 +251,7 @@ func (f *fixture) anchor() {
 	leaves := f.leaves()
 	f.putTiles(leaves)
 	c := f.checkpoint(int64(len(f.anchors))+1, int64(len(leaves)), rootOf(leaves))
-	signed := sign(f.T, f.signer, c)
+	signed := sign(f.TB, f.signer, c)
 	f.put(ledger.CheckpointKey(origin, c.Number), []byte(signed))
 	f.put(ledger.NewestKey(origin), []byte(signed))
 	f.anchors, f.notes = append(f.anchors, c), append(f.notes, signed)
@@ -361,10 +363,10 @@ func (f *fixture) readEvents() {
 	require.NoError(f, err)
 }
 
-// build makes a fixture from nothing.
-func build(t *testing.T) *fixture {
+// empty makes a migrated database with two tenants, a bucket and a signer.
+func empty(t testing.TB) *fixture {
 	t.Helper()
-	f := &fixture{T: t, name: "verify_" + strings.ToLower(rand.Text()[:16]), store: newStore(t)}
+	f := &fixture{TB: t, name: "verify_" + strings.ToLower(rand.Text()[:16]), store: newStore(t)}
 	s := stacktest.Shared(t)
 	require.NoError(t, s.CreateDatabase(t.Context(), f.name, stacktest.DB(t).Name))
 	f.connect()
@@ -377,6 +379,13 @@ func build(t *testing.T) *fixture {
 		}
 		return nil
 	})
+	return f
+}
+
+// build makes a fixture with events of three months, some of them archived.
+func build(t testing.TB) *fixture {
+	t.Helper()
+	f := empty(t)
 	today := time.Now().UTC().Truncate(24 * time.Hour)
 	earlier, before := today.AddDate(0, 0, -70), today.AddDate(0, 0, -2)
 	f.inSystem(func(tx pgx.Tx) error {
@@ -406,7 +415,7 @@ var template = struct {
 }{}
 
 // copyOf makes a database like the template's, on the same bucket.
-func copyOf(t *testing.T) *fixture {
+func copyOf(t testing.TB) *fixture {
 	t.Helper()
 	template.Do(func() {
 		f := build(t)
@@ -420,7 +429,7 @@ func copyOf(t *testing.T) *fixture {
 	})
 	require.NotNil(t, template.fixture, "the template could not be made")
 	f := *template.fixture
-	f.T, f.name = t, "verify_"+strings.ToLower(rand.Text()[:16])
+	f.TB, f.name = t, "verify_"+strings.ToLower(rand.Text()[:16])
 	s := stacktest.Shared(t)
 	require.NoError(t, s.CreateDatabase(t.Context(), f.name, template.name))
 	t.Cleanup(func() { _ = s.DropDatabase(context.Background(), f.name) })
@@ -519,7 +528,7 @@ func forkRoot() []byte {
 // of the objects, or left them out.
 func (f *fixture) only(change func(key string, content []byte) []byte) {
 	f.Helper()
-	mine := newStore(f.T)
+	mine := newStore(f.TB)
 	for info, err := range f.store.List(f.Context(), "log/") {
 		require.NoError(f, err)
 		object, err := f.store.Get(f.Context(), info.Key, "")
@@ -543,7 +552,7 @@ func (f *fixture) only(change func(key string, content []byte) []byte) {
 // login connects another login.
 func (f *fixture) login(name string) *pgx.Conn {
 	f.Helper()
-	conn, err := pgx.Connect(f.Context(), stacktest.Shared(f.T).URL(name, f.name))
+	conn, err := pgx.Connect(f.Context(), stacktest.Shared(f.TB).URL(name, f.name))
 	require.NoError(f, err)
 	f.Cleanup(func() { _ = conn.Close(context.Background()) })
 	return conn

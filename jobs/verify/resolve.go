@@ -124,7 +124,7 @@ func (c *check) explainMissing(d *database) error {
 	}
 	var runs []*Finding // runs of lost leaves
 	raw := make([]byte, keyWidth)
-	for index := int64(0); index < t.size; index++ {
+	for index := c.from(); index < t.size; index++ {
 		if index&63 == 0 && r.seen[index>>6] == ^uint64(0) {
 			index += 63
 			continue

@@ -397,10 +397,10 @@ func ledgerTamperings() []tampering {
 				f.exec(update+"result = 'failure'"+thisRow, e.id, e.occurred)
 				leaves := f.reseal(e)
 				f.setLeaves(leaves, true)
-				stranger, _ := newSigner(f.T)
+				stranger, _ := newSigner(f.TB)
 				for _, c := range f.anchors {
 					c.Root = rootOf(leaves[:c.Size])
-					signed := sign(f.T, stranger, c)
+					signed := sign(f.TB, stranger, c)
 					f.put(ledger.CheckpointKey(origin, c.Number), []byte(signed))
 					f.put(ledger.NewestKey(origin), []byte(signed))
 					f.exec("update custody_data.ledger_checkpoints set note = $2, root_hash = $3 where number = $1", c.Number, signed, c.Root[:])
@@ -601,11 +601,11 @@ func bucketTamperings() []tampering {
 	fork := func(f *fixture, number int64) string {
 		c := f.anchors[number-1]
 		c.Root = tlog.RecordHash([]byte("another tree"))
-		return sign(f.T, f.signer, c)
+		return sign(f.TB, f.signer, c)
 	}
 	hide := func(f *fixture, key string) {
 		bucket := f.store.(split).log.URL()[len("s3://"):]
-		s3 := stacktest.Shared(f.T).S3()
+		s3 := stacktest.Shared(f.TB).S3()
 		_, err := s3.DeleteObject(f.Context(), deleteOf(bucket, key))
 		require.NoError(f, err)
 	}
@@ -633,8 +633,8 @@ func bucketTamperings() []tampering {
 				fmt.Sprintf("checkpoint_forked #%d", number)),
 			inPlace(fmt.Sprintf("a stranger's put over checkpoint %d", number), func(f *fixture) {
 				f.ownLog()
-				stranger, _ := newSigner(f.T)
-				over(f, number, sign(f.T, stranger, f.anchors[number-1]))
+				stranger, _ := newSigner(f.TB)
+				over(f, number, sign(f.TB, stranger, f.anchors[number-1]))
 			}, fmt.Sprintf("checkpoint_changed #%d", number)),
 			inPlace(fmt.Sprintf("checkpoint %d put over itself", number), func(f *fixture) { f.ownLog(); over(f, number, f.notes[number-1]) },
 				fmt.Sprintf("checkpoint_hidden #%d", number)),

@@ -130,6 +130,8 @@ type Report struct {
 	Counts   map[Kind]int64 `json:"counts"`
 	// Notes are what is to be known and no finding.
 	Notes []string `json:"notes,omitempty"`
+	// Progress is what the next verification may begin after; nil after findings.
+	Progress *Progress `json:"-"`
 }
 
 // findingsOfAKind bounds what is named.
@@ -154,8 +156,9 @@ type Options struct {
 	// MaxAge is how old the newest checkpoint may be; default 2 h, since there is
 	// one at least each hour.
 	MaxAge time.Duration
-	// Since is the progress of an earlier verification that found nothing: what it
-	// covers is believed, but for the leaves themselves.
+	// Since is the progress of an earlier verification that found nothing: the rows of
+	// the leaves that it covers are not read again, nor the checkpoints; all leaves and
+	// tiles are, and nothing may lie over an object.
 	Since *Progress
 	// Show is told how far it is; it may be nil.
 	Show func(stage string, done, total int64)
@@ -170,9 +173,10 @@ type Progress struct {
 	Checkpoint int64          `json:"checkpoint"`
 	Size       int64          `json:"size"`
 	Root       segment.SHA256 `json:"root"`
-	VerifiedAt time.Time      `json:"verified_at"`
-	FullAt     time.Time      `json:"full_at"`
 	SealedTo   uint64         `json:"sealed_to"`
+	// VerifiedAt is when this was found intact, FullAt when all of it last was.
+	VerifiedAt time.Time `json:"verified_at"`
+	FullAt     time.Time `json:"full_at"`
 }
 
 // CannotCheck is an error that kept something from being looked at.
@@ -213,6 +217,7 @@ type check struct {
 	report *Report
 
 	checkpoints []checkpoint // by number
+	listed      int64        // number of the last that was looked at
 	newest      checkpoint
 
 	hidden map[string]string // objects whose current version does not count: the one that does
@@ -233,6 +238,9 @@ func (c *check) run(ctx context.Context) error {
 	}
 	if len(c.Keys) == 0 {
 		return errors.New("no verifier key: name those of the log's signer, as pgcustody signer show prints them, with --vkey")
+	}
+	if c.Since != nil && (c.Since.Origin != c.Origin || c.Database == nil) {
+		return fmt.Errorf("the progress to begin after is that of the log %q", c.Since.Origin)
 	}
 	if err := c.readCheckpoints(ctx); err != nil {
 		return err
@@ -264,6 +272,7 @@ func (c *check) conclude(err error) {
 		c.report.Status = StatusUnchecked
 	case len(c.report.Findings) == 0:
 		c.report.Status = StatusIntact
+		c.progress()
 	default:
 		c.report.Status = StatusSetBack
 		for _, f := range c.report.Findings {
@@ -272,6 +281,27 @@ func (c *check) conclude(err error) {
 			}
 		}
 	}
+}
+
+// progress is what was found intact.
+func (c *check) progress() {
+	if c.Database == nil {
+		return
+	}
+	now := c.Now().UTC()
+	c.report.Progress = &Progress{Origin: c.Origin, Checkpoint: c.newest.number, Size: c.newest.size, Root: c.newest.root,
+		SealedTo: c.newest.sealedTo, VerifiedAt: now, FullAt: now}
+	if c.Since != nil {
+		c.report.Progress.FullAt = c.Since.FullAt
+	}
+}
+
+// from is the first leaf whose row is looked at.
+func (c *check) from() int64 {
+	if c.Since == nil {
+		return 0
+	}
+	return min(c.Since.Size, c.tree.total)
 }
 
 func order(f Finding) int {

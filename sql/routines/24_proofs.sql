@@ -177,6 +177,7 @@ begin
     'incarnation_id', v_head.incarnation_id, 'opened_at', custody_data.entry_time(v_incarnation.opened_at),
     'system_identifier', v_incarnation.system_identifier::text, 'timeline', v_incarnation.timeline,
     'sealed_to', coalesce(v_head.sealed_to, '0')::text, 'sealed_at', custody_data.entry_time(v_head.sealed_at),
+    'next_xid', pg_snapshot_xmax(pg_current_snapshot())::text,
     'waiting_since', (select custody_data.entry_time(s.oldest_recorded_at) from custody.sealing_status() s),
     'retain_until', custody_data.entry_time(custody_data.segment_retain_until((now() at time zone 'UTC')::date) + interval '24 hours'));
 end
@@ -184,7 +185,7 @@ $$;
 revoke all on function custody.ledger_head() from public;
 grant execute on function custody.ledger_head() to custody_worker, custody_auditor;
 comment on function custody.ledger_head() is
-'Where the ledger stands, for who signs it: {"tree_size", "root" in base64, "incarnation_id", "opened_at", "system_identifier", "timeline", "sealed_to" the transaction up to which all events have leaves, "sealed_at", "waiting_since" the time of the oldest event without a leaf, "retain_until" until when what is anchored now is to be locked, with a day to spare}; what is not there is null.
+'Where the ledger stands, for who signs it: {"tree_size", "root" in base64, "incarnation_id", "opened_at", "system_identifier", "timeline", "sealed_to" the transaction up to which all events have leaves, "sealed_at", "next_xid" the first transaction that was not begun, "waiting_since" the time of the oldest event without a leaf, "retain_until" until when what is anchored now is to be locked, with a day to spare}; what is not there is null.
 Errors: PC001, PC015 outside tenant system, PC026, PC041. Callers: custody_worker, custody_auditor.';
 
 -- definer: checkpoints are written by this function alone

@@ -1108,7 +1108,7 @@ CREATE FUNCTION custody.ledger_head() RETURNS jsonb
 
 -- Name: FUNCTION ledger_head(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.ledger_head() IS 'Where the ledger stands, for who signs it: {"tree_size", "root" in base64, "incarnation_id", "opened_at", "system_identifier", "timeline", "sealed_to" the transaction up to which all events have leaves, "sealed_at", "waiting_since" the time of the oldest event without a leaf, "retain_until" until when what is anchored now is to be locked, with a day to spare}; what is not there is null.
+COMMENT ON FUNCTION custody.ledger_head() IS 'Where the ledger stands, for who signs it: {"tree_size", "root" in base64, "incarnation_id", "opened_at", "system_identifier", "timeline", "sealed_to" the transaction up to which all events have leaves, "sealed_at", "next_xid" the first transaction that was not begun, "waiting_since" the time of the oldest event without a leaf, "retain_until" until when what is anchored now is to be locked, with a day to spare}; what is not there is null.
 Errors: PC001, PC015 outside tenant system, PC026, PC041. Callers: custody_worker, custody_auditor.';
 
 -- Name: ledger_root(bigint); Type: FUNCTION; Schema: custody
