@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,8 +34,7 @@ type Anchored struct {
 	IncarnationID    uuid.UUID `json:"incarnation_id"`
 	// SealedTo is the transaction up to which all events were sealed.
 	SealedTo string `json:"sealed_to"`
-	// WaitingSince is when the oldest transaction began that kept later events from
-	// being sealed; nil where none did.
+	// WaitingSince is the time of the oldest event that had no leaf yet; nil where all had.
 	WaitingSince *time.Time `json:"waiting_since,omitempty"`
 }
 
@@ -84,6 +84,19 @@ func Parse(text string) (Checkpoint, error) {
 		return malformed("it is not written as it should be")
 	}
 	return c, nil
+}
+
+// signedElsewhere tells whether a checkpoint bears a signature in the log's name by a key
+// that is not among the keys.
+func signedElsewhere(signed []byte, origin string, keys []VerifierKey) bool {
+	var verifiers []note.Verifier
+	for _, key := range keys {
+		if key.Name() == origin {
+			verifiers = append(verifiers, key.verifier)
+		}
+	}
+	opened, err := note.Open(signed, note.VerifierList(verifiers...))
+	return err == nil && slices.ContainsFunc(opened.UnverifiedSigs, func(s note.Signature) bool { return s.Name == origin })
 }
 
 // sigSplit stands between a note's text and its signatures.
