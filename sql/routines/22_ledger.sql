@@ -65,13 +65,13 @@ begin
     for n in 0 .. octet_length(v_hashes) / 64 - 1 loop
       v_parents := v_parents || sha256('\x01'::bytea || substr(v_hashes, n * 64 + 1, 64));
     end loop;
-    v_hashes := v_parents;
+    v_hashes := v_parents || substr(v_hashes, octet_length(v_hashes) / 64 * 64 + 1);
   end loop;
   return v_hashes;
 end
 $$;
 revoke all on function custody_data.fold_hashes(bytea, integer) from public;
-comment on function custody_data.fold_hashes(bytea, integer) is 'Nodes above a row of hashes, p_times levels up: of 2^p_times hashes their root.';
+comment on function custody_data.fold_hashes(bytea, integer) is 'Nodes above a row of hashes, p_times levels up: of up to 2^p_times hashes their root. An odd last one goes up as it is.';
 
 create or replace function custody_data.append_hashes(p_level integer, p_first bigint, p_hashes bytea[])
 returns void

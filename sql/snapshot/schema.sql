@@ -2861,7 +2861,7 @@ CREATE FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) RETURN
 
 -- Name: FUNCTION fold_hashes(p_hashes bytea, p_times integer); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) IS 'Nodes above a row of hashes, p_times levels up: of 2^p_times hashes their root.';
+COMMENT ON FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) IS 'Nodes above a row of hashes, p_times levels up: of up to 2^p_times hashes their root. An odd last one goes up as it is.';
 
 -- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -4112,6 +4112,17 @@ CREATE FUNCTION custody_data.tg_touch_profile() RETURNS trigger
 -- Name: FUNCTION tg_touch_profile(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_touch_profile() IS 'Counts version up and sets updated_at on every update but a resealing.';
+
+-- Name: tile_hashes(integer, bigint, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tile_hashes(p_level integer, p_first bigint, p_count integer) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tile_hashes(p_level integer, p_first bigint, p_count integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tile_hashes(p_level integer, p_first bigint, p_count integer) IS 'p_count hashes of a level from the one at p_first on, of one tile. Errors: PC041 hashes are missing.';
 
 -- Name: time_in_id(uuid); Type: FUNCTION; Schema: custody_data
 
