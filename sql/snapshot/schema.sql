@@ -4911,7 +4911,8 @@ CREATE TABLE custody_data.ledger_entries (
     xid_range int8range NOT NULL,
     occurred_range tstzrange NOT NULL,
     CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND ((octet_length(entry_ids) % 16) = 0)))
-);
+)
+WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
 ALTER TABLE ONLY custody_data.ledger_entries ALTER COLUMN entry_ids SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.ledger_entries FORCE ROW LEVEL SECURITY;
@@ -4989,7 +4990,8 @@ CREATE TABLE custody_data.ledger_tiles (
     tile_index bigint NOT NULL,
     hashes bytea NOT NULL,
     CONSTRAINT ledger_tiles_hashes_are_whole_check CHECK (((octet_length(hashes) >= 32) AND (octet_length(hashes) <= 8192) AND ((octet_length(hashes) % 32) = 0)))
-);
+)
+WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
 ALTER TABLE ONLY custody_data.ledger_tiles ALTER COLUMN hashes SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.ledger_tiles FORCE ROW LEVEL SECURITY;
