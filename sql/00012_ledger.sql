@@ -39,6 +39,10 @@ create table custody_data.ledger_entries (
     and pg_catalog.octet_length(entry_ids) = 2 * pg_catalog.octet_length(xids) and pg_catalog.octet_length(entry_ids) % 16 = 0)
 );
 alter table custody_data.ledger_entries alter column entry_ids set storage external;
+-- The last tile is written anew with each batch, and at the usual fifth of a table what vacuum has not come to would
+-- take more room than the ledger is allowed.
+alter table custody_data.ledger_tiles set (toast.autovacuum_vacuum_threshold = 1000, toast.autovacuum_vacuum_scale_factor = 0.02);
+alter table custody_data.ledger_entries set (toast.autovacuum_vacuum_threshold = 1000, toast.autovacuum_vacuum_scale_factor = 0.02);
 create index ledger_entries_xid_range_idx on custody_data.ledger_entries using gist (xid_range);
 create index ledger_entries_occurred_range_idx on custody_data.ledger_entries using gist (occurred_range);
 comment on table custody_data.ledger_entries is 'Which events the leaves of a tile of level 0 are: finds the leaf of an event. What it says is checked against the leaves, never believed.';

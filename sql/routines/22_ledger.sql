@@ -65,13 +65,13 @@ begin
     for n in 0 .. octet_length(v_hashes) / 64 - 1 loop
       v_parents := v_parents || sha256('\x01'::bytea || substr(v_hashes, n * 64 + 1, 64));
     end loop;
-    v_hashes := v_parents;
+    v_hashes := v_parents || substr(v_hashes, octet_length(v_hashes) / 64 * 64 + 1);
   end loop;
   return v_hashes;
 end
 $$;
 revoke all on function custody_data.fold_hashes(bytea, integer) from public;
-comment on function custody_data.fold_hashes(bytea, integer) is 'Nodes above a row of hashes, p_times levels up: of 2^p_times hashes their root.';
+comment on function custody_data.fold_hashes(bytea, integer) is 'Nodes above a row of hashes, p_times levels up: of up to 2^p_times hashes their root. An odd last one goes up as it is.';
 
 create or replace function custody_data.append_hashes(p_level integer, p_first bigint, p_hashes bytea[])
 returns void
@@ -80,12 +80,12 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_hashes constant bytea := (select string_agg(h.hash, '') from unnest(p_hashes) h (hash));
   v_roots bytea[];
 begin
   insert into custody_data.ledger_tiles as t (level, tile_index, hashes)
-  select p_level, (p_first + h.n - 1) / 256, string_agg(h.hash, '' order by h.n)
-  from unnest(p_hashes) with ordinality h (hash, n)
-  group by 2
+  select p_level, n.n, substr(v_hashes, (greatest(n.n * 256 - p_first, 0) * 32 + 1)::integer, ((n.n + 1) * 256 - greatest(n.n * 256, p_first))::integer * 32)
+  from generate_series(p_first / 256, (p_first + cardinality(p_hashes) - 1) / 256) n (n)
   on conflict (tenant_id, level, tile_index) do update set hashes = t.hashes || excluded.hashes;
   -- The roots of the tiles that are full now are the next hashes of the level above.
   v_roots := array(
@@ -129,10 +129,15 @@ begin
   end if;
   perform custody_data.append_hashes(0, v_head.tree_size, p_hashes);
   insert into custody_data.ledger_entries as e (tile_index, xids, entry_ids, xid_range, occurred_range)
-  select (v_head.tree_size + l.n - 1) / 256, string_agg(int8send(l.xid), '' order by l.n), string_agg(uuid_send(l.entry_id), '' order by l.n),
-    int8range(min(l.xid), max(l.xid), '[]'), tstzrange(min(l.occurred_at), max(l.occurred_at), '[]')
-  from unnest(p_xids, p_entry_ids, p_occurred_at) with ordinality l (xid, entry_id, occurred_at, n)
-  group by 1
+  select n.n, l.xids, l.entry_ids, l.xid_range, l.occurred_range
+  from generate_series(v_head.tree_size / 256, (v_head.tree_size + cardinality(p_hashes) - 1) / 256) n (n)
+  cross join lateral (select greatest(n.n * 256 - v_head.tree_size, 0) + 1 as first, (n.n + 1) * 256 - v_head.tree_size as last) s
+  -- An aggregate without GROUP BY takes its input as it comes, which costs less than to sort it.
+  cross join lateral (
+    select string_agg(int8send(x.xid), '') as xids, string_agg(uuid_send(x.entry_id), '') as entry_ids,
+      int8range(min(x.xid), max(x.xid), '[]') as xid_range, tstzrange(min(x.occurred_at), max(x.occurred_at), '[]') as occurred_range
+    from unnest(p_xids[s.first:s.last], p_entry_ids[s.first:s.last], p_occurred_at[s.first:s.last]) x (xid, entry_id, occurred_at)
+  ) l
   on conflict (tenant_id, tile_index) do update set xids = e.xids || excluded.xids, entry_ids = e.entry_ids || excluded.entry_ids,
     xid_range = range_merge(e.xid_range, excluded.xid_range), occurred_range = range_merge(e.occurred_range, excluded.occurred_range);
   update custody_data.ledger_heads h set tree_size = h.tree_size + cardinality(p_hashes), sealed_at = clock_timestamp() where h.tenant_id = 'system';

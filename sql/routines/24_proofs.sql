@@ -6,6 +6,32 @@
 -- in the tree that a signed checkpoint names, so none is made for what no checkpoint covers. Who checks a proof needs
 -- neither this database nor its functions.
 
+create or replace function custody_data.tile_hashes(p_level integer, p_first bigint, p_count integer)
+returns bytea
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_hashes bytea := ''::bytea;
+begin
+  if p_count > 0 then
+    select substr(t.hashes, (p_first % 256 * 32 + 1)::integer, p_count * 32) into v_hashes
+    from custody_data.ledger_tiles t
+    where t.tenant_id = 'system' and t.level = p_level and t.tile_index = p_first / 256;
+    if octet_length(v_hashes) is distinct from p_count * 32 then
+      raise exception using
+        errcode = 'PC041',
+        message = format('the ledger lacks hashes of tile %s of level %s', p_first / 256, p_level),
+        hint = 'Tiles are never deleted. Run pgcustody verify and have the case looked at.';
+    end if;
+  end if;
+  return v_hashes;
+end
+$$;
+revoke all on function custody_data.tile_hashes(integer, bigint, integer) from public;
+comment on function custody_data.tile_hashes(integer, bigint, integer) is 'p_count hashes of a level from the one at p_first on, of one tile. Errors: PC041 hashes are missing.';
+
 create or replace function custody_data.node_hash(p_height integer, p_index bigint)
 returns bytea
 language plpgsql
@@ -14,19 +40,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_folds constant integer := p_height % 8;
-  v_first constant bigint := p_index << v_folds;
-  v_hashes bytea;
 begin
-  select substr(t.hashes, (v_first % 256 * 32 + 1)::integer, 32 << v_folds) into v_hashes
-  from custody_data.ledger_tiles t
-  where t.tenant_id = 'system' and t.level = p_height / 8 and t.tile_index = v_first / 256;
-  if octet_length(v_hashes) is distinct from 32 << v_folds then
-    raise exception using
-      errcode = 'PC041',
-      message = format('the ledger lacks hashes of tile %s of level %s', v_first / 256, p_height / 8),
-      hint = 'Tiles are never deleted. Run pgcustody verify and have the case looked at.';
-  end if;
-  return custody_data.fold_hashes(v_hashes, v_folds);
+  return custody_data.fold_hashes(custody_data.tile_hashes(p_height / 8, p_index << v_folds, 1 << v_folds), v_folds);
 end
 $$;
 revoke all on function custody_data.node_hash(integer, bigint) from public;
@@ -68,21 +83,29 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_from bigint := 0;
-  v_to bigint := p_size;
-  v_split bigint;
+  v_level integer := 0;
+  v_index bigint := p_leaf;
+  v_nodes bigint := p_size;
+  -- the node behind v_nodes whose subtree is not complete; empty where there is none
+  v_edge bytea := ''::bytea;
+  v_row bytea;
   v_path bytea[] := array[]::bytea[];
 begin
-  -- Down from the root to the leaf; the path goes up.
-  while v_to - v_from > 1 loop
-    v_split := v_from + (1::bigint << (custody_data.height_of(v_to - v_from) - 1));
-    if p_leaf < v_split then
-      v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
-      v_to := v_split;
-    else
-      v_path := custody_data.subtree_hash(v_from, v_split) || v_path;
-      v_from := v_split;
-    end if;
+  -- Of each level one tile is hashed up, and beside it the one at the right edge: node by node, down from the root, most
+  -- tiles would be read eight times.
+  while v_nodes + sign(octet_length(v_edge)) > 1 loop
+    v_edge := custody_data.tile_hashes(v_level, v_nodes / 256 * 256, (v_nodes % 256)::integer) || v_edge;
+    v_row := case when v_index / 256 = v_nodes / 256 then v_edge else custody_data.tile_hashes(v_level, v_index / 256 * 256, 256) end;
+    for n in 0 .. 7 loop
+      if octet_length(v_row) / 32 > (v_index % 256 >> n) # 1 then
+        v_path := v_path || substr(v_row, ((v_index % 256 >> n) # 1)::integer * 32 + 1, 32);
+      end if;
+      v_row := custody_data.fold_hashes(v_row, 1);
+    end loop;
+    v_edge := case when v_index / 256 = v_nodes / 256 then v_row else custody_data.fold_hashes(v_edge, 8) end;
+    v_level := v_level + 1;
+    v_index := v_index / 256;
+    v_nodes := v_nodes / 256;
   end loop;
   return v_path;
 end

@@ -2861,7 +2861,7 @@ CREATE FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) RETURN
 
 -- Name: FUNCTION fold_hashes(p_hashes bytea, p_times integer); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) IS 'Nodes above a row of hashes, p_times levels up: of 2^p_times hashes their root.';
+COMMENT ON FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) IS 'Nodes above a row of hashes, p_times levels up: of up to 2^p_times hashes their root. An odd last one goes up as it is.';
 
 -- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -4113,6 +4113,17 @@ CREATE FUNCTION custody_data.tg_touch_profile() RETURNS trigger
 
 COMMENT ON FUNCTION custody_data.tg_touch_profile() IS 'Counts version up and sets updated_at on every update but a resealing.';
 
+-- Name: tile_hashes(integer, bigint, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tile_hashes(p_level integer, p_first bigint, p_count integer) RETURNS bytea
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tile_hashes(p_level integer, p_first bigint, p_count integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tile_hashes(p_level integer, p_first bigint, p_count integer) IS 'p_count hashes of a level from the one at p_first on, of one tile. Errors: PC041 hashes are missing.';
+
 -- Name: time_in_id(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.time_in_id(p_log_entry_id uuid) RETURNS tstzrange
@@ -4900,7 +4911,8 @@ CREATE TABLE custody_data.ledger_entries (
     xid_range int8range NOT NULL,
     occurred_range tstzrange NOT NULL,
     CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND ((octet_length(entry_ids) % 16) = 0)))
-);
+)
+WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
 ALTER TABLE ONLY custody_data.ledger_entries ALTER COLUMN entry_ids SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.ledger_entries FORCE ROW LEVEL SECURITY;
@@ -4978,7 +4990,8 @@ CREATE TABLE custody_data.ledger_tiles (
     tile_index bigint NOT NULL,
     hashes bytea NOT NULL,
     CONSTRAINT ledger_tiles_hashes_are_whole_check CHECK (((octet_length(hashes) >= 32) AND (octet_length(hashes) <= 8192) AND ((octet_length(hashes) % 32) = 0)))
-);
+)
+WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
 ALTER TABLE ONLY custody_data.ledger_tiles ALTER COLUMN hashes SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.ledger_tiles FORCE ROW LEVEL SECURITY;

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -69,7 +70,7 @@ func (a *auditor) run(ctx context.Context, env []string, args ...string) (out []
 		return nil, 0, 0, err
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "pgcustody"), args...)
-	cmd.Env = append(a.env, env...)
+	cmd.Env = slices.Concat(a.env, env)
 	var problems bytes.Buffer
 	cmd.Stderr = &problems
 	started := time.Now()
