@@ -188,6 +188,9 @@ func (e *CannotCheck) Unwrap() error { return e.Err }
 // ExitCode is that of a verification that could not be made.
 func (e *CannotCheck) ExitCode() int { return StatusUnchecked }
 
+// ErrNothingAnchored says that there is no checkpoint.
+var ErrNothingAnchored = errors.New("nothing is anchored")
+
 // Run verifies. Findings are no error: an error says that something could not be
 // looked at, and the report then has what was found before.
 func Run(ctx context.Context, o Options) (*Report, error) {
