@@ -22,7 +22,7 @@ test: deps build $(addprefix $(TOOLS)/,versitygw gotestsum) ## all tests, from n
 
 .PHONY: bench
 bench: deps $(TOOLS)/versitygw ## the figures of the README, as ratios within one run, on a stack of their own
-	$(GO) build -o bin/ ./cmd/devstack/bench
+	$(GO) build -o bin/ ./cmd/devstack/bench ./cmd/pgcustody
 	bin/bench $(BENCHFLAGS)
 
 .PHONY: build

@@ -28,8 +28,11 @@ import (
 	"pgcustody/sql"
 )
 
-// upEnv makes the test binary a process that migrates, for a test to kill.
-const upEnv = "PGCUSTODY_TEST_UP"
+// upEnv and sealEnv make the test binary a process that migrates or seals, for a test to kill.
+const (
+	upEnv   = "PGCUSTODY_TEST_UP"
+	sealEnv = "PGCUSTODY_TEST_SEAL"
+)
 
 func TestMain(m *testing.M) {
 	if url := os.Getenv(upEnv); url != "" {
@@ -39,6 +42,11 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 		os.Exit(0)
+	}
+	if url := os.Getenv(sealEnv); url != "" {
+		_, err := sealUntil(context.Background(), url)
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
 	}
 	goleak.VerifyTestMain(m)
 }

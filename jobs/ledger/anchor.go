@@ -475,13 +475,8 @@ func (r *run) anchor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// What could be deleted again is no anchor.
-	info, err := r.Store.Head(ctx, key, version)
-	if err != nil {
+	if err := r.checkLock(ctx, key, version, until); err != nil {
 		return err
-	}
-	if !info.LockedUntil(until) {
-		return &store.Error{Op: "put", Object: r.Store.URL() + "/" + key, Kind: store.ErrNotLocked, Hint: "use a store that honours Object Lock in COMPLIANCE mode"}
 	}
 	r.newest, r.result.Anchored = &anchored{c, signed, version}, true
 	r.found()
@@ -489,6 +484,25 @@ func (r *run) anchor(ctx context.Context) error {
 		return err
 	}
 	return r.finish(ctx)
+}
+
+// checkLock reads the lock of a checkpoint back: what could be deleted again is no
+// anchor. Another run may have put the same one, and locked it until a moment less.
+func (r *run) checkLock(ctx context.Context, key, version string, until time.Time) error {
+	info, err := r.Store.Head(ctx, key, version)
+	if err != nil || info.LockedUntil(until) {
+		return err
+	}
+	if err := r.Store.Extend(ctx, key, version, until); err != nil {
+		return err
+	}
+	if info, err = r.Store.Head(ctx, key, version); err != nil {
+		return err
+	}
+	if !info.LockedUntil(until) {
+		return &store.Error{Op: "put", Object: r.Store.URL() + "/" + key, Kind: store.ErrNotLocked, Hint: "use a store that honours Object Lock in COMPLIANCE mode"}
+	}
+	return nil
 }
 
 // putTiles puts the tiles that the new checkpoint needs and the newest did not: each

@@ -408,6 +408,18 @@ func everyCheckpointExtends(t testing.TB, a *anchors) {
 	}
 }
 
+// copySigner is a signer of another machine, with the same key.
+func copySigner(t testing.TB, dir string) *Signer {
+	t.Helper()
+	copied := filepath.Join(t.TempDir(), "copy")
+	require.NoError(t, os.CopyFS(copied, os.DirFS(dir)))
+	require.NoError(t, os.Chmod(copied, 0o700))
+	for _, name := range []string{keyFile, vkeysFile, stateFile, lockFile} {
+		require.NoError(t, os.Chmod(filepath.Join(copied, name), 0o600))
+	}
+	return reopen(t, copied)
+}
+
 // Many runs at once, with one signer or with copies of it, put each number once.
 func TestAnchorTogether(t *testing.T) {
 	t.Parallel()
@@ -419,16 +431,10 @@ func TestAnchorTogether(t *testing.T) {
 		db.grow("x", int64(100*(round+1)))
 		var wg sync.WaitGroup
 		for i := range 6 {
-			dir := a.dir
+			signer := reopen(t, a.dir)
 			if i%2 == 1 {
-				dir = filepath.Join(t.TempDir(), "copy")
-				require.NoError(t, os.CopyFS(dir, os.DirFS(a.dir)))
-				require.NoError(t, os.Chmod(dir, 0o700))
-				for _, name := range []string{keyFile, vkeysFile, stateFile, lockFile} {
-					require.NoError(t, os.Chmod(filepath.Join(dir, name), 0o600))
-				}
+				signer = copySigner(t, a.dir)
 			}
-			signer := reopen(t, dir)
 			wg.Go(func() {
 				_, err := (&Anchor{Database: db, Store: s, Signer: signer}).Run(t.Context())
 				if err != nil && !errors.Is(err, ErrBusy) {
@@ -557,7 +563,16 @@ func TestLease(t *testing.T) {
 	// And the one that it took over from waits for one now.
 	b.at = d.at.Add(1000 * time.Hour)
 	b.refused(ErrLease)
-	// The adoption holds for the database that it was of alone.
+	// An adoption is over when somebody has anchored since.
+	elsewhere := b.on(promoted)
+	elsewhere.Signer = copySigner(t, a.dir)
+	_, _, err = elsewhere.Adopt(t.Context())
+	require.NoError(t, err)
+	d.at = d.at.Add(time.Hour)
+	require.EqualValues(t, 6, d.run().Number)
+	elsewhere.at = d.at
+	elsewhere.refused(ErrLease)
+	// It holds for the database that it was of alone.
 	_, _, err = d.Adopt(t.Context())
 	require.NoError(t, err)
 	b.refused(ErrLease)
@@ -643,6 +658,16 @@ func TestBucketChanged(t *testing.T) {
 		a.Store = newStore(t)
 		a.refused(ErrAltered)
 	})
+	t.Run("what was signed and is gone", func(t *testing.T) {
+		t.Parallel()
+		db, a := start(t)
+		// Number 2 was signed and not put: it is signed again. Number 3 cannot be.
+		tree := db.tree(t.Context())
+		require.NoError(t, a.Signer.setState(State{Number: 3, Size: tree.N, Root: tree.Hash, Finished: 1}))
+		a.refused(ErrAltered)
+		require.NoError(t, a.Signer.setState(State{Number: 2, Size: tree.N, Root: tree.Hash, Finished: 1}))
+		require.EqualValues(t, 2, a.run().Number)
+	})
 	t.Run("delete marker", func(t *testing.T) {
 		t.Parallel()
 		db, a := start(t)
@@ -712,4 +737,37 @@ func TestManyCheckpoints(t *testing.T) {
 	result := a.run()
 	require.EqualValues(t, many, result.Number)
 	require.Len(t, db.records, many)
+}
+
+// lockless is a store that takes objects without their lock, and, where deaf, does not
+// lock them when it is told to again.
+type lockless struct {
+	store.Store
+	deaf bool
+}
+
+func (s lockless) Put(ctx context.Context, key string, body io.Reader, opts store.PutOptions) (store.PutResult, error) {
+	opts.RetainUntil = time.Time{}
+	return s.Store.Put(ctx, key, body, opts)
+}
+
+func (s lockless) Extend(ctx context.Context, key, version string, until time.Time) error {
+	if s.deaf {
+		return nil
+	}
+	return s.Store.Extend(ctx, key, version, until)
+}
+
+// What is not locked is no anchor, whatever the store answered.
+func TestLockIsReadBack(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	a := newAnchor(t, newLedger("x", 3), lockless{s, true})
+	_, err := a.Run(t.Context())
+	require.ErrorIs(t, err, store.ErrNotLocked)
+	require.Empty(t, a.Database.(*ledgerOf).records)
+	a = newAnchor(t, newLedger("x", 3), lockless{newStore(t), false})
+	info, err := a.Store.Head(t.Context(), a.run().Key, "")
+	require.NoError(t, err)
+	require.True(t, info.LockedUntil(a.at.AddDate(7, 0, 0)))
 }

@@ -101,9 +101,9 @@ func appendEntry(to []byte, r *row) []byte {
 	to = appendTime(to, r[colOccurredAt])
 	to = append(to, `","recorded_at":"`...)
 	to = appendTime(to, r[colRecordedAt])
-	to = append(to, `","tenant_id":"`...)
-	to = append(to, r[colTenantID]...)
-	to = append(to, `","actor_id":"`...)
+	to = append(to, `","tenant_id":`...)
+	to = appendText(to, r[colTenantID])
+	to = append(to, `,"actor_id":"`...)
 	to = appendUUID(to, r[colActorID])
 	to = append(to, '"')
 	if v := r[colSubjectID]; v != nil {
@@ -120,9 +120,8 @@ func appendEntry(to []byte, r *row) []byte {
 		to = append(to, `,"resource_id":`...)
 		to = appendText(to, v)
 	}
-	to = append(to, `,"result":"`...)
-	to = append(to, r[colResult]...)
-	to = append(to, '"')
+	to = append(to, `,"result":`...)
+	to = appendText(to, r[colResult])
 	if v := r[colPurpose]; v != nil {
 		to = append(to, `,"purpose":`...)
 		to = appendText(to, v)
@@ -170,8 +169,11 @@ func appendTime(to, v []byte) []byte {
 		return to
 	}
 	t := micros(v)
-	if t == math.MaxInt64 || t == math.MinInt64 { // infinite
+	switch t {
+	case math.MaxInt64:
 		return append(to, "infinity"...)
+	case math.MinInt64:
+		return append(to, "-infinity"...)
 	}
 	day, rest := t/microsOfDay, t%microsOfDay
 	if rest < 0 {
@@ -197,7 +199,8 @@ func appendTime(to, v []byte) []byte {
 		year++
 	}
 	if year <= 0 {
-		year = 1 - year // before Christ, written without a sign
+		to = append(to, '-') // before Christ
+		year = 1 - year
 	}
 	to = appendPadded(to, year, 4)
 	to = append(to, '-')

@@ -498,15 +498,49 @@ comment on function custody.register_resource_type(text, text) is
 'Adds a resource type to the tenant''s vocabulary and returns it. The change is an event.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_readwrite, custody_worker.';
 
--- Canonical entry, version 1: one line of JSON, fixed members in fixed order, null members left out, times as
--- UTC with microseconds. Built by concatenation: the text of to_jsonb(row) changes with TimeZone and with
--- later columns, and a jsonb object costs half of the speed.
+-- Canonical entry, version 1: one line of JSON without spaces, in UTF-8, its members in this order, members that are
+-- null left out. Two events that differ in any column have different entries.
+--
+--   member         column type   form                                                       left out
+--   v              -             the number 1                                               never
+--   log_entry_id   uuid          string, 36 characters in lower case                        never
+--   occurred_at    timestamptz   string, time as below                                      never
+--   recorded_at    timestamptz   string, time as below                                      never
+--   tenant_id      text          string                                                     never
+--   actor_id       uuid          string, 36 characters in lower case                        never
+--   subject_id     uuid          string, 36 characters in lower case                        about nobody
+--   action         text          string                                                     never
+--   resource_type  text          string                                                     none was given
+--   resource_id    text          string                                                     none was given
+--   result         text          string                                                     never
+--   purpose        text          string                                                     the context had none
+--   metadata       jsonb         object as jsonb writes it: keys by length and then by      never
+--                                bytes, ": " and ", " between, null members kept, numbers
+--                                in full with the digits that they were given
+--   personal       bytea         string, the sealed value in base64 (RFC 4648 section 4,    none was given
+--                                padded, in one piece)
+--   import_id      uuid          string, 36 characters in lower case                        the event was recorded live
+--   db_role        text          string                                                     never
+--   xid            xid8          string of decimal digits: 2^53 and more are no safe        never
+--                                numbers in JSON
+--
+-- Time: UTC, YYYY-MM-DDTHH:MM:SS.UUUUUUZ with six digits of a second; years beyond 9999 have more digits, years before
+-- Christ a minus before them; infinity and -infinity as these words.
+-- String: \b \f \n \r \t \" and \\ are written so, other characters below U+0020 as \u00xx in lower case, all
+-- others as they are. Not normalised: the code points are those of the column.
+-- Files of such entries with their hashes are in testdata/entries.
+--
+-- Built by concatenation: the text of to_jsonb(row) changes with TimeZone and with later columns, and a jsonb object
+-- costs half of the speed.
 create or replace function custody_data.entry_time(p_at timestamptz)
 returns text
 language sql
 stable
 parallel safe
-return pg_catalog.to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"');
+-- Nothing that a superuser may store is without an entry, or has that of another time.
+return case when p_at >= '0001-01-01 00:00:00+00' and p_at < 'infinity'
+  then pg_catalog.to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+  else coalesce('-' || pg_catalog.to_char(p_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'), p_at::text) end;
 revoke all on function custody_data.entry_time(timestamptz) from public;
 grant execute on function custody_data.entry_time(timestamptz) to custody_worker, custody_auditor, custody_privacy, custody_readonly, custody_readwrite;
 comment on function custody_data.entry_time(timestamptz) is 'A time as canonical entries write it: UTC, ISO 8601, six digits, Z.';
@@ -519,13 +553,13 @@ parallel safe
 return '{"v":1,"log_entry_id":"' || (p_row).log_entry_id::text
   || '","occurred_at":"' || custody_data.entry_time((p_row).occurred_at)
   || '","recorded_at":"' || custody_data.entry_time((p_row).recorded_at)
-  || '","tenant_id":"' || (p_row).tenant_id
-  || '","actor_id":"' || (p_row).actor_id::text || '"'
+  || '","tenant_id":' || pg_catalog.to_json((p_row).tenant_id)::text
+  || ',"actor_id":"' || (p_row).actor_id::text || '"'
   || coalesce(',"subject_id":"' || (p_row).subject_id::text || '"', '')
   || ',"action":' || pg_catalog.to_json((p_row).action)::text
   || coalesce(',"resource_type":' || pg_catalog.to_json((p_row).resource_type)::text, '')
   || coalesce(',"resource_id":' || pg_catalog.to_json((p_row).resource_id)::text, '')
-  || ',"result":"' || (p_row).result || '"'
+  || ',"result":' || pg_catalog.to_json((p_row).result)::text
   || coalesce(',"purpose":' || pg_catalog.to_json((p_row).purpose)::text, '')
   || ',"metadata":' || (p_row).metadata::text
   || coalesce(',"personal":"' || pg_catalog.translate(pg_catalog.encode((p_row).personal, 'base64'), E'\n', '') || '"', '')

@@ -55,7 +55,8 @@ parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_hashes bytea := p_hashes;
+  -- in memory: of a value in TOAST each slice would be read again
+  v_hashes bytea := p_hashes || '';
   v_parents bytea;
 begin
   -- Expressions in a loop: a query for each level costs more than the hashing.
@@ -113,6 +114,14 @@ declare
   v_head custody_data.ledger_heads;
   v_last custody_data.ledger_stretches;
 begin
+  -- Aggregates would pass over it, and every later leaf would stand for another event.
+  if array_position(p_hashes, null) is not null then
+    raise exception using
+      errcode = 'PC041',
+      message = format('event %s has no canonical entry', p_entry_ids[array_position(p_hashes, null)]),
+      detail = 'A column is null that never is.',
+      hint = 'Nothing is sealed beyond it. Run pgcustody verify and have the case looked at.';
+  end if;
   select h.* into strict v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
   select s.* into v_last from custody_data.ledger_stretches s where s.tenant_id = 'system' order by s.first_leaf desc limit 1;
   if (v_last.kind, v_last.incarnation_id) is distinct from (p_kind, v_head.incarnation_id) or p_kind = 'adopted' then
@@ -177,7 +186,8 @@ begin
       select custody_data.leaf_hash(a) as hash, a.xid, a.log_entry_id, a.occurred_at, a.tenant_id
       from custody_data.audit_logs a
       where a.xid >= p_from and (p_below is null or a.xid < p_below)
-        and (p_after is null or a.xid > p_from or a.log_entry_id > p_after)
+        -- as a row, so that the index goes to where a batch ended inside a long transaction
+        and (p_after is null or (a.xid, a.log_entry_id) > (p_from, p_after))
       order by a.xid, a.log_entry_id
       fetch first p_limit rows with ties
     ) x
@@ -223,12 +233,14 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_batch record;
+  -- No server gets this far: what somebody numbered beyond is left to be found, and breaks no arithmetic.
+  v_below constant xid8 := least(p_below, '9223372036854775806');
   v_from xid8 := p_from;
   v_after uuid;
   v_sealed bigint := 0;
 begin
   loop
-    v_batch := custody_data.seal_batch(p_kind, v_from, v_after, p_below, 50000, true);
+    v_batch := custody_data.seal_batch(p_kind, v_from, v_after, v_below, 50000, true);
     v_sealed := v_sealed + v_batch.rows_sealed;
     exit when v_batch.rows_read < 50000;
     v_from := v_batch.last_xid;
@@ -248,19 +260,20 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_horizon constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
-  v_beyond constant xid8 := greatest(pg_snapshot_xmax(pg_current_snapshot()), pg_current_xact_id());
   v_max xid8;
 begin
   update custody_data.ledger_heads h set incarnation_id = p_incarnation.incarnation_id where h.tenant_id = 'system';
+  -- In this order: others go on writing, and whatever is seen first has a number below the one that comes next.
+  select max(a.xid) into v_max from custody_data.audit_logs a where a.xid < '9223372036854775806';
   if exists (select from custody_data.ledger_heads h where h.tenant_id = 'system' and h.tree_size = 0)
-      and not exists (select from custody_data.audit_logs a where a.xid > v_beyond) then
+      and coalesce(v_max, '0') <= greatest(pg_snapshot_xmax(pg_current_snapshot()), pg_current_xact_id()) then
     -- Nothing here was sealed, or written anywhere else.
     update custody_data.ledger_heads h set sealed_to = '0', sealed_to_entry_id = null, taken_until = '0' where h.tenant_id = 'system';
     return;
   end if;
   perform custody_data.sweep_events('swept', '0', null);
   -- Whatever has a leaf by now and a number that this life has not come to would get another when it comes there.
-  select greatest(max(upper(e.xid_range) - 1)::text::xid8, (select max(a.xid) from custody_data.audit_logs a)) into v_max
+  select greatest(max(upper(e.xid_range) - 1)::text::xid8, (select max(a.xid) from custody_data.audit_logs a where a.xid < '9223372036854775806')) into v_max
   from custody_data.ledger_entries e;
   update custody_data.ledger_heads h
   set sealed_to = v_horizon, sealed_to_entry_id = null, taken_until = coalesce(v_max, '0')
@@ -364,10 +377,15 @@ begin
   if v_head.incarnation_id is null then
     return 0;
   end if;
-  v_beyond := greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id()));
-  v_rows := custody_data.sweep_events('adopted', '0', v_head.sealed_to) + custody_data.sweep_events('adopted', v_beyond, null);
+  v_rows := custody_data.sweep_events('adopted', '0', v_head.sealed_to);
+  -- In one statement: what commits later is of this server's own transactions.
+  select min(a.xid) into v_beyond from custody_data.audit_logs a
+  where a.xid >= greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id()));
+  if v_beyond is not null then
+    v_rows := v_rows + custody_data.sweep_events('adopted', v_beyond, null);
+  end if;
   if v_rows > 0 then
-    select max(a.xid) into v_max from custody_data.audit_logs a where a.xid >= v_beyond;
+    select max(a.xid) into v_max from custody_data.audit_logs a where a.xid >= v_beyond and a.xid < '9223372036854775806';
     update custody_data.ledger_heads h set taken_until = greatest(h.taken_until, v_max) where h.tenant_id = 'system';
     perform custody_data.append_event('ledger.adopt', null, null, 'success', jsonb_build_object('rows', v_rows, 'reason', p_reason), null);
   end if;
@@ -435,7 +453,7 @@ begin
     with unsealed as (
       select custody_data.leaf_hash(a) as hash, a.xid, a.log_entry_id, a.occurred_at
       from custody_data.audit_logs a
-      where not exists (
+      where a.xid < '9223372036854775806' and not exists (
         select from custody_data.leaves_between(1, 9223372036854775806) s
         where s.xid = a.xid::text::bigint and s.entry_id = a.log_entry_id)
     ), taken as (
@@ -495,7 +513,7 @@ begin
     where a.xid >= coalesce(v_head.sealed_to, '0') and (a.xid > v_head.sealed_to or v_head.sealed_to_entry_id is null or a.log_entry_id > v_head.sealed_to_entry_id)
       and (v_head.sealed_to > v_head.taken_until or not exists (
         select from custody_data.leaves_between(v_head.sealed_to::text::bigint, v_head.taken_until::text::bigint) s
-        where s.xid = a.xid::text::bigint and s.entry_id = a.log_entry_id))
+        where s.xid = case when a.xid < '9223372036854775806' then a.xid::text::bigint end and s.entry_id = a.log_entry_id))
   ) u
   left join lateral (
     select 'prepared' as kind, p.gid as holder, p.database::text as datname, p.prepared as since

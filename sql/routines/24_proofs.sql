@@ -32,17 +32,14 @@ $$;
 revoke all on function custody_data.node_hash(integer, bigint) from public;
 comment on function custody_data.node_hash(integer, bigint) is 'Root of the complete subtree of 2^p_height leaves that begins at leaf p_index * 2^p_height. Errors: PC041 hashes are missing.';
 
-create or replace function custody_data.split_of(p_leaves bigint)
-returns bigint
+create or replace function custody_data.height_of(p_leaves bigint)
+returns integer
 language sql
 immutable
 parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-  select max(1::bigint << h) from generate_series(0, 61) h where 1::bigint << h < p_leaves;
-$$;
-revoke all on function custody_data.split_of(bigint) from public;
-comment on function custody_data.split_of(bigint) is 'The largest power of two below a number of leaves: where RFC 6962 splits a tree.';
+return pg_catalog.length(pg_catalog.ltrim((p_leaves - 1)::bit(64)::text, '0'));
+revoke all on function custody_data.height_of(bigint) from public;
+comment on function custody_data.height_of(bigint) is 'Height of a tree of so many leaves. RFC 6962 splits it at 2 to the power of one less.';
 
 create or replace function custody_data.subtree_hash(p_from bigint, p_to bigint)
 returns bytea
@@ -55,9 +52,9 @@ declare
   v_split bigint;
 begin
   if v_leaves & (v_leaves - 1) = 0 and p_from % v_leaves = 0 then
-    return custody_data.node_hash(round(log(2, v_leaves))::integer, p_from / v_leaves);
+    return custody_data.node_hash(custody_data.height_of(v_leaves), p_from / v_leaves);
   end if;
-  v_split := custody_data.split_of(v_leaves);
+  v_split := 1::bigint << (custody_data.height_of(v_leaves) - 1);
   return sha256('\x01'::bytea || custody_data.subtree_hash(p_from, p_from + v_split) || custody_data.subtree_hash(p_from + v_split, p_to));
 end
 $$;
@@ -78,7 +75,7 @@ declare
 begin
   -- Down from the root to the leaf; the path goes up.
   while v_to - v_from > 1 loop
-    v_split := v_from + custody_data.split_of(v_to - v_from);
+    v_split := v_from + (1::bigint << (custody_data.height_of(v_to - v_from) - 1));
     if p_leaf < v_split then
       v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
       v_to := v_split;
@@ -106,7 +103,7 @@ declare
   v_path bytea[] := array[]::bytea[];
 begin
   while p_old < v_to loop
-    v_split := v_from + custody_data.split_of(v_to - v_from);
+    v_split := v_from + (1::bigint << (custody_data.height_of(v_to - v_from) - 1));
     if p_old <= v_split then
       v_path := custody_data.subtree_hash(v_split, v_to) || v_path;
       v_to := v_split;
@@ -264,23 +261,37 @@ $$;
 revoke all on function custody_data.require_checkpoint(bigint, bigint) from public;
 comment on function custody_data.require_checkpoint(bigint, bigint) is 'The newest signed checkpoint, or the one of p_tree_size leaves, that covers the first p_covers leaves. Errors: PC040.';
 
-create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea)
+create or replace function custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea)
 returns bigint
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select e.tile_index * 256 + n.n
-  from custody_data.ledger_entries e
-  join custody_data.ledger_tiles t on t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index
-  cross join lateral generate_series(0, octet_length(e.xids) / 8 - 1) n (n)
-  where e.tenant_id = 'system' and e.occurred_range && p_occurred
-    and substr(e.entry_ids, n.n * 16 + 1, 16) = uuid_send(p_log_entry_id)
-    and (p_hash is null or substr(t.hashes, n.n * 32 + 1, 32) = p_hash)
-  order by 1 limit 1;
+declare
+  v_id constant bytea := uuid_send(p_log_entry_id);
+  v_xid constant bigint := p_xid::text::bigint;
+begin
+  return (
+    select e.tile_index * 256 + n.n
+    from (
+      -- The transaction tells the tile where an import mixed all times, the time where it wrote many tiles; a range
+      -- without bounds is any. Ids are in memory before they are taken apart: each slice would be read from TOAST.
+      select m.tile_index, m.entry_ids || '' as entry_ids
+      from custody_data.ledger_entries m
+      where m.tenant_id = 'system' and m.occurred_range && p_occurred and m.xid_range && int8range(v_xid, v_xid, '[]')
+        and position(v_id in m.entry_ids) > 0
+      offset 0
+    ) e
+    cross join lateral generate_series(0, octet_length(e.entry_ids) / 16 - 1) n (n)
+    where substr(e.entry_ids, n.n * 16 + 1, 16) = v_id
+      and (p_hash is null or exists (
+        select from custody_data.ledger_tiles t
+        where t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index and substr(t.hashes, n.n * 32 + 1, 32) = p_hash))
+    order by 1 limit 1);
+end
 $$;
-revoke all on function custody_data.find_leaf(uuid, tstzrange, bytea) from public;
-comment on function custody_data.find_leaf(uuid, tstzrange, bytea) is 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+revoke all on function custody_data.find_leaf(uuid, tstzrange, xid8, bytea) from public;
+comment on function custody_data.find_leaf(uuid, tstzrange, xid8, bytea) is 'Index of the leaf of an event that occurred then, of this transaction and with this leaf hash where they are given; null where there is none.';
 
 create or replace function custody_data.time_in_id(p_log_entry_id uuid)
 returns tstzrange
@@ -314,12 +325,12 @@ begin
   is_altered := false;
   if v_event.log_entry_id is not null then
     is_known := true;
-    leaf_index := custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), custody_data.leaf_hash(v_event));
-    is_altered := leaf_index is null and custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), null) is not null;
+    leaf_index := custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), v_event.xid, custody_data.leaf_hash(v_event));
+    is_altered := leaf_index is null and custody_data.find_leaf(p_log_entry_id, tstzrange(v_event.occurred_at, v_event.occurred_at, '[]'), null, null) is not null;
   elsif not custody.has_subject() then
     -- It may be in the archive alone: whoever has it there has its id, its time and its content.
     leaf_index := custody_data.find_leaf(p_log_entry_id,
-      case when p_occurred_at is null then custody_data.time_in_id(p_log_entry_id) else tstzrange(p_occurred_at, p_occurred_at, '[]') end, null);
+      case when p_occurred_at is null then custody_data.time_in_id(p_log_entry_id) else tstzrange(p_occurred_at, p_occurred_at, '[]') end, null, null);
     is_known := leaf_index is not null;
   end if;
 end
@@ -413,7 +424,7 @@ comment on view custody.ledger_checkpoints is 'Signed checkpoints as recorded he
 create or replace view custody.ledger_finding with (security_invoker = true) as
 select ''::text as kind, 0::bigint as leaf_index, null::uuid as log_entry_id, ''::text as detail
 where false;
-comment on view custody.ledger_finding is 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, tile_altered, checkpoint_mismatch.';
+comment on view custody.ledger_finding is 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, leaf_repeated, tile_altered, checkpoint_mismatch.';
 
 -- definer: reads the trail of all tenants
 create or replace function custody.verify_ledger(p_from bigint default 0)
@@ -441,21 +452,30 @@ begin
     join custody_data.ledger_tiles t on t.tenant_id = 'system' and t.level = 0 and t.tile_index = l.leaf_index / 256
     where l.leaf_index >= p_from
   ), events as materialized (
-    select a.xid::text::bigint as xid, a.xid as xid8, a.log_entry_id, custody_data.leaf_hash(a) as hash, a.occurred_at
+    select case when a.xid < '9223372036854775806' then a.xid::text::bigint end as xid, a.xid as xid8, a.log_entry_id, custody_data.leaf_hash(a) as hash, a.occurred_at
     from custody_data.audit_logs a
+  ),
+  -- By the hash too: one transaction may have written events of two tenants with the same id.
+  leaves_alone as (
+    select l.* from leaves l where not exists (select from events e where e.xid = l.xid and e.log_entry_id = l.entry_id and e.hash = l.hash)
+  ), events_alone as (
+    select e.* from events e where not exists (select from leaves l where l.xid = e.xid and l.entry_id = e.log_entry_id and l.hash = e.hash)
   )
   select case when e.log_entry_id is null then 'event_missing' when l.leaf_index is null then 'event_unsealed' else 'event_altered' end,
     l.leaf_index, coalesce(l.entry_id, e.log_entry_id), null::text
-  from leaves l
-  full join events e on e.xid = l.xid and e.log_entry_id = l.entry_id
-  where e.hash is distinct from l.hash
-    -- what is waiting to be sealed
-    and not (l.leaf_index is null and (p_from > 0 or (e.xid8 >= coalesce(v_head.sealed_to, '0') and e.xid8 < v_beyond)))
+  from leaves_alone l
+  full join events_alone e on e.xid = l.xid and e.log_entry_id = l.entry_id
+  -- what is waiting to be sealed
+  where not (l.leaf_index is null and (p_from > 0 or (e.xid8 >= coalesce(v_head.sealed_to, '0') and e.xid8 < v_beyond)))
     -- what was dropped after archiving
     and not (e.log_entry_id is null and exists (
       select from custody_data.partition_drops d
       join custody_data.ledger_entries m on m.tenant_id = 'system' and m.tile_index = l.leaf_index / 256
-      where m.occurred_range && tstzrange(d.range_from, d.range_to)));
+      where m.occurred_range && tstzrange(d.range_from, d.range_to)))
+  union all
+  select 'leaf_repeated', max(l.leaf_index), l.entry_id, null
+  from leaves l
+  group by l.xid, l.entry_id, l.hash having count(*) > 1;
   return query
   select 'tile_altered', (t.tile_index * 256) << (8 * t.level), null::uuid, format('tile %s of level %s', t.tile_index, t.level)
   from custody_data.ledger_tiles t

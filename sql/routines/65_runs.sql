@@ -91,6 +91,8 @@ declare
   v_timeline constant integer := custody_data.wal_timeline();
   v_last custody_data.incarnations;
   v_observed jsonb := coalesce(p_observed, '{}');
+  v_greatest xid8;
+  v_next xid8;
 begin
   perform custody_data.require_context();
   select i.* into v_last from custody_data.incarnations i order by i.opened_at desc limit 1;
@@ -98,9 +100,14 @@ begin
     perform pg_advisory_xact_lock(hashtextextended('pgcustody.incarnation', 0));
     select i.* into v_last from custody_data.incarnations i order by i.opened_at desc limit 1;
     if p_observed is not null or (v_last.system_identifier, v_last.timeline) is distinct from (v_here, v_timeline) then
+      -- In this order: others go on writing, and whatever is seen first has a number below the one that comes next.
+      select max(a.xid) into v_greatest from custody_data.audit_logs a;
+      v_next := greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id()));
       v_observed := jsonb_strip_nulls(jsonb_build_object(
         'system_identifier_before', v_last.system_identifier::text, 'timeline_before', v_last.timeline,
+        'greatest_xid', case when v_greatest >= v_next then v_greatest::text end, 'next_xid', case when v_greatest >= v_next then v_next::text end,
         'guess', case
+          when v_last.incarnation_id is null and v_greatest >= v_next then 'restored_or_copied'
           when v_last.incarnation_id is null then 'initial'
           when v_last.system_identifier <> v_here then 'restored_or_copied'
           when v_last.timeline <> v_timeline then 'promoted_or_recovered'
@@ -121,5 +128,5 @@ revoke all on function custody.open_incarnation(jsonb) from public;
 grant execute on function custody.open_incarnation(jsonb) to custody_worker;
 comment on function custody.open_incarnation(jsonb) is
 'The incarnation of this database, opened where the cluster''s system identifier or the timeline of its write-ahead log is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
-p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case.
+p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case. Recorded beside it: identifier and timeline before, and the greatest transaction number of an event where it lies beyond the server''s next.
 Errors: PC001. Callers: custody_worker.';

@@ -143,7 +143,7 @@ Errors: PC001. Callers: custody_auditor, custody_privacy, custody_worker, custod
 
 CREATE FUNCTION custody_data.entry_time(p_at timestamp with time zone) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN to_char((p_at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text);
+    RETURN CASE WHEN ((p_at >= '0001-01-01 00:00:00+00'::timestamp with time zone) AND (p_at < 'infinity'::timestamp with time zone)) THEN to_char((p_at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text) ELSE COALESCE(('-'::text || to_char((p_at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text)), (p_at)::text) END;
 
 -- Name: FUNCTION entry_time(p_at timestamp with time zone); Type: COMMENT; Schema: custody_data
 
@@ -225,7 +225,7 @@ COMMENT ON COLUMN custody_data.audit_logs.xid IS 'Transaction that wrote the row
 
 CREATE FUNCTION custody.audit_entry(p_row custody_data.audit_logs) RETURNS text
     LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (((((((((((((((((((((((((((('{"v":1,"log_entry_id":"'::text || ((p_row).log_entry_id)::text) || '","occurred_at":"'::text) || custody_data.entry_time((p_row).occurred_at)) || '","recorded_at":"'::text) || custody_data.entry_time((p_row).recorded_at)) || '","tenant_id":"'::text) || ((p_row).tenant_id)::text) || '","actor_id":"'::text) || ((p_row).actor_id)::text) || '"'::text) || COALESCE(((',"subject_id":"'::text || ((p_row).subject_id)::text) || '"'::text), ''::text)) || ',"action":'::text) || (to_json((p_row).action))::text) || COALESCE((',"resource_type":'::text || (to_json((p_row).resource_type))::text), ''::text)) || COALESCE((',"resource_id":'::text || (to_json((p_row).resource_id))::text), ''::text)) || ',"result":"'::text) || (p_row).result) || '"'::text) || COALESCE((',"purpose":'::text || (to_json((p_row).purpose))::text), ''::text)) || ',"metadata":'::text) || ((p_row).metadata)::text) || COALESCE(((',"personal":"'::text || translate(encode(((p_row).personal)::bytea, 'base64'::text), '
+    RETURN ((((((((((((((((((((((((((('{"v":1,"log_entry_id":"'::text || ((p_row).log_entry_id)::text) || '","occurred_at":"'::text) || custody_data.entry_time((p_row).occurred_at)) || '","recorded_at":"'::text) || custody_data.entry_time((p_row).recorded_at)) || '","tenant_id":'::text) || (to_json((p_row).tenant_id))::text) || ',"actor_id":"'::text) || ((p_row).actor_id)::text) || '"'::text) || COALESCE(((',"subject_id":"'::text || ((p_row).subject_id)::text) || '"'::text), ''::text)) || ',"action":'::text) || (to_json((p_row).action))::text) || COALESCE((',"resource_type":'::text || (to_json((p_row).resource_type))::text), ''::text)) || COALESCE((',"resource_id":'::text || (to_json((p_row).resource_id))::text), ''::text)) || ',"result":'::text) || (to_json((p_row).result))::text) || COALESCE((',"purpose":'::text || (to_json((p_row).purpose))::text), ''::text)) || ',"metadata":'::text) || ((p_row).metadata)::text) || COALESCE(((',"personal":"'::text || translate(encode(((p_row).personal)::bytea, 'base64'::text), '
 '::text, ''::text)) || '"'::text), ''::text)) || COALESCE(((',"import_id":"'::text || ((p_row).import_id)::text) || '"'::text), ''::text)) || ',"db_role":'::text) || (to_json((p_row).db_role))::text) || ',"xid":"'::text) || ((p_row).xid)::text) || '"}'::text);
 
 -- Name: FUNCTION audit_entry(p_row custody_data.audit_logs); Type: COMMENT; Schema: custody
@@ -1396,7 +1396,7 @@ CREATE FUNCTION custody.open_incarnation(p_observed jsonb DEFAULT NULL::jsonb) R
 -- Name: FUNCTION open_incarnation(p_observed jsonb); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.open_incarnation(p_observed jsonb) IS 'The incarnation of this database, opened where the cluster''s system identifier or the timeline of its write-ahead log is not the one that was last seen: transaction numbers of before say nothing about the rows of now.
-p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case.
+p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case. Recorded beside it: identifier and timeline before, and the greatest transaction number of an event where it lies beyond the server''s next.
 Errors: PC001. Callers: custody_worker.';
 
 -- Name: archive_segments; Type: TABLE; Schema: custody_data
@@ -2169,7 +2169,7 @@ CREATE VIEW custody.ledger_finding WITH (security_invoker='true') AS
 
 -- Name: VIEW ledger_finding; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.ledger_finding IS 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, tile_altered, checkpoint_mismatch.';
+COMMENT ON VIEW custody.ledger_finding IS 'Shape of verify_ledger. kind: event_altered, event_missing, event_unsealed, leaf_repeated, tile_altered, checkpoint_mismatch.';
 
 -- Name: verify_ledger(bigint); Type: FUNCTION; Schema: custody
 
@@ -2830,16 +2830,16 @@ CREATE FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) RETURNS intege
 
 COMMENT ON FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) IS 'Version of a key-encryption key that is valid for a tenant, or null.';
 
--- Name: find_leaf(uuid, tstzrange, bytea); Type: FUNCTION; Schema: custody_data
+-- Name: find_leaf(uuid, tstzrange, xid8, bytea); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea) RETURNS bigint
-    LANGUAGE sql STABLE
+CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea) RETURNS bigint
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_hash bytea) IS 'Index of the leaf of an event that occurred then, with this leaf hash where one is given; null where there is none.';
+COMMENT ON FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea) IS 'Index of the leaf of an event that occurred then, of this transaction and with this leaf hash where they are given; null where there is none.';
 
 -- Name: find_residue(uuid, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2885,6 +2885,16 @@ CREATE FUNCTION custody_data.hashes_json(p_hashes bytea[]) RETURNS jsonb
 -- Name: FUNCTION hashes_json(p_hashes bytea[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.hashes_json(p_hashes bytea[]) IS 'Hashes in base64 as a JSON array.';
+
+-- Name: height_of(bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.height_of(p_leaves bigint) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN length(ltrim((((p_leaves - 1))::bit(64))::text, '0'::text));
+
+-- Name: FUNCTION height_of(p_leaves bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.height_of(p_leaves bigint) IS 'Height of a tree of so many leaves. RFC 6962 splits it at 2 to the power of one less.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -3875,17 +3885,6 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key te
 -- Name: FUNCTION settle_repeated(p_table text, p_code text, p_key text, p_and_key text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
-
--- Name: split_of(bigint); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.split_of(p_leaves bigint) RETURNS bigint
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION split_of(p_leaves bigint); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.split_of(p_leaves bigint) IS 'The largest power of two below a number of leaves: where RFC 6962 splits a tree.';
 
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 

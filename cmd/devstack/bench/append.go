@@ -136,17 +136,17 @@ func measureAppend(ctx context.Context, b *bench) error {
 	api := "select custody.record_audit_event(" + words + ", 'person-' || :p::text"
 	bareCall := "select bench.append_event(" + words + ", md5('person-' || :p::text)::uuid"
 	scripts := []script{
-		{"bare", appLogin, transaction(own, bareCall+")")},
-		{"record_audit_event", appLogin, transaction(own, api+")")},
-		{"with a client's id", appLogin, transaction(own, api+", p_log_entry_id => gen_random_uuid())")},
+		{name: "bare", login: appLogin, text: transaction(own, bareCall+")")},
+		{name: "record_audit_event", login: appLogin, text: transaction(own, api+")")},
+		{name: "with a client's id", login: appLogin, text: transaction(own, api+", p_log_entry_id => gen_random_uuid())")},
 	}
 	sealing := []script{
-		{"bare", appLogin, transaction(own, bareCall+", "+eventPersonal+")")},
-		{"with a personal part", appLogin, unlocked(own, api+", p_personal => "+eventPersonal+")")},
+		{name: "bare", login: appLogin, text: transaction(own, bareCall+", "+eventPersonal+")")},
+		{name: "with a personal part", login: appLogin, text: unlocked(own, api+", p_personal => "+eventPersonal+")")},
 	}
 	sharing := []script{
-		{"own actors", appLogin, transaction(own, api+")")},
-		{"one actor", appLogin, transaction(shared, api+")")},
+		{name: "own actors", login: appLogin, text: transaction(own, api+")")},
+		{name: "one actor", login: appLogin, text: transaction(shared, api+")")},
 	}
 	rounds, each, calls, crowd := 7, 4*time.Second, 3000, 64
 	if b.quick {

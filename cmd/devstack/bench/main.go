@@ -32,6 +32,7 @@ var figures = []figure{
 	{"erasure", "erase_subject against a bare DELETE", measureErasure},
 	{"reads", "reads under row-level security against reads without", measureReads},
 	{"append", "record_audit_event against a bare function", measureAppend},
+	{"ledger", "what the audit ledger costs appends and storage; sealing and proofs", measureLedger},
 	{"retention", "deleting a million conversations, and who notices", measureRetention},
 	{"import", "import of files against COPY of typed rows", measureImport},
 	{"sealed", "tables of sealed columns: reading, saving, rotating", measureSealed},

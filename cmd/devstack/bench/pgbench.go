@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,6 +19,8 @@ type script struct {
 	name  string
 	login string
 	text  string
+	// beside works until its context ends, which it does with the script.
+	beside func(context.Context) error
 }
 
 // race lets scripts run one after the other, round after round, and returns the
@@ -46,7 +49,7 @@ var tpsLine = regexp.MustCompile(`(?m)^tps = ([0-9.]+)`)
 
 // pgbench repeats one script and returns transactions per second without the
 // time that connecting took.
-func (d *database) pgbench(ctx context.Context, s script, clients int, each time.Duration) (float64, error) {
+func (d *database) pgbench(ctx context.Context, s script, clients int, each time.Duration) (tps float64, err error) {
 	dir, err := os.MkdirTemp("", "pgcustody-pgbench-")
 	if err != nil {
 		return 0, err
@@ -60,6 +63,12 @@ func (d *database) pgbench(ctx context.Context, s script, clients int, each time
 	cmd := d.pgProgram(ctx, s.login, "pgbench", "--no-vacuum", "--protocol=prepared", "--file="+file, "--define=kek="+hex.EncodeToString(d.kek.Bytes()),
 		fmt.Sprintf("--client=%d", clients), fmt.Sprintf("--jobs=%d", min(clients, max(runtime.NumCPU()/2, 1))),
 		fmt.Sprintf("--time=%d", max(int(each.Seconds()), 1)))
+	if s.beside != nil {
+		beside, end := context.WithCancel(ctx)
+		ended := make(chan error, 1)
+		go func() { ended <- s.beside(beside) }()
+		defer func() { end(); err = errors.Join(err, <-ended) }()
+	}
 	var out, problems bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &problems
 	if err := cmd.Run(); err != nil {

@@ -48,8 +48,8 @@ func measureReads(ctx context.Context, b *bench) error {
 		{"reads under RLS, point reads", point, 4, 0.90},
 	} {
 		tps, err := d.race(ctx, []script{
-			{"policies", appLogin, transaction(fmt.Sprintf(m.query, "custody_data"))},
-			{"bare", appLogin, transaction(fmt.Sprintf(m.query, "bench"))},
+			{name: "policies", login: appLogin, text: transaction(fmt.Sprintf(m.query, "custody_data"))},
+			{name: "bare", login: appLogin, text: transaction(fmt.Sprintf(m.query, "bench"))},
 		}, m.clients, rounds, span)
 		if err != nil {
 			return err

@@ -130,8 +130,8 @@ func measureSealed(ctx context.Context, b *bench) error {
 	} {
 		d.options = m.options
 		tps, err := d.race(ctx, []script{
-			{"sealed", appLogin, transaction(unlockScript, "save_conversation", "get_conversation")},
-			{"plaintext", appLogin, transaction("", "save_plain", "get_plain")},
+			{name: "sealed", login: appLogin, text: transaction(unlockScript, "save_conversation", "get_conversation")},
+			{name: "plaintext", login: appLogin, text: transaction("", "save_plain", "get_plain")},
 		}, 4, rounds, span)
 		if err != nil {
 			return err

@@ -65,6 +65,25 @@ select is((custody.ledger_head() ->> 'tree_size')::bigint, (:'took'::jsonb ->> '
 select is(custody.record_checkpoint(1, 3, custody.ledger_root(3), 'n', 'k', null, now()), true, 'what a checkpoint covers');
 select refuses($$select custody.take_over_leaves(2, '', '{}')$$, 'PC020', 'is not cut off');
 
+-- A number that no server gets to breaks nothing, and is found.
+reset session authorization;
+savepoint greatest;
+insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, xid)
+values ('life', gen_random_uuid(), now(), '01a1fd93-0000-4000-8000-000000000002', 'account.login', '18446744073709551615');
+set local session authorization custody_runner;
+select is((select array_agg(v.kind) from custody.verify_ledger() v), array['event_unsealed'], 'a made-up number');
+select lives_ok($$select custody.open_incarnation('{"test": true}'), custody.seal_audit_log(), custody.sealing_status(), custody.take_over_leaves(3, '', '{}')$$, 'does not stop the sealer');
+select is((select array_agg(v.kind) from custody.verify_ledger() v), array['event_unsealed'], 'and is not sealed');
+reset session authorization;
+set local role custody_admin;
+select custody.set_context('system', 'dba');
+select is(custody.adopt_events('a restore'), 0::bigint, 'nor adopted');
+reset role;
+rollback to greatest;
+set local session authorization custody_runner;
+select custody.set_context('system', 'runner');
+reset session authorization;
+
 -- The transaction counter was set back.
 reset session authorization;
 update custody_data.ledger_heads set sealed_to = '9999999999';

@@ -48,9 +48,19 @@ set local session authorization custody_runner;
 select is_empty('select * from custody.verify_ledger()', 'the ledger agrees with itself');
 reset session authorization;
 
+-- One transaction may write events of two tenants with the same id.
+select tenant('leaf2');
+update custody_data.ledger_heads set sealed_to = '20';
+insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, xid)
+select x, '01a1fd93-0000-4000-8000-000000000009', now(), '01a1fd93-0000-4000-8000-000000000002', 'account.login', '20' from unnest(array['leaf', 'leaf2']) x;
+set local session authorization custody_runner;
+select is(custody.seal_audit_log(1) -> 'sealed', '2', 'they are sealed together');
+select is_empty('select * from custody.verify_ledger()', 'as two events');
+reset session authorization;
+
 -- What comes in behind is not sealed but found, until an administrator adopts it.
 select pg_temp.events(3, 10);
-update custody_data.ledger_heads set sealed_to = '100';
+update custody_data.ledger_heads set sealed_to = '100', sealed_to_entry_id = null;
 set local session authorization custody_runner;
 select is(custody.seal_audit_log() -> 'sealed', '0', 'events behind the horizon are not sealed');
 select is((select array_agg(distinct v.kind) || count(*)::text from custody.verify_ledger() v), array['event_unsealed', '3'], 'but found');
@@ -65,9 +75,14 @@ select is(custody.adopt_events('a restore'), 3::bigint, 'an administrator adopts
 select is(custody.adopt_events('a restore'), 0::bigint, 'once');
 reset role;
 select is((last_event('system', 'ledger.adopt')).metadata, '{"rows": 3, "reason": "a restore"}', 'which is an event');
-select is((select array_agg((s.first_leaf, s.kind)::text order by s.first_leaf) from custody_data.ledger_stretches s), array['(0,sealed)', '(1000,adopted)'], 'in a stretch of their own');
+select is((select array_agg((s.first_leaf, s.kind)::text order by s.first_leaf) from custody_data.ledger_stretches s), array['(0,sealed)', '(1002,adopted)'], 'in a stretch of their own');
 set local session authorization custody_runner;
 select is_empty('select * from custody.verify_ledger()', 'and all is well');
+
+-- An event without an entry, which takes a superuser, stops the sealer; it does not move the leaves behind it.
+reset session authorization;
+select refuses($$select custody_data.append_leaves('sealed', array[sha256('a'), null], array[1, 2], array[gen_random_uuid(), gen_random_uuid()], array[now(), now()])$$, 'PC041', 'an event that has no entry');
+set local session authorization custody_runner;
 
 -- Checkpoints.
 select refuses(format('select custody.record_checkpoint(%s)', a), 'PC023', format('record_checkpoint(%s)', a))
@@ -87,7 +102,7 @@ select refuses(s, 'PC020', s) from unnest(array[
   'delete from custody_data.ledger_checkpoints', 'update custody_data.ledger_checkpoints set note = ''''', 'truncate custody_data.ledger_checkpoints']) s;
 -- What no checkpoint covers may still be cut off.
 savepoint cut;
-delete from custody_data.ledger_stretches where first_leaf = 1000;
+delete from custody_data.ledger_stretches where first_leaf = 1002;
 update custody_data.ledger_tiles set hashes = substr(hashes, 1, 232 * 32) where level = 0 and tile_index = 3;
 select pass('leaves behind the newest checkpoint may be cut off');
 rollback to cut;
@@ -113,6 +128,7 @@ alter table :child disable trigger all;
 select pg_temp.finds(format('update %s set result = ''failure'' where log_entry_id = %L', :'child', (select s.log_entry_id from seen s where s.n = 500)), array['event_altered'], 'an altered event');
 select pg_temp.finds(format('delete from %s where log_entry_id = %L', :'child', (select s.log_entry_id from seen s where s.n = 500)), array['event_missing'], 'a missing event');
 select pg_temp.finds('update custody_data.ledger_tiles set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 0 and tile_index = 1', array['event_altered', 'tile_altered'], 'an altered leaf');
+select pg_temp.finds($$update custody_data.ledger_heads set tree_size = tree_size; select custody_data.append_leaves('adopted', array[custody_data.leaf_hash(a)], array[a.xid::text::bigint], array[a.log_entry_id], array[a.occurred_at]) from custody_data.audit_logs a where a.tenant_id = 'leaf' limit 1$$, array['leaf_repeated'], 'a second leaf of an event');
 select pg_temp.finds('update custody_data.ledger_tiles set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 1', array['checkpoint_mismatch', 'tile_altered'], 'an altered tile');
 select * from finish();
 rollback;

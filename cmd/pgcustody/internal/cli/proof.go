@@ -54,7 +54,7 @@ not hold, 3 where the file is no proof.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error { return p.Check(args[0]) },
 	}
-	check.Flags().StringArrayVar(&p.VerifierKeys, "vkey", nil, "a verifier key of the log, alone or as a line of pgcustody signer show; once for each")
+	addVerifierKeys(check.Flags(), &p.VerifierKeys)
 	check.Flags().StringVar(&p.Entry, "entry", "", "file with the event's canonical entry, for proofs without one: its line of the archive")
 	cmd.AddCommand(inclusion, consistency, check)
 	return cmd
@@ -204,25 +204,9 @@ func (p *proofCommands) write(made madeProof, proof []byte) error {
 const maxProof = 64 << 20
 
 func (p *proofCommands) Check(name string) error {
-	if len(p.VerifierKeys) == 0 {
-		return &ConfigError{Field: "--vkey", Problem: "required: a verifier key of the log, as pgcustody signer show prints it; once for each"}
-	}
-	var keys []ledger.VerifierKey
-	for _, line := range p.VerifierKeys {
-		key, err := ledger.ParseVerifierKey(line)
-		if err != nil {
-			return p.wrongKey(err)
-		}
-		keys = append(keys, key)
-	}
-	origin := p.Origin
-	if origin == "" {
-		origin = keys[0].Name()
-	}
-	for _, key := range keys {
-		if key.Name() != origin {
-			return &ConfigError{"--vkey", key.Key, "is not of the log " + origin}
-		}
+	keys, origin, err := p.verifierKeys(p.VerifierKeys)
+	if err != nil {
+		return err
 	}
 	file, err := p.read("FILE", name)
 	if err != nil {
@@ -261,12 +245,6 @@ func (p *proofCommands) Check(name string) error {
 		entry = proof.Entry
 	}
 	return p.holds(madeProof{File: name, Origin: origin, Checkpoint: c.Number, TreeSize: c.Size, Time: c.Time, Index: &proof.Index, Entry: entryJSON(entry)})
-}
-
-// wrongKey says what is wrong with a key without repeating it: it may be a private
-// one.
-func (p *proofCommands) wrongKey(err error) error {
-	return &ConfigError{Field: "--vkey", Problem: err.Error()}
 }
 
 func (p *proofCommands) holds(made madeProof) error {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"pgcustody/jobs"
 	"pgcustody/jobs/ledger"
@@ -183,4 +185,40 @@ func (s *signerCommands) print(signer *ledger.Signer) error {
 			fmt.Fprintf(out, "signed last: checkpoint %d, %d entries, root %s\n", state.Number, state.Size, state.Root)
 		}
 	})
+}
+
+// addVerifierKeys declares the keys by which a command believes checkpoints.
+func addVerifierKeys(flags *pflag.FlagSet, values *[]string) {
+	flags.StringArrayVar(values, "vkey", nil, "verifier key of the log, alone or as a line of pgcustody signer show; may be given again")
+	fromEnv(flags, "vkey", "PGCUSTODY_VKEY")
+}
+
+// verifierKeys reads the configured keys, several in one value where they are
+// separated by line feeds or commas, and the origin that they have in common.
+func (c *Config) verifierKeys(values []string) (keys []ledger.VerifierKey, origin string, err error) {
+	for _, value := range values {
+		for line := range strings.FieldsFuncSeq(value, func(r rune) bool { return r == '\n' || r == ',' }) {
+			if line = strings.TrimSpace(line); line == "" {
+				continue
+			}
+			key, err := ledger.ParseVerifierKey(line)
+			if err != nil {
+				// The value is not shown: it may be a private key that was set by mistake.
+				return nil, "", &ConfigError{Field: c.field("vkey"), Problem: err.Error()}
+			}
+			keys = append(keys, key)
+		}
+	}
+	if len(keys) == 0 {
+		return nil, "", &ConfigError{Field: "--vkey", Problem: "required: give the verifier keys of the log's signer, as pgcustody signer show prints them, or set PGCUSTODY_VKEY"}
+	}
+	if origin = c.Origin; origin == "" {
+		origin = keys[0].Name()
+	}
+	for _, key := range keys {
+		if key.Name() != origin {
+			return nil, "", c.wrong("vkey", key.Key, "is not a key of the log "+origin)
+		}
+	}
+	return keys, origin, nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -13,7 +12,6 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs"
-	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/store"
 	"pgcustody/jobs/verify"
 )
@@ -38,8 +36,7 @@ consistently: events of the end are lost.`,
 	}
 	flags := cmd.Flags()
 	flags.BoolVar(&v.FromObjects, "from-objects", false, "verify the bucket alone, without a database")
-	flags.StringArrayVar(&v.VKeys, "vkey", nil, "a verifier key of the log, alone or as a line of pgcustody signer show; once for each")
-	fromEnv(flags, "vkey", "PGCUSTODY_VKEY")
+	addVerifierKeys(flags, &v.VKeys)
 	flags.DurationVar(&v.MaxAge, "max-anchor-age", 2*time.Hour, "how old the newest checkpoint may be")
 	return cmd
 }
@@ -49,35 +46,6 @@ type verification struct {
 	FromObjects bool
 	VKeys       []string
 	MaxAge      time.Duration
-}
-
-// verifierKeys reads the configured keys, several in one value where they are
-// separated by line feeds or commas, and the origin that they have in common.
-func (v *verification) verifierKeys() (keys []ledger.VerifierKey, origin string, err error) {
-	for _, value := range v.VKeys {
-		for line := range strings.FieldsFuncSeq(value, func(r rune) bool { return r == '\n' || r == ',' }) {
-			if line = strings.TrimSpace(line); line == "" {
-				continue
-			}
-			key, err := ledger.ParseVerifierKey(line)
-			if err != nil {
-				return nil, "", &ConfigError{Field: v.field("vkey"), Problem: err.Error()}
-			}
-			keys = append(keys, key)
-		}
-	}
-	if len(keys) == 0 {
-		return nil, "", &ConfigError{Field: "--vkey", Problem: "required: give the verifier keys of the log's signer, as pgcustody signer show prints them, or set PGCUSTODY_VKEY"}
-	}
-	if origin = v.Origin; origin == "" {
-		origin = keys[0].Name()
-	}
-	for _, key := range keys {
-		if key.Name() != origin {
-			return nil, "", v.wrong("vkey", key.Key, "is not a key of the log "+origin)
-		}
-	}
-	return keys, origin, nil
 }
 
 // unchecked is an error as this command's exit status has it.
@@ -99,7 +67,7 @@ func unchecked(err error) error {
 }
 
 func (v *verification) Run(ctx context.Context) error {
-	keys, origin, err := v.verifierKeys()
+	keys, origin, err := v.verifierKeys(v.VKeys)
 	if err != nil {
 		return err
 	}
