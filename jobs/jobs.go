@@ -105,11 +105,12 @@ type Config struct {
 	Notify     NotifyConfig
 	Seal       SealConfig
 	Anchor     AnchorConfig
+	Verify     VerifyConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
 type Schedule struct {
-	Retention, Archive, Partitions, Requests, Keys, Anchor time.Duration
+	Retention, Archive, Partitions, Requests, Keys, Anchor, Verify time.Duration
 	// Seal is how often events are sealed; jobs come each for a shift of it.
 	Seal time.Duration
 }
@@ -142,6 +143,7 @@ func Workers(d Deps) *river.Workers {
 	river.AddWorker(workers, &RequestsWorker{Deps: d})
 	river.AddWorker(workers, &RetentionWorker{Deps: d})
 	river.AddWorker(workers, &SealWorker{Deps: d})
+	river.AddWorker(workers, &VerifyWorker{Deps: d})
 	return workers
 }
 
@@ -163,6 +165,7 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 	add(s.Partitions, PartitionsArgs{})
 	add(s.Requests, RequestsArgs{})
 	add(s.Retention, RetentionArgs{})
+	add(s.Verify, VerifyArgs{})
 	if s.Seal > 0 {
 		add(max(s.Seal, sealShift), SealArgs{})
 	}

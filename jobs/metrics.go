@@ -13,6 +13,7 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs/ledger"
+	"pgcustody/jobs/verify"
 )
 
 // Metrics counts what every job did, for Prometheus. All methods do nothing on
@@ -29,6 +30,9 @@ type Metrics struct {
 
 	anchorNumber, anchorSize, anchorTime prometheus.Gauge
 	anchorRefused                        *prometheus.GaugeVec
+	verifyStatus                         prometheus.Gauge
+	verifyTime                           *prometheus.GaugeVec
+	verifyFindings                       *prometheus.GaugeVec
 }
 
 // NewMetrics registers the metrics, and those that are read from the database
@@ -69,12 +73,21 @@ func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
 		anchorTime: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "pgcustody_ledger_anchor_timestamp_seconds", Help: "Time of the newest anchored checkpoint.",
 		}),
+		verifyStatus: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgcustody_ledger_verify_status", Help: "How the last verification ended: 0 intact, 1 altered, 2 could not check, 3 set back.",
+		}),
+		verifyTime: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_ledger_verified_timestamp_seconds", Help: "When the ledger was last found intact: all of it (full), or what came since (new).",
+		}, []string{"scope"}),
+		verifyFindings: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_ledger_findings", Help: "What the last verification found, by kind.",
+		}, []string{"kind"}),
 		anchorRefused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgcustody_ledger_anchor_refused", Help: "1 while this process refuses to anchor for that reason: fork, behind, lease, altered, unsigned, state or clock.",
 		}, []string{"reason"}),
 	}
 	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, m.keyAges, m.keysOld,
-		m.anchorNumber, m.anchorSize, m.anchorTime, m.anchorRefused, &queueCollector{pool: pool}, &sealingCollector{pool: pool})
+		m.anchorNumber, m.anchorSize, m.anchorTime, m.anchorRefused, m.verifyStatus, m.verifyTime, m.verifyFindings, &queueCollector{pool: pool}, &sealingCollector{pool: pool})
 	return m
 }
 
@@ -103,6 +116,24 @@ func (m *Metrics) keyAge(tenant string, age KeyAge) {
 		m.keyAges.WithLabelValues(tenant, age.Kind).Set(float64(age.Oldest.Unix()))
 	}
 	m.keysOld.WithLabelValues(tenant, age.Kind).Set(float64(age.Overdue))
+}
+
+// verified takes over what a verification found.
+func (m *Metrics) verified(report *verify.Report, full bool) {
+	if m == nil {
+		return
+	}
+	m.verifyStatus.Set(float64(report.Status))
+	m.verifyFindings.Reset()
+	for kind, n := range report.Counts {
+		m.verifyFindings.WithLabelValues(string(kind)).Set(float64(n))
+	}
+	if report.Status == verify.StatusIntact {
+		m.verifyTime.WithLabelValues("new").SetToCurrentTime()
+		if full {
+			m.verifyTime.WithLabelValues("full").SetToCurrentTime()
+		}
+	}
 }
 
 // anchorRefusals are the reasons for which the anchor does not sign.

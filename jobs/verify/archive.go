@@ -59,12 +59,9 @@ func (c *check) listArchive(ctx context.Context) error {
 	objects := map[string]stored{}
 	var manifests []stored
 	err := histories(ctx, c.Store, segment.Prefix, func(object stored) error {
-		name, err := segment.ParseKey(object.key)
-		switch {
-		case err != nil:
-		case object.key == name.ManifestKey():
+		if name, err := segment.ParseKey(object.key); err == nil && object.key == name.ManifestKey() {
 			manifests = append(manifests, object)
-		default:
+		} else {
 			objects[object.key] = object
 		}
 		return nil
@@ -101,8 +98,8 @@ func (c *check) takeManifest(ctx context.Context, object stored, objects map[str
 	if err != nil {
 		return err
 	}
-	manifest, malformed := segment.DecodeManifest(bytes.NewReader(content))
-	if malformed != nil || manifest.Name().ManifestKey() != object.key {
+	manifest := decoded(content)
+	if manifest == nil || manifest.Name().ManifestKey() != object.key {
 		return changed(object.key, "it is no manifest of the segment that it is named for")
 	}
 	events, ok := objects[manifest.ObjectKey]
@@ -128,6 +125,15 @@ func (c *check) takeManifest(ctx context.Context, object stored, objects map[str
 	c.archive.segments = append(c.archive.segments, archived{manifest.Name(), manifest})
 	c.archive.byKey[object.key] = manifest
 	return nil
+}
+
+// decoded is nil where the content is no manifest.
+func decoded(content []byte) *segment.Manifest {
+	manifest, err := segment.DecodeManifest(bytes.NewReader(content))
+	if err != nil {
+		return nil
+	}
+	return manifest
 }
 
 // readArchive looks up in the archive what has no row.

@@ -138,7 +138,7 @@ func (c *check) readCheckpoints(ctx context.Context) error {
 		if len(c.report.Findings) > 0 {
 			return nil
 		}
-		return fmt.Errorf("nothing is anchored under %s%s: check the origin and the store, or anchor first", c.Store.URL()+"/", prefix)
+		return fmt.Errorf("%w under %s%s: check the origin and the store, or anchor first", ErrNothingAnchored, c.Store.URL()+"/", prefix)
 	}
 	c.newest = c.checkpoints[len(c.checkpoints)-1]
 	if c.Since != nil && c.newest.number < c.Since.Checkpoint {

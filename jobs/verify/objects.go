@@ -542,11 +542,12 @@ func (c *check) findLines(s archived, start int64, batches <-chan []byte, spare 
 			number++
 			hash := sha256.Sum256(line)
 			index, err := f.find(&hash)
-			if err != nil {
+			switch {
+			case err != nil:
 				failed = err
-			} else if index >= 0 {
+			case index >= 0:
 				known++
-			} else {
+			default:
 				failed = c.strayed(s, number, &hash, line[1:], mu)
 			}
 		}

@@ -6,8 +6,6 @@ import (
 	"fmt"
 
 	"github.com/google/uuid"
-
-	"pgcustody/jobs/segment"
 )
 
 // compareRecords holds the records of what was done to the trail against the
@@ -44,9 +42,9 @@ func (c *check) compareSegments(ctx context.Context, d *database) error {
 			wrong("the bucket has no manifest of that name that counts")
 			return nil
 		}
-		manifest, err := segment.DecodeManifest(bytes.NewReader(f[8]))
+		manifest := decoded(f[8])
 		switch {
-		case err != nil || !manifest.Same(stored):
+		case manifest == nil || !manifest.Same(stored):
 			wrong("its manifest is not the one in the bucket")
 		case string(f[1]) != stored.ObjectKey || micros(f[3]) != stored.Rows || micros(f[4]) != stored.PlainBytes || micros(f[5]) != stored.StoredBytes ||
 			!bytes.Equal(f[6], stored.PlainSHA256[:]) || !bytes.Equal(f[7], stored.StoredSHA256[:]) || stored.Name().String() != name:

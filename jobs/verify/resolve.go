@@ -14,7 +14,7 @@ import (
 
 // resolve names what did not fit: rows without a leaf and leaves without a row.
 func (c *check) resolve(ctx context.Context, d *database) error {
-	if err := c.pair(); err != nil {
+	if err := c.pair(d); err != nil {
 		return err
 	}
 	if err := c.explainMissing(d); err != nil {
@@ -27,7 +27,7 @@ func (c *check) resolve(ctx context.Context, d *database) error {
 
 // pair finds leaves by their hash: a row whose leaf is there, but not where the map
 // puts it, was not changed.
-func (c *check) pair() error {
+func (c *check) pair(d *database) error {
 	t, r, a := &c.tree, &c.rows, &c.archive
 	byHash := map[Hash][]*stray{}
 	for _, list := range [][]stray{r.behind, r.beyond} {
@@ -75,6 +75,8 @@ func (c *check) pair() error {
 				t.misplaced(index)
 				c.find(Finding{Kind: MapChanged, Leaf: &index, Event: &s.key.id, Object: fmt.Sprintf("ledger_entries %d", index/tileWidth),
 					Detail: "the leaf is this event's, and the map says that it is another's"})
+			case slices.ContainsFunc(c.stretchesOf(d), func(s stretch) bool { return s.kind == kindLost && index >= s.from && index < s.to }):
+				// As they were in the bucket, whatever their stretches were then.
 			default:
 				if disordered == 0 {
 					first = index

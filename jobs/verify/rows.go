@@ -207,6 +207,8 @@ type rows struct {
 	behindMore, unsealed int64
 	bytes                int
 	horizon              uint64
+	// latest is the time of the event that was recorded last.
+	latest int64
 	// times of the events of each tile, least and greatest.
 	times [][2]int64
 }
@@ -361,39 +363,40 @@ func (c *check) stray(k key, hash *Hash, event *row, entry []byte) {
 }
 
 // dating tells of an event whether it says that it was recorded before a checkpoint,
-// although its transaction had not begun then.
+// although its transaction had not begun then. That is before the checkpoint's own
+// time, by the signer's clock, and before what was recorded last of all that it
+// covers, by the server's: clocks that differ make no event late.
 func (c *check) dating() func(event *row, match *found) {
 	known := slices.Clone(c.checkpoints)
 	slices.SortStableFunc(known, func(a, b checkpoint) int { return cmp.Compare(a.size, b.size) })
-	before, from, until := -1, int64(0), int64(0) // which checkpoint is the last before leaves [from, until)
+	bounds := make([]int64, 0, len(known)) // of those that cover no leaf from here on
+	latest := int64(math.MinInt64)
+	if c.Since != nil {
+		latest = c.Since.Latest
+	}
 	return func(event *row, match *found) {
-		if match.kind != "sealed" {
+		recorded := micros(event[colRecordedAt])
+		if match.kind != "sealed" || recorded == math.MinInt64 || recorded == math.MaxInt64 {
 			return
 		}
-		if match.index < from || match.index >= until {
-			n := sort.Search(len(known), func(i int) bool { return known[i].size > match.index })
-			before, from, until = n-1, 0, math.MaxInt64
-			if n > 0 {
-				from = known[n-1].size
-			}
-			if n < len(known) {
-				until = known[n].size
-			}
+		for n := len(bounds); n < len(known) && known[n].size <= match.index; n++ {
+			bounds = append(bounds, min(latest, micros2000(time.Unix(known[n].time, 0))))
 		}
-		recorded := event[colRecordedAt]
-		if len(recorded) != 8 {
-			return
-		}
+		latest = max(latest, recorded)
+		c.rows.latest = latest
 		// Of a transaction that was long at work the earlier ones tell.
-		for i := before; i >= 0 && i > before-64; i-- {
+		for i := len(bounds) - 1; i >= 0 && i > len(bounds)-64; i-- {
 			cp := &known[i]
+			if cp.size > match.index {
+				continue
+			}
 			if cp.next == 0 || cp.incarnation != match.incarnation {
 				return
 			}
 			if match.key.xid < cp.next {
 				continue
 			}
-			if timeOf(micros(recorded)).Before(time.Unix(cp.time, 0).Add(-clockSlack)) {
+			if recorded < bounds[i]-clockSlack.Microseconds() {
 				c.find(Finding{Kind: Backdated, Leaf: &match.index, Event: &match.key.id, Checkpoint: &cp.number,
 					Detail: "it says that it was recorded before the checkpoint, when its transaction had not begun"})
 			}

@@ -54,7 +54,9 @@ type tampering struct {
 	// found lists what told writes, of the event at a place.
 	found  func(f *fixture, e event, place string) []string
 	status int
-	change []func(*verify.Options)
+	// anchored has the rest sealed and anchored afterwards.
+	anchored bool
+	change   []func(*verify.Options)
 }
 
 var everywhere = []string{archived, hot, tail}
@@ -336,7 +338,7 @@ func ledgerTamperings() []tampering {
 			}},
 		{name: "tile of level 1 changed", places: []string{hot},
 			do: func(f *fixture, _ event) {
-				f.exec("update custody_data.ledger_tiles set hashes = overlay(hashes placing '\\x00'::bytea from 40) where level = 1")
+				f.exec("update custody_data.ledger_tiles set hashes = set_byte(hashes, 40, get_byte(hashes, 40) # 1) where level = 1")
 			},
 			found: just(tile(1, 0))},
 		{name: "tile of level 1 deleted", places: []string{hot},
@@ -669,13 +671,31 @@ func TestTampering(t *testing.T) {
 	backupURL = func(database string) string { return stacktest.Shared(t).URL("custody_dump", database) }
 	copyOf(t)
 	cases := slices.Concat(rowTamperings(), ledgerTamperings(), recordTamperings(), setBackTamperings(), bucketTamperings())
+	// The sealer and the anchor go on after what is done to rows: they have no part in it.
+	for _, c := range rowTamperings() {
+		if c.name != "functions that show the old value" { // what they seal from then on is wrong as well
+			c.anchored = true
+			// A row near the end of the tree whose xid is changed to the next may be sealed once
+			// more, and is no stranger then.
+			c.places = slices.DeleteFunc(slices.Clone(c.places), func(place string) bool { return place == tail && c.name != "last rows deleted" })
+			c.name += ", then anchored"
+			cases = append(cases, c)
+		}
+	}
 	for _, c := range cases {
 		for _, place := range c.places {
 			t.Run(c.name+"/"+place, func(t *testing.T) {
 				t.Parallel()
 				f := copyOf(t)
+				if c.anchored {
+					f.ownLog()
+				}
 				e := f.at(place)
 				c.do(f, e)
+				if c.anchored {
+					f.seal()
+					f.anchor()
+				}
 				report := f.verify(c.change...)
 				want := c.found(f, e, place)
 				slices.Sort(want)

@@ -174,6 +174,8 @@ type Progress struct {
 	Size       int64          `json:"size"`
 	Root       segment.SHA256 `json:"root"`
 	SealedTo   uint64         `json:"sealed_to"`
+	// Latest is the time of the event that was recorded last, in microseconds since 2000.
+	Latest int64 `json:"latest"`
 	// VerifiedAt is when this was found intact, FullAt when all of it last was.
 	VerifiedAt time.Time `json:"verified_at"`
 	FullAt     time.Time `json:"full_at"`
@@ -187,6 +189,9 @@ func (e *CannotCheck) Unwrap() error { return e.Err }
 
 // ExitCode is that of a verification that could not be made.
 func (e *CannotCheck) ExitCode() int { return StatusUnchecked }
+
+// ErrNothingAnchored says that there is no checkpoint.
+var ErrNothingAnchored = errors.New("nothing is anchored")
 
 // Run verifies. Findings are no error: an error says that something could not be
 // looked at, and the report then has what was found before.
@@ -290,9 +295,10 @@ func (c *check) progress() {
 	}
 	now := c.Now().UTC()
 	c.report.Progress = &Progress{Origin: c.Origin, Checkpoint: c.newest.number, Size: c.newest.size, Root: c.newest.root,
-		SealedTo: c.newest.sealedTo, VerifiedAt: now, FullAt: now}
+		SealedTo: c.newest.sealedTo, Latest: c.rows.latest, VerifiedAt: now, FullAt: now}
 	if c.Since != nil {
 		c.report.Progress.FullAt = c.Since.FullAt
+		c.report.Progress.Latest = max(c.rows.latest, c.Since.Latest)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,7 @@ Prometheus.`,
 		{"requests-every", "PGCUSTODY_REQUESTS_EVERY", "how often due requests and notices are looked for", &w.Schedule.Requests, time.Minute},
 		{"seal-every", "PGCUSTODY_SEAL_EVERY", "how often events are sealed into the audit ledger", &w.Schedule.Seal, time.Second},
 		{"anchor-every", "PGCUSTODY_ANCHOR_EVERY", "how often the audit ledger is anchored in the store, where it grew", &w.Schedule.Anchor, time.Minute},
+		{"verify-every", "PGCUSTODY_VERIFY_EVERY", "how often the audit ledger is verified: what came since, and once a day all of it", &w.Schedule.Verify, time.Hour},
 		{"keys-every", "PGCUSTODY_KEYS_EVERY", "how often keys are rotated, destroyed and expired as the policies for them say", &w.Schedule.Keys, time.Hour},
 		{"erasure-grace", "PGCUSTODY_ERASURE_GRACE", "how long an erasure request rests, and may be cancelled, before it is carried out", &w.ErasureGrace, 0},
 		{"stop-after", "PGCUSTODY_STOP_AFTER", "how long running jobs may go on after SIGTERM", &w.StopAfter, 30 * time.Second},
@@ -84,7 +86,7 @@ func (w *work) check() error {
 		{"retention-every", w.Schedule.Retention, time.Second}, {"archive-every", w.Schedule.Archive, time.Second},
 		{"partitions-every", w.Schedule.Partitions, time.Second}, {"requests-every", w.Schedule.Requests, time.Second},
 		{"keys-every", w.Schedule.Keys, time.Second}, {"seal-every", w.Schedule.Seal, 100 * time.Millisecond},
-		{"anchor-every", w.Schedule.Anchor, time.Second},
+		{"anchor-every", w.Schedule.Anchor, time.Second}, {"verify-every", w.Schedule.Verify, time.Second},
 		{"erasure-grace", w.ErasureGrace, 0}, {"stop-after", w.StopAfter, time.Second},
 	} {
 		off := d.d == 0 && d.flag != "stop-after"
@@ -123,14 +125,15 @@ func (w *work) Run(ctx context.Context) error {
 		switch {
 		case w.Signer == "":
 			w.Log.Warn("no signer: events are sealed, and nothing is anchored")
-			w.Schedule.Anchor = 0
+			w.Schedule.Anchor, w.Schedule.Verify = 0, 0
 		case opened == nil:
-			w.Schedule.Anchor = 0 // it was said that there is no store
+			w.Schedule.Anchor, w.Schedule.Verify = 0, 0 // it was said that there is no store
 		default:
 			if deps.Signer, err = w.needSigner(); err != nil {
 				return err
 			}
 			defer deps.Signer.Close()
+			deps.Config.Verify.ProgressFile = filepath.Join(w.Signer, "verified.json")
 		}
 		deps.Stopping = ctx.Done()
 		if len(deps.Config.Notify.Key) == 0 {
@@ -177,7 +180,7 @@ func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.P
 	w.Log.Info("working", "listen", listener.Addr().String(), "actor", w.Actor,
 		"retention_every", w.Schedule.Retention, "archive_every", w.Schedule.Archive,
 		"partitions_every", w.Schedule.Partitions, "requests_every", w.Schedule.Requests, "keys_every", w.Schedule.Keys,
-		"seal_every", w.Schedule.Seal, "anchor_every", w.Schedule.Anchor, "erasure_grace", w.ErasureGrace)
+		"seal_every", w.Schedule.Seal, "anchor_every", w.Schedule.Anchor, "verify_every", w.Schedule.Verify, "erasure_grace", w.ErasureGrace)
 	if w.onReady != nil {
 		w.onReady(listener.Addr().String())
 	}

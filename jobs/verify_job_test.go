@@ -1,0 +1,129 @@
+package jobs
+
+import (
+	"context"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/riverqueue/river"
+	"github.com/stretchr/testify/require"
+
+	"pgcustody/cmd/devstack/stack"
+	"pgcustody/db"
+	"pgcustody/jobs/verify"
+)
+
+// verified verifies all of a database, or the bucket alone.
+func (b *ledgerBench) verified(fromObjects bool) *verify.Report {
+	b.Helper()
+	o := verify.Options{Store: b.deps.Store, Origin: ledgerOrigin, Keys: b.deps.Signer.VerifierKeys()}
+	if !fromObjects {
+		o.Database = b.deps.Pool
+		o.Prepare = func(ctx context.Context, tx pgx.Tx) error {
+			return db.New().SetContext(ctx, tx, db.SetContextParams{Tenant: SystemTenant, Actor: "tester"})
+		}
+	}
+	report, err := verify.Run(b.Context(), o)
+	require.NoError(b, err)
+	return report
+}
+
+func TestVerifyJob(t *testing.T) {
+	b := newLedgerBench(t)
+	b.deps.Config.Verify.ProgressFile = filepath.Join(t.TempDir(), "verified.json")
+	require.Equal(t, river.EventKindJobSnoozed, b.work(VerifyArgs{}).Kind, "nothing is anchored yet")
+	_, err := b.super.Exec(t.Context(), "delete from river.river_job where kind = 'verify'") // it would come again later
+	require.NoError(t, err)
+
+	b.events(300)
+	b.sealed()
+	b.anchor()
+	require.Equal(t, river.EventKindJobCompleted, b.work(VerifyArgs{}).Kind)
+	first := b.lastRun(SystemTenant, "verify")
+	require.GreaterOrEqual(t, b.count(first, "events"), int64(300))
+	require.Zero(t, b.metric("pgcustody_ledger_verify_status"))
+	full := b.metric("pgcustody_ledger_verified_timestamp_seconds", "full")
+	require.NotZero(t, full)
+
+	ids := b.events(5)
+	b.sealed()
+	b.anchor()
+	require.Equal(t, river.EventKindJobCompleted, b.work(VerifyArgs{}).Kind)
+	require.Less(t, b.count(b.lastRun(SystemTenant, "verify"), "events"), int64(50), "only what is new is read")
+	require.Equal(t, full, b.metric("pgcustody_ledger_verified_timestamp_seconds", "full"))
+
+	_, err = b.super.Exec(t.Context(), "set session_replication_role = replica")
+	require.NoError(t, err)
+	_, err = b.super.Exec(t.Context(), "alter table custody_data."+partitionOf(time.Now().UTC())+" disable trigger all")
+	require.NoError(t, err)
+	_, err = b.super.Exec(t.Context(), "delete from custody_data."+partitionOf(time.Now().UTC())+" where log_entry_id = $1", ids[2])
+	require.NoError(t, err)
+	require.Equal(t, river.EventKindJobCompleted, b.work(VerifyArgs{}).Kind, "it was verified before; the daily one reads it again")
+	b.deps.Config.Verify.Full = time.Nanosecond
+	require.Equal(t, river.EventKindJobFailed, b.work(VerifyArgs{}).Kind)
+	require.Equal(t, "verify: altered: 1 findings, the first is row_missing", *b.lastRun(SystemTenant, "verify").Error)
+	require.EqualValues(t, verify.StatusAltered, b.metric("pgcustody_ledger_verify_status"))
+	require.EqualValues(t, 1, b.metric("pgcustody_ledger_findings", "row_missing"))
+	require.NoFileExists(t, b.deps.Config.Verify.ProgressFile)
+}
+
+// Months that left Postgres are no finding.
+func TestVerifyAfterMonthsWereDropped(t *testing.T) {
+	l := newLedgerBench(t)
+	b := &archiveBench{bench: l.bench, super: l.database.Pool(t, stack.Superuser), today: time.Now().UTC().Truncate(24 * time.Hour)}
+	for _, ago := range []int{400, 150, 40, 2} {
+		b.events(tenant, b.day(ago), 30)
+	}
+	l.sealed()
+	l.anchor()
+	require.EqualValues(t, 2, b.run().Counts["months_dropped"])
+	l.events(20)
+	l.sealed()
+	l.anchor()
+	for _, fromObjects := range []bool{false, true} {
+		report := l.verified(fromObjects)
+		require.Empty(t, report.Findings)
+		require.EqualValues(t, 120, report.Archived)
+	}
+	require.Equal(t, l.verified(false).Leaves, l.verified(false).Events+60)
+
+	// Those of a day that is in the archive, but not gone from Postgres by right.
+	_, err := l.super.Exec(t.Context(), "drop table custody_data."+partitionOf(b.day(40)))
+	require.NoError(t, err)
+	require.EqualValues(t, map[verify.Kind]int64{verify.RowMissing: 30}, l.verified(false).Counts)
+}
+
+// A database that was set back, and went on, says what it lost and no more.
+func TestVerifySetBack(t *testing.T) {
+	b := newLedgerBench(t)
+	b.events(300)
+	b.sealed()
+	first := b.anchor()
+	old := b.snapshot()
+	b.events(260)
+	b.sealed()
+	second := b.anchor()
+	require.Empty(t, b.verified(false).Findings)
+
+	report := old.verified(false)
+	require.Equal(t, map[verify.Kind]int64{verify.TreeShort: 1}, report.Counts)
+	require.Equal(t, verify.StatusSetBack, report.Status)
+	require.Equal(t, first.Size, *report.Findings[0].Leaf)
+	require.Equal(t, second.Size-1, *report.Findings[0].Last)
+
+	old.events(100)
+	old.sealed()
+	_, _, err := NewAnchor(old.deps).Adopt(t.Context())
+	require.NoError(t, err)
+	old.anchor()
+	old.sealed()
+	old.anchor()
+	report = old.verified(false)
+	require.Equal(t, map[verify.Kind]int64{verify.LeavesLost: 1}, report.Counts, "%v", report.Findings)
+	require.Equal(t, verify.StatusSetBack, report.Status)
+	require.Equal(t, first.Size, *report.Findings[0].Leaf)
+	require.Equal(t, second.Size-1, *report.Findings[0].Last)
+	require.Empty(t, old.verified(true).Findings)
+}
