@@ -82,6 +82,17 @@ func (q *Queries) LastCheckpoint(ctx context.Context, db DBTX) (int64, error) {
 	return number, err
 }
 
+const ledgerCheckpoint = `-- name: LedgerCheckpoint :one
+select c.note from custody.ledger_checkpoints c where c.number = $1
+`
+
+func (q *Queries) LedgerCheckpoint(ctx context.Context, db DBTX, number int64) (string, error) {
+	row := db.QueryRow(ctx, ledgerCheckpoint, number)
+	var note string
+	err := row.Scan(&note)
+	return note, err
+}
+
 const ledgerHead = `-- name: LedgerHead :one
 select custody.ledger_head()::jsonb as head
 `

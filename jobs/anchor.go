@@ -208,6 +208,15 @@ func (l ledgerDatabase) LastCheckpoint(ctx context.Context) (number int64, err e
 	return number, err
 }
 
+func (l ledgerDatabase) Checkpoint(ctx context.Context, number int64) (signed []byte, err error) {
+	err = l.in(ctx, func(tx pgx.Tx) error {
+		text, err := db.New().LedgerCheckpoint(ctx, tx, number)
+		signed = []byte(text)
+		return err
+	})
+	return signed, err
+}
+
 func (l ledgerDatabase) RecordCheckpoint(ctx context.Context, r ledger.Record) error {
 	return l.in(ctx, func(tx pgx.Tx) error {
 		_, err := db.New().RecordCheckpoint(ctx, tx, db.RecordCheckpointParams{

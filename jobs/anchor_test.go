@@ -316,3 +316,28 @@ func TestAnchorNoticesAnotherClusterFirst(t *testing.T) {
 	require.ErrorContains(t, err, "this is cluster ")
 	require.NotContains(t, err.Error(), "this is cluster 1 ")
 }
+
+// The bucket is lost: the log goes on in another, from what is on record.
+func TestBucketLost(t *testing.T) {
+	b := newLedgerBench(t)
+	ids := b.events(10)
+	b.sealed()
+	b.anchor()
+	ids = append(ids, b.events(280)...)
+	b.sealed()
+	second := b.anchor()
+	b.deps.Store = newStore(t)
+	_, err := NewAnchor(b.deps).Run(t.Context())
+	require.ErrorIs(t, err, ledger.ErrAltered)
+	newest, _, err := NewAnchor(b.deps).Adopt(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, second.Root, newest.Root)
+	require.False(t, b.anchor().Anchored)
+	ids = append(ids, b.events(1)...)
+	b.sealed()
+	require.EqualValues(t, 3, b.anchor().Number)
+	b.proved(ids)
+	content, _ := b.get(ledger.CheckpointKey(ledgerOrigin, 2))
+	_, err = ledger.Open(content, ledgerOrigin, b.deps.Signer.VerifierKeys())
+	require.NoError(t, err)
+}

@@ -14,6 +14,9 @@ select custody.inclusion_proof(@log_entry_id, sqlc.narg(occurred_at))::jsonb as 
 -- name: LastCheckpoint :one
 select coalesce(max(c.number), 0)::bigint as number from custody.ledger_checkpoints c;
 
+-- name: LedgerCheckpoint :one
+select c.note from custody.ledger_checkpoints c where c.number = @number;
+
 -- name: LedgerHead :one
 select custody.ledger_head()::jsonb as head;
 

@@ -42,6 +42,8 @@ type Database interface {
 	Head(ctx context.Context) (Head, error)
 	// LastCheckpoint is the highest number on record, 0 where there is none.
 	LastCheckpoint(ctx context.Context) (int64, error)
+	// Checkpoint is the signed note on record of a number that is.
+	Checkpoint(ctx context.Context, number int64) ([]byte, error)
 	// RecordCheckpoint puts a copy of an anchored checkpoint on record. One that is on
 	// record already is left as it is.
 	RecordCheckpoint(ctx context.Context, record Record) error
@@ -440,11 +442,12 @@ const (
 )
 
 func (r *run) anchor(ctx context.Context) error {
-	until := r.clock().Add(cmp.Or(r.Keep, 7*366*24*time.Hour)).Truncate(time.Second)
-	if r.head.RetainUntil.After(until) {
-		until = r.head.RetainUntil
+	until := r.until()
+	old := int64(0)
+	if r.newest != nil {
+		old = r.newest.Size
 	}
-	if err := r.putTiles(ctx, until); err != nil {
+	if err := r.putTiles(ctx, old, r.tree, until); err != nil {
 		return err
 	}
 	if err := r.at("after tiles"); err != nil {
@@ -486,6 +489,15 @@ func (r *run) anchor(ctx context.Context) error {
 	return r.finish(ctx)
 }
 
+// until is until when an object is locked that is written now.
+func (r *run) until() time.Time {
+	until := r.clock().Add(cmp.Or(r.Keep, 7*366*24*time.Hour)).Truncate(time.Second)
+	if r.head.RetainUntil.After(until) {
+		return r.head.RetainUntil
+	}
+	return until
+}
+
 // checkLock reads the lock of a checkpoint back: what could be deleted again is no
 // anchor. Another run may have put the same one, and locked it until a moment less.
 func (r *run) checkLock(ctx context.Context, key, version string, until time.Time) error {
@@ -505,15 +517,11 @@ func (r *run) checkLock(ctx context.Context, key, version string, until time.Tim
 	return nil
 }
 
-// putTiles puts the tiles that the new checkpoint needs and the newest did not: each
-// is checked against the root that is to be signed.
-func (r *run) putTiles(ctx context.Context, until time.Time) error {
-	old := int64(0)
-	if r.newest != nil {
-		old = r.newest.Size
-	}
-	list := tlog.NewTiles(tileHeight, old, r.tree.N)
-	checked := r.tiles.checked(r.tree)
+// putTiles puts the tiles that a checkpoint of a tree needs and one of the old size did
+// not: each is checked against the root.
+func (r *run) putTiles(ctx context.Context, old int64, tree tlog.Tree, until time.Time) error {
+	list := tlog.NewTiles(tileHeight, old, tree.N)
+	checked := r.tiles.checked(tree)
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(putsAtOnce)
 	for _, tile := range list {
@@ -527,7 +535,7 @@ func (r *run) putTiles(ctx context.Context, until time.Time) error {
 		}
 		group.Go(func() error { return r.putTile(ctx, TileKey(r.bucket.origin, tile.L, tile.N, tile.W), data, until) })
 	}
-	r.result.Tiles = int64(len(list))
+	r.result.Tiles += int64(len(list))
 	return group.Wait()
 }
 
@@ -551,6 +559,9 @@ func (r *run) putTile(ctx context.Context, key string, data []byte, until time.T
 // bucket, although that is of another cluster, or covers what the database has not.
 // What the signer remembers becomes that checkpoint. The next run of the anchor
 // takes over from the bucket what the database lacks.
+//
+// A bucket without any, after the old one was lost, gets those that the database has
+// on record.
 func (a *Anchor) Adopt(ctx context.Context) (newest *Checkpoint, state State, err error) {
 	unlock, err := a.lock(ctx)
 	if err != nil {
@@ -565,15 +576,57 @@ func (a *Anchor) Adopt(ctx context.Context) (newest *Checkpoint, state State, er
 	if r.newest, _, err = r.bucket.newest(ctx, 0); err != nil {
 		return nil, State{}, err
 	}
-	head, err := a.Database.Head(ctx)
-	if err != nil {
+	if err := r.readHead(ctx); err != nil {
 		return nil, State{}, err
+	}
+	if r.newest == nil {
+		if err := r.replant(ctx); err != nil {
+			return nil, State{}, err
+		}
 	}
 	if r.newest != nil {
 		newest = &r.newest.Checkpoint
 	}
-	state, err = a.Signer.adopt(newest, head.SystemIdentifier, r.clock())
+	state, err = a.Signer.adopt(newest, r.head.SystemIdentifier, r.clock())
 	return newest, state, err
+}
+
+// replant puts the checkpoints on record, and their tiles, into a bucket that has
+// none. They are what they were only if they are signed, and the tree goes on from each.
+func (r *run) replant(ctx context.Context) error {
+	last, err := r.Database.LastCheckpoint(ctx)
+	if err != nil {
+		return err
+	}
+	old := int64(0)
+	for number := int64(1); number <= last; number++ {
+		signed, err := r.Database.Checkpoint(ctx, number)
+		if err != nil {
+			return err
+		}
+		c, err := Open(signed, r.bucket.origin, r.bucket.keys)
+		if err != nil {
+			return err
+		}
+		ok, err := extends(c.Tree(), r.tree, r.tiles.checked(r.tree))
+		if err != nil {
+			return err
+		}
+		if !ok || c.Number != number || c.Size < old {
+			return &Error{Op: "adopt", Object: fmt.Sprintf("checkpoint %d on record", number), Kind: ErrAltered,
+				Err: errorString("the tree in the database does not go on from it"), Hint: "pgcustody verify tells what was changed"}
+		}
+		if err := r.putTiles(ctx, old, c.Tree(), r.until()); err != nil {
+			return err
+		}
+		key := CheckpointKey(c.Origin, number)
+		version, err := r.bucket.putLocked(ctx, key, checkpointType, signed, r.until())
+		if err != nil {
+			return err
+		}
+		r.newest, old = &anchored{c, signed, version}, c.Size
+	}
+	return nil
 }
 
 // Describe is a line about a result.

@@ -94,6 +94,12 @@ func (l *ledgerOf) LastCheckpoint(context.Context) (int64, error) {
 	return last, nil
 }
 
+func (l *ledgerOf) Checkpoint(_ context.Context, number int64) ([]byte, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.records[number].Note, nil
+}
+
 func (l *ledgerOf) RecordCheckpoint(_ context.Context, record Record) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -657,6 +663,36 @@ func TestBucketChanged(t *testing.T) {
 		_, a := start(t)
 		a.Store = newStore(t)
 		a.refused(ErrAltered)
+	})
+	t.Run("lost", func(t *testing.T) {
+		t.Parallel()
+		db, a := start(t)
+		for range 3 {
+			db.grow("x", db.size+300)
+			a.run()
+		}
+		old := a.Store
+		a.Store = newStore(t)
+		a.refused(ErrAltered)
+		changed := db.records[3]
+		db.records[3] = db.records[2]
+		_, _, err := a.Adopt(t.Context())
+		require.ErrorIs(t, err, ErrAltered)
+		db.records[3] = changed
+		a.Store = newStore(t)
+		newest, _, err := a.Adopt(t.Context())
+		require.NoError(t, err)
+		require.EqualValues(t, 4, newest.Number)
+		a.at = a.at.Add(time.Minute)
+		require.False(t, a.run().Anchored)
+		require.Equal(t, objects(t, old), func() map[string]int {
+			all := objects(t, a.Store)
+			all[NewestKey(origin)] = 4 // which was written once here
+			return all
+		}())
+		db.grow("x", db.size+300)
+		require.EqualValues(t, 5, a.run().Number)
+		everyCheckpointExtends(t, a)
 	})
 	t.Run("what was signed and is gone", func(t *testing.T) {
 		t.Parallel()
