@@ -228,6 +228,10 @@ func (r *run) checkState() error {
 			Hint: "find out who changed the bucket, or whether this is the bucket that the signer knows"}
 	}
 	switch {
+	case r.newest != nil && signedElsewhere(r.newest.signed, r.bucket.origin, r.bucket.keys):
+		// The next checkpoint would be signed by a key that has ended.
+		return &Error{Op: "anchor", Object: CheckpointKey(r.bucket.origin, number), Kind: ErrUnsigned,
+			Err: errorString("it is also signed by a key that is not in this folder"), Hint: "the key was rotated in a copy of the signer's folder: copy it from there"}
 	case r.state.Number > number+1:
 		return wrong(fmt.Sprintf("the newest checkpoint is %d, and %d was signed", number, r.state.Number))
 	case r.newest != nil && r.state.Number == number && (r.state.Size != r.newest.Size || r.state.Root != r.newest.Root):

@@ -454,6 +454,28 @@ func TestAnchorTogether(t *testing.T) {
 	everyCheckpointExtends(t, a)
 }
 
+// A key that was rotated on one machine is not used on another any more.
+func TestRotatedElsewhere(t *testing.T) {
+	t.Parallel()
+	db := newLedger("x", 10)
+	a := newAnchor(t, db, newStore(t))
+	a.run()
+	b := a.on(db)
+	b.Signer = copySigner(t, a.dir)
+	db.grow("x", 20)
+	require.EqualValues(t, 2, b.run().Number)
+	require.NoError(t, a.Signer.Rotate(t.Context(), a.at))
+	db.grow("x", 30)
+	a.at = a.at.Add(time.Minute)
+	require.EqualValues(t, 3, a.run().Number)
+	db.grow("x", 40)
+	b.at = a.at
+	require.Contains(t, b.refused(ErrUnsigned), "copy it from there")
+	b.Signer = copySigner(t, a.dir)
+	require.EqualValues(t, 4, b.run().Number)
+	everyCheckpointExtends(t, b)
+}
+
 // The database lost what was anchored, or has other events there.
 func TestSetBackAndFork(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -36,8 +37,7 @@ type Anchored struct {
 	// NextXID is the first transaction that was not begun: an event of it or a later
 	// one that says it is older than the checkpoint was backdated.
 	NextXID string `json:"next_xid,omitempty"`
-	// WaitingSince is when the oldest transaction began that kept later events from
-	// being sealed; nil where none did.
+	// WaitingSince is the time of the oldest event that had no leaf yet; nil where all had.
 	WaitingSince *time.Time `json:"waiting_since,omitempty"`
 }
 
@@ -87,6 +87,19 @@ func Parse(text string) (Checkpoint, error) {
 		return malformed("it is not written as it should be")
 	}
 	return c, nil
+}
+
+// signedElsewhere tells whether a checkpoint bears a signature in the log's name by a key
+// that is not among the keys.
+func signedElsewhere(signed []byte, origin string, keys []VerifierKey) bool {
+	var verifiers []note.Verifier
+	for _, key := range keys {
+		if key.Name() == origin {
+			verifiers = append(verifiers, key.verifier)
+		}
+	}
+	opened, err := note.Open(signed, note.VerifierList(verifiers...))
+	return err == nil && slices.ContainsFunc(opened.UnverifiedSigs, func(s note.Signature) bool { return s.Name == origin })
 }
 
 // sigSplit stands between a note's text and its signatures.

@@ -70,7 +70,7 @@ func (e *Error) ExitCode() int {
 	}{
 		{2, []error{ErrOrigin}},
 		{3, []error{ErrMalformed, ErrLease, ErrExists, ErrBusy}},
-		{4, []error{ErrUnsigned, ErrProof, ErrFork, ErrBehind, ErrAltered, ErrState}},
+		{4, []error{ErrUnsigned, ErrProof, ErrFork, ErrBehind, ErrAltered, ErrState, ErrClock}},
 		{5, []error{ErrExposed}},
 		{8, []error{ErrNoSigner}},
 	} {
