@@ -285,6 +285,9 @@ func (c *check) conclude(err error) {
 				c.report.Status = StatusAltered
 			}
 		}
+		if err != nil && c.report.Status == StatusSetBack {
+			c.report.Status = StatusUnchecked // what is left was not all seen to be whole
+		}
 	}
 }
 
