@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -37,7 +38,7 @@ var demoTables = []string{"user_profiles", "user_preferences", "consent_records"
 func demoCommand(cfg *settings) *cobra.Command {
 	return &cobra.Command{
 		Use:   "demo",
-		Short: "Run the main job on the stack: migrate, import, retention, archive, export, erase, verify",
+		Short: "Run the main job on the stack: migrate, import, retention, archive, export, erase, prove, verify",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := stack.Start(cmd.Context(), stack.Options{Dir: cfg.dir, Log: cfg.log})
@@ -63,6 +64,7 @@ type demo struct {
 	log    io.Writer
 	tenant string
 	person string
+	event  string            // proved by step ledger, altered by step tampering
 	files  map[string]string // path by table
 	lines  map[string]int64  // lines by table
 	origin string
@@ -88,6 +90,8 @@ func (d *demo) run(ctx context.Context) error {
 		{"export", d.export},
 		{"erase", d.erase},
 		{"guards", d.guards},
+		{"ledger", d.ledger},
+		{"tampering", d.tampering},
 	}
 	var failed error
 	for _, step := range steps {
@@ -118,8 +122,9 @@ func (d *demo) print() {
 		"  settings   source %s\n"+
 		"  database   psql \"$DEVSTACK_DPO_URL\"   begin; select custody.set_context('%s', 'you'); select * from custody.holds; …\n"+
 		"  archive    pgcustody archive list   bucket %s at %s\n"+
+		"  ledger     PGCUSTODY_SIGNER=%s pgcustody signer show   … pgcustody verify --vkey KEY\n"+
 		"  state      pgcustody status --tenant %s\n"+
-		"  stop       make down\n", d.stack.EnvFile(), d.tenant, d.stack.Bucket, d.stack.Endpoint(), d.tenant)
+		"  stop       make down\n", d.stack.EnvFile(), d.tenant, d.stack.Bucket, d.stack.Endpoint(), d.signer(), d.tenant)
 }
 
 // pgcustody runs the command line and returns what it printed as JSON.
@@ -133,17 +138,18 @@ func (d *demo) pgcustody(ctx context.Context, into any, args ...string) error {
 	for name, value := range d.stack.Env() {
 		cmd.Env = append(cmd.Env, name+"="+value)
 	}
-	cmd.Env = append(cmd.Env, "PGCUSTODY_TENANT="+d.tenant, "PGCUSTODY_ACTOR=demo")
+	cmd.Env = append(cmd.Env, "PGCUSTODY_TENANT="+d.tenant, "PGCUSTODY_ACTOR=demo", "PGCUSTODY_SIGNER="+d.signer())
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, d.log
-	if err := cmd.Run(); err != nil {
-		return fmt.Errorf("pgcustody %s: %w", args[0], err)
+	// A check that fails says what it found all the same.
+	failed := cmd.Run()
+	if into != nil && (failed == nil || out.Len() > 0) {
+		if err := json.Unmarshal(out.Bytes(), into); err != nil {
+			return errors.Join(failed, fmt.Errorf("pgcustody %s: read its JSON: %w", args[0], err))
+		}
 	}
-	if into == nil {
-		return nil
-	}
-	if err := json.Unmarshal(out.Bytes(), into); err != nil {
-		return fmt.Errorf("pgcustody %s: read its JSON: %w", args[0], err)
+	if failed != nil {
+		return fmt.Errorf("pgcustody %s: %w", args[0], failed)
 	}
 	return nil
 }
@@ -453,4 +459,122 @@ func (d *demo) guards(ctx context.Context) (string, error) {
 		return "", fmt.Errorf("%d findings of custody_check: %s", findings, list)
 	}
 	return "partitions made three months ahead; custody_check.findings is empty", nil
+}
+
+// signer is the folder of the key that signs checkpoints of the stack's ledger.
+func (d *demo) signer() string { return filepath.Join(d.stack.Dir, "signer") }
+
+// vkey is the verifier key that an auditor would have.
+func (d *demo) vkey() (string, error) {
+	keys, err := os.ReadFile(filepath.Join(d.signer(), "vkeys"))
+	if err != nil {
+		return "", err
+	}
+	fields := strings.Fields(string(keys))
+	if len(fields) == 0 {
+		return "", errors.New("the signer has no verifier key")
+	}
+	return fields[0], nil
+}
+
+// ledger seals, anchors, proves one event, and checks the proof with nothing but the
+// verifier key.
+func (d *demo) ledger(ctx context.Context) (string, error) {
+	if _, err := os.Stat(d.signer()); errors.Is(err, os.ErrNotExist) {
+		if err := d.pgcustody(ctx, nil, "signer", "init", "--origin", "demo.example/custody"); err != nil {
+			return "", err
+		}
+	}
+	if err := d.pgcustody(ctx, nil, "run", "seal"); err != nil {
+		return "", err
+	}
+	var anchored struct {
+		Number int64 `json:"number"`
+		Size   int64 `json:"tree_size"`
+	}
+	if err := d.pgcustody(ctx, &anchored, "anchor"); err != nil {
+		return "", err
+	}
+	if err := d.look(ctx, "custody_runner", d.tenant, `select a.log_entry_id::text from custody_data.audit_logs a
+		where a.action = 'account.erase' order by a.xid limit 1`, nil, &d.event); err != nil {
+		return "", err
+	}
+	key, err := d.vkey()
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(d.stack.Dir, d.tenant+".tlog-proof")
+	if err := d.pgcustody(ctx, nil, "proof", "inclusion", d.event, "-o", file); err != nil {
+		return "", err
+	}
+	if err := d.pgcustody(ctx, nil, "proof", "check", file, "--vkey", key); err != nil {
+		return "", err
+	}
+	if err := d.verify(ctx, key, 0); err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("checkpoint %d of %d events signed and locked; the erasure's proof %s checked offline; verified", anchored.Number, anchored.Size, file), nil
+}
+
+// verify runs the command and wants an exit status, and where that is 1 the altered
+// event among its findings and no other.
+func (d *demo) verify(ctx context.Context, key string, want int) error {
+	var report struct {
+		Findings []struct {
+			Kind  string `json:"kind"`
+			Event string `json:"log_entry_id"`
+		} `json:"findings"`
+	}
+	err := d.pgcustody(ctx, &report, "verify", "--vkey", key)
+	var exit *exec.ExitError
+	switch {
+	case want == 0:
+		return err
+	case !errors.As(err, &exit) || exit.ExitCode() != want:
+		return fmt.Errorf("verify was to end with exit status %d: %w", want, cmp.Or(err, errors.New("exit status 0")))
+	case len(report.Findings) != 1 || report.Findings[0].Kind != "row_changed" || report.Findings[0].Event != d.event:
+		return fmt.Errorf("verify was to find event %s changed, and found %+v", d.event, report.Findings)
+	}
+	return nil
+}
+
+// tampering has a superuser alter the event behind every guard, sees that it is found
+// and named, and puts it back.
+func (d *demo) tampering(ctx context.Context) (string, error) {
+	key, err := d.vkey()
+	if err != nil {
+		return "", err
+	}
+	conn, err := pgx.Connect(ctx, d.stack.SuperURL(stack.Database))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	alter := func(from, to string) error {
+		_, err := conn.Exec(ctx, fmt.Sprintf(`do $$
+		declare
+		  v_month constant regclass := (select tableoid from custody_data.audit_logs where log_entry_id = '%[1]s');
+		  v_rows bigint;
+		begin
+		  execute format('alter table %%s disable trigger all', v_month);
+		  execute format('update %%s set result = %%L where log_entry_id = %%L and result = %%L', v_month, '%[3]s', '%[1]s', '%[2]s');
+		  get diagnostics v_rows = row_count;
+		  execute format('alter table %%s enable always trigger a_reject_mutation, enable always trigger a_reject_row_mutation', v_month);
+		  if v_rows <> 1 then
+		    raise exception 'altered %% events', v_rows;
+		  end if;
+		end $$`, d.event, from, to))
+		return err
+	}
+	if err := alter("success", "denied"); err != nil {
+		return "", err
+	}
+	found := d.verify(ctx, key, 1)
+	if err := errors.Join(found, alter("denied", "success")); err != nil {
+		return "", err
+	}
+	if err := d.verify(ctx, key, 0); err != nil {
+		return "", err
+	}
+	return "a superuser turned the erasure's result into denied, guards off: verify named the event; put back, verified", nil
 }

@@ -4,9 +4,9 @@
 --
 -- A segment covers the events of one UTC day that transactions in [xid_from, xid_to) wrote, from the first to
 -- the last of them, as far as they were recorded before it was opened and no earlier part of the day has them.
--- All are older than the oldest transaction that still runs, so no row can come into a window any more: a cursor
--- on time or id would lose the rows of transactions that commit late, these windows lose none. Rows that arrive
--- later for an archived day make the next part of that day.
+-- All are sealed (22_ledger.sql) and so older than the oldest transaction that still runs: no row can come into a
+-- window any more. A cursor on time or id would lose the rows of transactions that commit late, these windows lose
+-- none. Rows that arrive later for an archived day make the next part of that day.
 --
 -- Finding what is new costs as much as is new: rows from the newest xid_to on, by the index on xid, and the
 -- days that have ended since. Transaction numbers mean nothing in another cluster, so where the database finds
@@ -291,7 +291,12 @@ begin
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 segments.';
   end if;
   perform pg_advisory_xact_lock(hashtextextended('pgcustody.archive', 0));
-  v_horizon := pg_snapshot_xmin(pg_current_snapshot());
+  -- What goes has its leaf: a payload that left Postgres before could never be proved. As a rule the sealer has been here.
+  loop
+    exit when not (custody.seal_audit_log(100000) ->> 'more')::boolean;
+  end loop;
+  v_horizon := least(pg_snapshot_xmin(pg_current_snapshot()),
+    coalesce((select h.sealed_to from custody_data.ledger_heads h where h.tenant_id = 'system'), '0'));
 
   v_incarnation := custody.open_incarnation();
   if not exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_incarnation.opened_at) then
@@ -320,9 +325,9 @@ $$;
 revoke all on function custody.open_segments(date, integer) from public;
 grant execute on function custody.open_segments(date, integer) to custody_worker;
 comment on function custody.open_segments(date, integer) is
-'Opens segments for all events of days before p_before that no segment covers and whose transactions have ended, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
+'Seals what is not sealed, opens segments for all events of days before p_before that no segment covers and that have their leaves, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
 p_before: not after today (UTC). p_limit: 1 to 10000 segments returned; all are opened.
-Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back. Callers: custody_worker.';
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back, PC039 and PC041 where sealing is refused. Callers: custody_worker.';
 
 create or replace view custody.archive_window with (security_invoker = true) as
 select null::date as day, null::integer as part, 0::bigint as rows, null::timestamptz as retain_until

@@ -1440,9 +1440,9 @@ CREATE FUNCTION custody.open_segments(p_before date DEFAULT ((now() AT TIME ZONE
 
 -- Name: FUNCTION open_segments(p_before date, p_limit integer); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.open_segments(p_before date, p_limit integer) IS 'Opens segments for all events of days before p_before that no segment covers and whose transactions have ended, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
+COMMENT ON FUNCTION custody.open_segments(p_before date, p_limit integer) IS 'Seals what is not sealed, opens segments for all events of days before p_before that no segment covers and that have their leaves, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
 p_before: not after today (UTC). p_limit: 1 to 10000 segments returned; all are opened.
-Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back. Callers: custody_worker.';
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back, PC039 and PC041 where sealing is refused. Callers: custody_worker.';
 
 -- Name: open_value(uuid, text, text, text, bytea); Type: FUNCTION; Schema: custody
 

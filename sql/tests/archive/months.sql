@@ -4,6 +4,8 @@ begin;
 set local search_path = tap, testing;
 set local client_min_messages = warning;
 select no_plan();
+-- Cases run side by side, and one seals at a time.
+select pg_advisory_xact_lock(hashtextextended('pgcustody.ledger', 0));
 select tenant('months');
 set local session authorization custody_runner;
 select enter('months', 'runner') /* $1 */;

@@ -2,6 +2,8 @@
 begin;
 set local search_path = tap, testing;
 select no_plan();
+-- Cases run side by side, and one seals at a time.
+select pg_advisory_xact_lock(hashtextextended('pgcustody.ledger', 0));
 select tenant('archive_refused');
 set local session authorization custody_runner;
 create function pg_temp.refused_everywhere(p_code text, p_what text) returns setof text language plpgsql as $$

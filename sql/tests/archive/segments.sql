@@ -3,6 +3,8 @@
 begin;
 set local search_path = tap, testing;
 select no_plan();
+-- Cases run side by side, and one seals at a time.
+select pg_advisory_xact_lock(hashtextextended('pgcustody.ledger', 0));
 select tenant('segments');
 -- Events of three days, of transactions that have ended.
 set local session authorization custody_runner;

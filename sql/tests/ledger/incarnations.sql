@@ -89,6 +89,7 @@ reset session authorization;
 update custody_data.ledger_heads set sealed_to = '9999999999';
 set local session authorization custody_runner;
 select refuses($$select custody.seal_audit_log()$$, 'PC041', 'a counter that was set back');
+select refuses($$select custody.open_segments()$$, 'PC041', 'which is not archived either');
 -- A subscription writes the trail.
 reset session authorization;
 set client_min_messages = error;
@@ -97,5 +98,6 @@ update pg_subscription set subenabled = true where subname = 'leaf_sub';
 insert into pg_subscription_rel (srsubid, srrelid, srsubstate) select s.oid, 'custody_data.audit_logs'::regclass, 'r' from pg_subscription s where s.subname = 'leaf_sub';
 set local session authorization custody_runner;
 select refuses($$select custody.seal_audit_log()$$, 'PC039', 'where a subscription writes the trail');
+select refuses($$select custody.open_segments()$$, 'PC039', 'which is not archived there');
 select * from finish();
 rollback;
