@@ -1,12 +1,14 @@
 package store
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 )
 
 // TestHistoryHasMarkers: delete markers of a key come before its versions, those
@@ -45,4 +47,26 @@ func TestHistoryHasMarkers(t *testing.T) {
 		versions++
 	}
 	require.Equal(t, 4, versions)
+}
+
+// TestHistoryOfMany: what a store lists on several pages comes once.
+func TestHistoryOfMany(t *testing.T) {
+	s := open(t, true)
+	const objects = 2010
+	group, ctx := errgroup.WithContext(t.Context())
+	group.SetLimit(16)
+	for i := range objects {
+		group.Go(func() error {
+			_, err := s.Put(ctx, fmt.Sprintf("many/%05d", i), strings.NewReader("x"), PutOptions{})
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	n := 0
+	for info, err := range s.History(t.Context(), "many/") {
+		require.NoError(t, err)
+		require.Equal(t, fmt.Sprintf("many/%05d", n), info.Key)
+		n++
+	}
+	require.Equal(t, objects, n)
 }

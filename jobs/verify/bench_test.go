@@ -1,17 +1,25 @@
 package verify_test
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/mod/sumdb/tlog"
 
+	"pgcustody/jobs/ledger"
+	"pgcustody/jobs/segment"
 	"pgcustody/jobs/verify"
 )
 
@@ -22,6 +30,7 @@ var benchEvents = flag.Int("events", 200_000, "how many events benchmarks verify
 func BenchmarkVerify(b *testing.B) {
 	f := buildBench(b, *benchEvents)
 	runtime.GOMAXPROCS(1)
+	runtime.GC()
 	var most atomic.Uint64
 	stop := make(chan struct{})
 	go func() {
@@ -36,7 +45,6 @@ func BenchmarkVerify(b *testing.B) {
 			}
 		}
 	}()
-	runtime.GC()
 	events, begun := int64(0), cpu()
 	for b.Loop() {
 		report := f.verify()
@@ -77,4 +85,56 @@ func buildBench(b *testing.B, n int) *fixture {
 	}
 	f.anchor()
 	return f
+}
+
+// BenchmarkObjects verifies an archive of two days from objects alone, and compares
+// that with `zstd -dc | sha256sum` over the same objects.
+func BenchmarkObjects(b *testing.B) {
+	f := empty(b)
+	f.inSystem(func(tx pgx.Tx) error { // an incarnation to sign in
+		_, err := tx.Exec(b.Context(), "select custody.seal_audit_log(1000)")
+		return err
+	})
+	var leaves []tlog.Hash
+	plain := int64(0)
+	today := time.Now().UTC().Truncate(24 * time.Hour)
+	folder := b.TempDir()
+	for day := range 2 {
+		name := segment.NewName(today.AddDate(0, 0, day-2), 1)
+		var object bytes.Buffer
+		writer, err := segment.NewWriter(&object)
+		require.NoError(b, err)
+		at := name.Day.Format("2006-01-02") + "T10:00:00.000000Z"
+		for i := range *benchEvents / 2 {
+			entry := fmt.Sprintf(`{"v":1,"log_entry_id":"%s","occurred_at":"%s","recorded_at":"%s","tenant_id":"acme","actor_id":"%s","subject_id":"%s","action":"phi.access","resource_type":"chart","resource_id":"chart-%d","result":"success","purpose":"care","metadata":{"rows": %d},"db_role":"custody_app","xid":"%d"}`,
+				uuid.New(), at, at, uuid.New(), uuid.New(), i, i, 1000+day**benchEvents+i)
+			require.NoError(b, writer.WriteEntry([]byte(entry)))
+			leaves = append(leaves, tlog.RecordHash([]byte(entry)))
+			plain += int64(len(entry)) + 1
+		}
+		sums, err := writer.Close()
+		require.NoError(b, err)
+		require.NoError(b, os.WriteFile(filepath.Join(folder, name.String()), object.Bytes(), 0o600))
+		f.putSegment(name, object.Bytes(), sums, segment.XID(1), segment.XID(1<<40), name.Day, name.Day)
+	}
+	f.putTiles(leaves)
+	c := f.checkpoint(1, int64(len(leaves)), rootOf(leaves))
+	signed := sign(b, f.signer, c)
+	f.put(ledger.CheckpointKey(origin, 1), []byte(signed))
+	f.put(ledger.NewestKey(origin), []byte(signed))
+
+	begun := time.Now()
+	out, err := exec.CommandContext(b.Context(), "sh", "-c", "cat "+folder+"/* | zstd -dc | sha256sum").CombinedOutput()
+	require.NoError(b, err, string(out))
+	peer := float64(plain) / time.Since(begun).Seconds()
+	runs := 0
+	for b.Loop() {
+		report := f.verify(fromObjects)
+		require.Empty(b, report.Findings)
+		require.EqualValues(b, len(leaves), report.Archived)
+		runs++
+	}
+	mine := float64(plain) * float64(runs) / b.Elapsed().Seconds()
+	b.ReportMetric(mine/(1<<20), "MiB/s")
+	b.ReportMetric(mine/peer, "of-zstd|sha256sum")
 }

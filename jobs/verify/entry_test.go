@@ -183,3 +183,29 @@ func BenchmarkEntries(b *testing.B) {
 	}
 	b.ReportMetric(float64(len(buffer)), "bytes/entry")
 }
+
+// TestLongestAscending leaves out no more than it must.
+func TestLongestAscending(t *testing.T) {
+	t.Parallel()
+	for want, xids := range map[string][]uint64{
+		"[1 2 2 3]":   {1, 2, 2, 3},
+		"[1 2 3 4]":   {1, 2, 9, 3, 4},
+		"[2 3 4 5]":   {2, 3, 1, 4, 5},
+		"[1 2 3]":     {9, 1, 2, 3},
+		"[1 2 3 10]":  {1, 2, 3, 0, 10},
+		"[1 2 7 8 9]": {1, 2, 99, 98, 97, 7, 8, 9},
+	} {
+		var leaves []leaf
+		for i, xid := range xids {
+			leaves = append(leaves, leaf{key: key{xid: xid}, index: int64(i)})
+		}
+		var got []uint64
+		last := int64(-1)
+		for _, l := range longestAscending(leaves) {
+			got = append(got, l.key.xid)
+			require.Greater(t, l.index, last)
+			last = l.index
+		}
+		require.Equal(t, want, fmt.Sprint(got))
+	}
+}

@@ -135,11 +135,17 @@ func (f *fixture) forgeSegment(name segment.Name, like event) {
 	require.NoError(f, writer.WriteEntry([]byte(entry)))
 	sums, err := writer.Close()
 	require.NoError(f, err)
+	f.putSegment(name, object.Bytes(), sums, segment.XID(like.xid), segment.XID(like.xid+1), at, at)
+}
+
+// putSegment puts events and their manifest into the bucket.
+func (f *fixture) putSegment(name segment.Name, object []byte, sums segment.Sums, from, to segment.XID, first, last time.Time) {
+	f.Helper()
 	until := time.Now().Add(24 * time.Hour)
-	put, err := f.store.Put(f.Context(), name.ObjectKey(), &object, store.PutOptions{RetainUntil: until})
+	put, err := f.store.Put(f.Context(), name.ObjectKey(), bytes.NewReader(object), store.PutOptions{RetainUntil: until})
 	require.NoError(f, err)
-	m := segment.Manifest{Version: 1, EntryVersion: 1, SchemaVersion: 12, SoftwareVersion: "test", Day: segment.Date(name.Day), Part: 1,
-		XIDFrom: segment.XID(like.xid), XIDTo: segment.XID(like.xid + 1), Rows: 1, FirstOccurredAt: at, LastOccurredAt: at, ObjectKey: name.ObjectKey(), ObjectVersion: put.Version,
+	m := segment.Manifest{Version: 1, EntryVersion: 1, SchemaVersion: 12, SoftwareVersion: "test", Day: segment.Date(name.Day), Part: name.Part,
+		XIDFrom: from, XIDTo: to, Rows: sums.Rows, FirstOccurredAt: first, LastOccurredAt: last, ObjectKey: name.ObjectKey(), ObjectVersion: put.Version,
 		Compression: "zstd", PlainBytes: sums.PlainBytes, PlainSHA256: sums.PlainSHA256, StoredBytes: sums.StoredBytes, StoredSHA256: sums.StoredSHA256,
 		RetainUntil: until.UTC(), ArchivedAt: time.Now().UTC()}
 	document, err := m.Encode()
