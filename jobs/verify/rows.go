@@ -42,6 +42,7 @@ type cursor struct {
 	next, end int64
 	window    int
 	leaves    []leaf
+	buffer    []leaf // in which they are, but for those that were put in order
 	keys      []byte
 	hashes    []byte
 }
@@ -54,7 +55,10 @@ func (c *cursor) fill() error {
 		return nil
 	}
 	room := min(int64(c.window-len(c.leaves)), c.end-c.next)
-	c.leaves = slices.Grow(slices.Clone(c.leaves), int(room))
+	if c.buffer == nil {
+		c.buffer = make([]leaf, c.window)
+	}
+	c.leaves = c.buffer[:copy(c.buffer, c.leaves)]
 	if int64(len(c.keys)) < room*keyWidth {
 		c.keys, c.hashes = make([]byte, room*keyWidth), make([]byte, room*int64(hashWidth))
 	}
