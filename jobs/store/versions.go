@@ -62,7 +62,10 @@ func (s *s3Store) History(ctx context.Context, prefix string) iter.Seq2[Info, er
 				if len(ofKey) > 0 && ofKey[0].Key != info.Key && !flush() {
 					return
 				}
-				ofKey = append(ofKey, info)
+				// versitygw begins a page with the version that the last one ended with.
+				if !slices.ContainsFunc(ofKey, func(i Info) bool { return i.Version == info.Version }) {
+					ofKey = append(ofKey, info)
+				}
 			}
 		}
 		flush()

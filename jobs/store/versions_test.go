@@ -1,12 +1,15 @@
 package store
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 )
 
 // TestHistoryHasMarkers: delete markers of a key come before its versions, those
@@ -45,4 +48,29 @@ func TestHistoryHasMarkers(t *testing.T) {
 		versions++
 	}
 	require.Equal(t, 4, versions)
+}
+
+// TestHistoryHasEachVersionOnce, where there are more than a page: versitygw begins a
+// page with the version that the last one ended with.
+func TestHistoryHasEachVersionOnce(t *testing.T) {
+	s := open(t, true)
+	group, ctx := errgroup.WithContext(t.Context())
+	group.SetLimit(16)
+	const objects = 2005
+	for n := range objects {
+		group.Go(func() error {
+			_, err := s.Put(ctx, fmt.Sprintf("many/%04d", n), strings.NewReader("x"), PutOptions{})
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	var keys []string
+	for info, err := range s.History(t.Context(), "many/") {
+		require.NoError(t, err)
+		keys = append(keys, info.Key)
+	}
+	require.True(t, slices.IsSorted(keys))
+	// Len would print them all.
+	require.Equal(t, objects, len(keys))
+	require.Equal(t, objects, len(slices.Compact(keys)))
 }
