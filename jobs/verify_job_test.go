@@ -2,6 +2,9 @@ package jobs
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"time"
@@ -9,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"pgcustody/cmd/devstack/stack"
 	"pgcustody/db"
@@ -127,3 +131,117 @@ func TestVerifySetBack(t *testing.T) {
 	require.Equal(t, second.Size-1, *report.Findings[0].Last)
 	require.Empty(t, old.verified(true).Findings)
 }
+
+// While events are written in every way, sealed and anchored, verification finds
+// nothing.
+func TestVerifyWhileAtWork(t *testing.T) {
+	b := newLedgerBench(t)
+	b.events(10)
+	b.sealed()
+	b.anchor()
+	ctx, stop := context.WithTimeout(t.Context(), 8*time.Second)
+	defer stop()
+	group, ctx := errgroup.WithContext(ctx)
+	loop := func(work func() error) {
+		group.Go(func() error {
+			for ctx.Err() == nil {
+				if err := work(); err != nil && ctx.Err() == nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	const record = "select custody.record_audit_event('phi.access', 'conversations', 'c-1', 'success') from generate_series(1, $1)"
+	for i := range 6 {
+		conn := b.database.Conn(t, "custody_app")
+		loop(func() error {
+			err := InContext(ctx, conn, Scope{Tenant: tenant, Actor: "tester", Purpose: "test"}, func(tx pgx.Tx) error {
+				for range rand.IntN(4) {
+					if _, err := tx.Exec(ctx, record, 1+rand.IntN(20)); err != nil {
+						return err
+					}
+					inner, err := tx.Begin(ctx) // a savepoint
+					if err != nil {
+						return err
+					}
+					if _, err := inner.Exec(ctx, record, 1+rand.IntN(3)); err != nil {
+						return err
+					}
+					if err := []func(context.Context) error{inner.Commit, inner.Rollback}[rand.IntN(2)](ctx); err != nil {
+						return err
+					}
+				}
+				if i == 0 { // a long one
+					_, err := tx.Exec(ctx, "select pg_catalog.pg_sleep(1.5)")
+					return err
+				}
+				if rand.IntN(4) == 0 {
+					return errRolledBack
+				}
+				return nil
+			})
+			if errors.Is(err, errRolledBack) {
+				return nil
+			}
+			return err
+		})
+	}
+	prepared := b.database.Conn(t, "custody_app")
+	loop(func() error {
+		gid := randomName("verify")
+		purpose := "test"
+		for _, step := range []func() error{
+			func() error { _, err := prepared.Exec(ctx, "begin"); return err },
+			func() error {
+				return db.New().SetContext(ctx, prepared, db.SetContextParams{Tenant: tenant, Actor: "tester", Purpose: &purpose})
+			},
+			func() error { _, err := prepared.Exec(ctx, record, 3); return err },
+			func() error {
+				_, err := prepared.Exec(context.WithoutCancel(ctx), "prepare transaction '"+gid+"'")
+				return err
+			},
+		} {
+			if err := step(); err != nil {
+				return err
+			}
+		}
+		time.Sleep(time.Duration(rand.IntN(400)) * time.Millisecond)
+		_, err := prepared.Exec(context.WithoutCancel(ctx), []string{"commit", "rollback"}[rand.IntN(2)]+" prepared '"+gid+"'")
+		return err
+	})
+	loop(func() error { _, err := Seal(ctx, b.deps); return err })
+	loop(func() error { _, err := NewAnchor(b.deps).Run(ctx); return err })
+	runs := 0
+	var progress *verify.Progress
+	loop(func() error {
+		o := verify.Options{Database: b.deps.Pool, Store: b.deps.Store, Origin: ledgerOrigin, Keys: b.deps.Signer.VerifierKeys(),
+			Prepare: func(ctx context.Context, tx pgx.Tx) error {
+				return db.New().SetContext(ctx, tx, db.SetContextParams{Tenant: SystemTenant, Actor: "tester"})
+			}}
+		if runs%2 == 1 {
+			o.Since = progress
+		}
+		report, err := verify.Run(ctx, o)
+		if err != nil {
+			return err
+		}
+		if len(report.Findings) > 0 {
+			return fmt.Errorf("run %d: %v", runs, report.Findings)
+		}
+		progress = report.Progress
+		runs++
+		return nil
+	})
+	require.NoError(t, group.Wait())
+	require.Greater(t, runs, 4)
+	b.sealed()
+	b.anchor()
+	report := b.verified(false)
+	require.Empty(t, report.Findings)
+	require.Equal(t, report.Leaves, report.Events)
+	require.Empty(t, b.verified(true).Findings)
+	t.Logf("%d verifications, %d events", runs, report.Events)
+}
+
+var errRolledBack = errors.New("rolled back")

@@ -86,8 +86,6 @@ func micros(value []byte) int64 {
 // postgresEpoch is where Postgres counts from, in microseconds of Unix.
 const postgresEpoch = 946_684_800_000_000
 
-func timeOf(pg int64) time.Time { return time.UnixMicro(pg + postgresEpoch).UTC() }
-
 func micros2000(t time.Time) int64 { return t.UnixMicro() - postgresEpoch }
 
 // appendEntry appends the canonical entry of a row, version 1: what

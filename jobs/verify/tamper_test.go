@@ -159,6 +159,19 @@ func rowTamperings() []tampering {
 					values ('acme', $1, $2, $2, gen_random_uuid(), 'phi.access', $3::text::xid8)`, forged, e.occurred, fmt.Sprint(e.xid))
 			},
 			found: just("row_inserted " + forged.String())},
+		{name: "row inserted that the index does not have", places: []string{hot},
+			do: func(f *fixture, e event) {
+				// The index of the month's table; a new session takes notice.
+				const index = `update pg_catalog.pg_index x set indisready = $1, indisvalid = $1 from pg_catalog.pg_class c
+					where c.oid = x.indexrelid and x.indrelid = $2::text::regclass and pg_catalog.pg_get_indexdef(c.oid) like '%(xid, log_entry_id)'`
+				f.exec(index, false, "custody_data."+month(e))
+				f.connect()
+				f.exec(`insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, recorded_at, actor_id, action, xid)
+					values ('acme', $1, $2, $2, gen_random_uuid(), 'phi.access', $3::text::xid8)`, forged, e.occurred, fmt.Sprint(e.xid))
+				f.exec(index, true, "custody_data."+month(e))
+				f.connect()
+			},
+			found: just("row_inserted "+forged.String(), "rows_hidden audit_logs")},
 		{name: "row inserted ahead of the server", places: []string{hot},
 			do: func(f *fixture, e event) {
 				f.exec(`insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, action, xid)

@@ -36,6 +36,7 @@ const (
 	RowChanged              Kind = "row_changed"
 	RowMissing              Kind = "row_missing"
 	RowInserted             Kind = "row_inserted"
+	RowsHidden              Kind = "rows_hidden"
 	XIDBeyond               Kind = "xid_beyond"
 	Backdated               Kind = "backdated"
 	LeafChanged             Kind = "leaf_changed"
@@ -285,6 +286,9 @@ func (c *check) conclude(err error) {
 				c.report.Status = StatusAltered
 			}
 		}
+		if err != nil && c.report.Status == StatusSetBack {
+			c.report.Status = StatusUnchecked // what is left was not all seen to be whole
+		}
 	}
 }
 
@@ -312,7 +316,7 @@ func (c *check) from() int64 {
 
 func order(f Finding) int {
 	return slices.Index([]Kind{
-		TreeShort, LeavesLost, RowChanged, RowMissing, RowInserted, XIDBeyond, Backdated, LeafChanged, TileChanged, MapChanged, StretchesChanged,
+		TreeShort, LeavesLost, RowChanged, RowMissing, RowInserted, RowsHidden, XIDBeyond, Backdated, LeafChanged, TileChanged, MapChanged, StretchesChanged,
 		HeadChanged, CheckpointChanged, CheckpointForked, CheckpointHidden, CheckpointMissing, CheckpointUnlocked, CheckpointRecordChanged,
 		StaleAnchor, ArchiveRecordFalse, DropRecordFalse, IncarnationRecordFalse, ObjectChanged, ObjectHidden,
 	}, f.Kind)

@@ -103,12 +103,20 @@ func (v *verification) Run(ctx context.Context) error {
 	}
 	report, err := verify.Run(ctx, options)
 	bar.Done()
-	if err := errors.Join(unchecked(err), v.Print(report, func(out io.Writer) { v.write(out, report, err) })); err != nil {
-		return err
+	if printed := v.Print(report, func(out io.Writer) { v.write(out, report, err) }); printed != nil {
+		return printed
+	}
+	// What was found altered is so, whatever else could not be looked at.
+	if err != nil && report.Status != verify.StatusAltered {
+		return unchecked(err)
 	}
 	switch report.Status {
 	case verify.StatusAltered:
-		return &Failure{Code: report.Status, What: "altered", Object: origin, Do: "keep the database as it is and have each finding looked at"}
+		altered := &Failure{Code: report.Status, What: "altered", Object: origin, Do: "keep the database as it is and have each finding looked at"}
+		if err != nil {
+			altered.Do += "; more could not be looked at: " + unchecked(err).Error()
+		}
+		return altered
 	case verify.StatusSetBack:
 		return &Failure{Code: report.Status, What: "set back", Object: origin, Do: "events of the end are lost; look for them in backups and in what the server shipped"}
 	}
