@@ -312,8 +312,8 @@ func TestLivesOfADatabase(t *testing.T) {
 			other := newCluster(t)
 			migrate(t, other, stack.Database) // for the roles
 			took("the other cluster is there")
-			c := &copies{p: p, other: other, ahead: true}
-			p.must(t, "create publication trail for table custody_data.audit_logs with (publish_via_partition_root = true)")
+			c := &copies{p: p.again(t), other: other, ahead: true}
+			c.p.must(t, "create publication trail for table custody_data.audit_logs with (publish_via_partition_root = true)")
 			made := c.rows(t)
 			took("copied ahead")
 			c.restored(t, file, bucket, made)
@@ -324,12 +324,12 @@ func TestLivesOfADatabase(t *testing.T) {
 		})
 		t.Run("standbys", func(t *testing.T) {
 			t.Parallel()
-			promotedTwice(t, p, base)
+			promotedTwice(t, p.again(t), base)
 			took("promoted")
 		})
 		t.Run("point in time", func(t *testing.T) {
 			t.Parallel()
-			recoveredTo(t, p, base, bucket)
+			recoveredTo(t, p.again(t), base, bucket)
 			took("recovered")
 		})
 	})
@@ -520,7 +520,6 @@ func promotedTwice(t *testing.T, p *inLife, base string) {
 	for i := range clones {
 		clones[i] = lifeIn(t, startCopy(t, p.Stack, base, nil), stack.Database)
 	}
-	p.write(t, 10)
 	until := ask[string](t, p.bed, `select pg_current_wal_lsn()::text`)
 	before := readLedger(t, p.admin)
 	for i, b := range clones {

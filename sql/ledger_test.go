@@ -539,6 +539,7 @@ func TestEveryEventHasOneLeaf(t *testing.T) {
 	t.Run("nobody waits for a sealer", b.nobodyWaits)
 	t.Run("who holds it back", b.whoHolds)
 	t.Run("under other settings", b.sealsAlike)
+	t.Run("who ends while a life is opened", b.endsInOpening)
 }
 
 // nobodyWaits leaves a sealer's transaction open.
@@ -649,4 +650,26 @@ func (s *storm) sealsAlike(t *testing.T) {
 	sealer.must(t, "set row_security = off")
 	_, err := sealOnce(t.Context(), sealer.Conn, 100)
 	requireCode(t, err, "42501")
+}
+
+// endsInOpening has the oldest transaction end while a sealer opens another life: what
+// is sealed from there on is decided afterwards.
+func (s *storm) endsInOpening(t *testing.T) {
+	sealer, oldest := s.session(t, runner), s.session(t, runner)
+	sealAll(t, sealer.Conn)
+	_, err := s.again(t).admin.Exec(t.Context(), `insert into custody_data.incarnations (system_identifier, timeline, opened_at) values (1, 1, clock_timestamp())`)
+	require.NoError(t, err)
+	oldest.begin(t, "")
+	oldest.must(t, recordOne)
+	oldest.must(t, `select pg_advisory_xact_lock(hashtextextended('pgcustody.incarnation', 0))`)
+	require.NoError(t, sealer.tryBegin(t.Context(), "", "system", ""))
+	opening := sealer.send(t.Context(), `select custody.seal_audit_log()`)
+	s.again(t).requireWaiting(t, opening, oldest)
+	oldest.commit(t)
+	out, err := opening.settle(t)
+	require.NoError(t, err)
+	require.Contains(t, out, `"opened": true`)
+	sealAll(t, sealer.Conn)
+	l := requireLedger(t, s.again(t).admin, 0, 0)
+	require.Equal(t, []string{"sealed", "swept"}, l.kinds())
 }

@@ -154,6 +154,10 @@ func Run(ctx context.Context, cfg Config, paths []string) ([]Report, error) {
 			}
 		}
 		if err != nil {
+			// Interrupted in the middle of a COPY, what fails is the connection.
+			if ctx.Err() != nil && !errors.Is(err, ctx.Err()) {
+				err = errors.Join(ctx.Err(), err)
+			}
 			cfg.recordFailure(ctx, f, err)
 			return reports, fmt.Errorf("import %s: %w", f.path, err)
 		}

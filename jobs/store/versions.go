@@ -62,8 +62,8 @@ func (s *s3Store) History(ctx context.Context, prefix string) iter.Seq2[Info, er
 				if len(ofKey) > 0 && ofKey[0].Key != info.Key && !flush() {
 					return
 				}
-				// versitygw lists the last version of a page again at the head of the next.
-				if !slices.ContainsFunc(ofKey, func(known Info) bool { return known.Version == info.Version }) {
+				// versitygw begins a page with the version that the last one ended with.
+				if !slices.ContainsFunc(ofKey, func(i Info) bool { return i.Version == info.Version }) {
 					ofKey = append(ofKey, info)
 				}
 			}

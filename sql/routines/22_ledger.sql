@@ -153,14 +153,43 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select e.tile_index * 256 + n, ('x' || encode(substr(e.xids, n * 8 + 1, 8), 'hex'))::bit(64)::bigint, encode(substr(e.entry_ids, n * 16 + 1, 16), 'hex')::uuid
-  from custody_data.ledger_entries e
+  -- Fetched once a tile: a slice of what is stored out of line costs as much as the whole.
+  from (
+    select t.tile_index, t.xids || ''::bytea as xids, t.entry_ids || ''::bytea as entry_ids
+    from custody_data.ledger_entries t
+    where t.tenant_id = 'system' and t.xid_range && int8range(p_from, p_to, '[]')
+    offset 0
+  ) e
   cross join lateral generate_series(0, octet_length(e.xids) / 8 - 1) n
-  where e.tenant_id = 'system' and e.xid_range && int8range(p_from, p_to, '[]')
-    -- whole bytes compare as the numbers do
-    and substr(e.xids, n * 8 + 1, 8) between int8send(p_from) and int8send(p_to);
+  -- whole bytes compare as the numbers do
+  where substr(e.xids, n * 8 + 1, 8) between int8send(p_from) and int8send(p_to);
 $$;
 revoke all on function custody_data.leaves_between(bigint, bigint) from public;
 comment on function custody_data.leaves_between(bigint, bigint) is 'Leaves of events whose xid lies between two, both inclusive; lost leaves have xid 0.';
+
+create or replace function custody_data.without_leaves(p_xids bigint[], p_entry_ids uuid[])
+returns integer[]
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+-- Whatever the caller set: a nested loop over events and leaves takes hours for a million of them.
+set enable_nestloop = off
+set enable_hashjoin = on
+set enable_sort = on
+set jit = off
+as $$
+begin
+  return array(
+    select l.n
+    from unnest(p_xids, p_entry_ids) with ordinality l (xid, entry_id, n)
+    where not exists (
+      select from custody_data.leaves_between(p_xids[1], p_xids[cardinality(p_xids)]) s where s.xid = l.xid and s.entry_id = l.entry_id)
+    order by l.n);
+end
+$$;
+revoke all on function custody_data.without_leaves(bigint[], uuid[]) from public;
+comment on function custody_data.without_leaves(bigint[], uuid[]) is 'Which of some events, in the order of their xids, have no leaf: their places.';
 
 create or replace function custody_data.seal_batch(
   p_kind text, p_from xid8, p_after uuid, p_below xid8, p_limit bigint, p_look boolean,
@@ -206,12 +235,7 @@ begin
   last_xid := v_xids[rows_read]::text::xid8;
   last_entry_id := v_ids[rows_read];
   if p_look then
-    v_new := array(
-      select l.n
-      from unnest(v_xids, v_ids) with ordinality l (xid, entry_id, n)
-      where not exists (
-        select from custody_data.leaves_between(v_xids[1], v_xids[rows_read]) s where s.xid = l.xid and s.entry_id = l.entry_id)
-      order by l.n);
+    v_new := custody_data.without_leaves(v_xids, v_ids);
     rows_sealed := cardinality(v_new);
     if rows_sealed = 0 then
       return;
@@ -322,8 +346,6 @@ begin
   if not pg_try_advisory_xact_lock(hashtextextended('pgcustody.ledger', 0)) then
     return jsonb_build_object('sealed', 0, 'more', false, 'busy', true);
   end if;
-  -- Before anything is read: what has ended now is seen by every later statement.
-  v_horizon := pg_snapshot_xmin(pg_current_snapshot());
   v_incarnation := custody.open_incarnation();
   insert into custody_data.ledger_heads default values on conflict do nothing;
   select h.* into v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
@@ -333,6 +355,9 @@ begin
     perform custody_data.live_in(v_incarnation);
     select h.* into v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
   end if;
+  -- Before events are read, and after another life was opened, which may have sealed further: what has ended now is
+  -- seen by every later statement.
+  v_horizon := pg_snapshot_xmin(pg_current_snapshot());
   if v_horizon < v_head.sealed_to then
     raise exception using
       errcode = 'PC041',

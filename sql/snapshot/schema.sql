@@ -4223,6 +4223,22 @@ CREATE FUNCTION custody_data.wal_timeline() RETURNS integer
 
 COMMENT ON FUNCTION custody_data.wal_timeline() IS 'The timeline on which this server writes; null in recovery.';
 
+-- Name: without_leaves(bigint[], uuid[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.without_leaves(p_xids bigint[], p_entry_ids uuid[]) RETURNS integer[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET enable_sort TO 'on'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION without_leaves(p_xids bigint[], p_entry_ids uuid[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.without_leaves(p_xids bigint[], p_entry_ids uuid[]) IS 'Which of some events, in the order of their xids, have no leaf: their places.';
+
 -- Name: wrap_key(text, uuid, integer, bytea, bytea, integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.wrap_key(p_tenant text, p_identity_id uuid, p_key_version integer, p_key bytea, p_kek bytea, p_kek_version integer) RETURNS bytea
