@@ -230,12 +230,23 @@ func (b *bench) ledgerOfMany(ctx context.Context) error {
 	group, loading := errgroup.WithContext(ctx)
 	group.SetLimit(loaders)
 	for from := 0; from < events; from += share {
+		conn, err := pgx.Connect(loading, d.stack.SuperURL(d.name))
+		if err != nil {
+			return errors.Join(err, group.Wait())
+		}
+		// Transactions are numbered as time goes, however long each takes.
+		if _, err := conn.Exec(loading, "begin; select pg_current_xact_id()"); err != nil {
+			return errors.Join(err, conn.Close(ctx), group.Wait())
+		}
 		group.Go(func() error {
-			return d.super(loading, d.name, fmt.Sprintf(`insert into custody_data.audit_logs
+			defer conn.Close(context.WithoutCancel(loading))
+			_, err := conn.Exec(loading, fmt.Sprintf(`insert into custody_data.audit_logs
 				(tenant_id, log_entry_id, occurred_at, recorded_at, actor_id, action, resource_type, resource_id, result, purpose, metadata)
 				select '%s', custody_data.new_entry_id(), t.at, t.at + interval '1 ms', md5('actor-' || n %% 64 + 1)::uuid,
 				  'phi.access', 'health_record', 'record-' || n, 'success', 'care', '{"count":3,"source":"web"}'
-				from generate_series(%d, %d) n cross join lateral (select now() - interval '%d days' * (1 - n / %d.0) as at) t`, tenant, from+1, from+share, days, events))
+				from generate_series(%d, %d) n cross join lateral (select now() - interval '%d days' * (1 - n / %d.0) as at) t;
+				commit`, tenant, from+1, from+share, days, events))
+			return err
 		})
 	}
 	if err := group.Wait(); err != nil {

@@ -44,7 +44,7 @@ func (d *database) newAuditor(ctx context.Context) (_ *auditor, err error) {
 		a.close()
 		return nil, err
 	}
-	signer, err := ledger.InitSigner(filepath.Join(a.folder, "signer"), ledgerOrigin, time.Now())
+	signer, err := ledger.InitSigner(filepath.Join(a.folder, "signer"), ledgerOrigin, time.Now()) //nolint:contextcheck // it takes none
 	if err != nil {
 		a.close()
 		return nil, err
