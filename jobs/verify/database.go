@@ -195,8 +195,7 @@ func (c *check) readMap(ctx context.Context, d *database) (err error) {
 		t.bounds = append(t.bounds, [2]int64{math.MinInt64, math.MaxInt64})
 		return t.keys.append(buffer[:n*keyWidth])
 	}
-	err = d.copyTo(ctx, 7, `select e.tile_index, e.xids, e.entry_ids, pg_catalog.lower(e.xid_range), pg_catalog.upper(e.xid_range),
-		pg_catalog.lower(e.occurred_range), pg_catalog.upper(e.occurred_range)
+	err = d.copyTo(ctx, 7, `select e.tile_index, e.xids, e.entry_ids, e.first_xid, e.last_xid, e.first_occurred_at, e.last_occurred_at
 		from custody_data.ledger_entries e where e.tenant_id = 'system' order by e.tile_index`, func(f [][]byte) error {
 		index := micros(f[0])
 		n := len(f[1]) / 8
@@ -226,7 +225,7 @@ func (c *check) readMap(ctx context.Context, d *database) (err error) {
 				lowest, highest = min(lowest, xid), max(highest, xid)
 			}
 		}
-		if highest > 0 && (f[3] != nil && uint64(micros(f[3])) > lowest || f[4] != nil && uint64(micros(f[4])) <= highest) { //nolint:gosec // not negative
+		if highest > 0 && (f[3] != nil && uint64(micros(f[3])) > lowest || f[4] != nil && uint64(micros(f[4])) < highest) { //nolint:gosec // not negative
 			t.misranged = append(t.misranged, index)
 		}
 		bounds := [2]int64{math.MinInt64, math.MaxInt64}

@@ -418,8 +418,9 @@ func (c *check) findArchive(ctx context.Context) error {
 const (
 	// segmentsAtOnce is how many segments are read at a time, two goroutines each.
 	segmentsAtOnce = 3
-	// lookahead is how many leaves may lie between those of two lines of a segment.
-	lookahead = 4096
+	// lookahead is how many leaves may lie between those of two lines of a segment before
+	// all are searched; nearby how many while lines are no leaf that is near.
+	lookahead, nearby = 4096, 64
 	// linesAtOnce is how much of a segment goes from one goroutine to the other.
 	linesAtOnce = 256 << 10
 )
@@ -467,17 +468,55 @@ func (c *check) firstLines(ctx context.Context) ([]int64, error) {
 	return starts, err
 }
 
-// finder looks for leaves that come soon after one another.
+// finder looks for leaves that come soon after one another, but for jumps: what was
+// imported, adopted or swept, and long transactions.
 type finder struct {
 	leaves *spool
 	size   int64
 	next   int64
 	window []byte
 	from   int64 // of the window
+
+	misses, patience int // in a row, and after how many all leaves are searched
 }
 
+// find returns the index of a leaf, or -1 where none near is it, and it is none after a
+// jump that was looked for.
 func (f *finder) find(hash *Hash) (int64, error) {
-	for i := f.next; i < min(f.next+lookahead, f.size); i++ {
+	within := int64(lookahead)
+	if f.misses > 0 {
+		within = nearby
+	}
+	index, err := f.ahead(hash, within)
+	if err != nil || index >= 0 {
+		f.misses = 0
+		return index, err
+	}
+	// Lines that are no leaf at all are searched for less and less often.
+	if f.misses++; f.misses <= f.patience {
+		return -1, nil
+	}
+	err = f.leaves.each(0, f.size, func(from int64, records []byte) error {
+		for i := 0; i < len(records); i += hashWidth {
+			if bytes.Equal(records[i:i+hashWidth], hash[:]) {
+				index = from + int64(i/hashWidth)
+				return errEnough
+			}
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, errEnough):
+		f.next, f.misses, f.patience = index+1, 0, 0
+		return index, nil
+	case err == nil:
+		f.patience = 2*f.patience + nearby
+	}
+	return -1, err
+}
+
+func (f *finder) ahead(hash *Hash, within int64) (int64, error) {
+	for i := f.next; i < min(f.next+within, f.size); i++ {
 		at := (i - f.from) * int64(hashWidth)
 		if at < 0 || at >= int64(len(f.window)) {
 			if f.window = f.window[:cap(f.window)]; len(f.window) == 0 {

@@ -323,7 +323,7 @@ func (c *check) checkBounds() {
 	t, r := &c.tree, &c.rows
 	for _, tile := range t.misranged {
 		if !t.wrong[tile] {
-			c.find(Finding{Kind: MapChanged, Object: fmt.Sprintf("ledger_entries %d", tile), Detail: "its xid_range does not hold its transactions"})
+			c.find(Finding{Kind: MapChanged, Object: fmt.Sprintf("ledger_entries %d", tile), Detail: "first_xid and last_xid do not hold its transactions"})
 		}
 	}
 	for tile, times := range r.times {
@@ -331,7 +331,7 @@ func (c *check) checkBounds() {
 			continue
 		}
 		if bounds := t.bounds[tile]; times[0] < bounds[0] || times[1] > bounds[1] {
-			c.find(Finding{Kind: MapChanged, Object: fmt.Sprintf("ledger_entries %d", tile), Detail: "its occurred_range does not hold its events"})
+			c.find(Finding{Kind: MapChanged, Object: fmt.Sprintf("ledger_entries %d", tile), Detail: "first_occurred_at and last_occurred_at do not hold its events"})
 		}
 	}
 }

@@ -82,7 +82,7 @@ type tree struct {
 	// bounds are the times between which the events of each tile lie, by the map;
 	// microseconds since 2000.
 	bounds [][2]int64
-	// misranged are tiles of the map whose xid_range does not hold their transactions,
+	// misranged are tiles of the map whose first_xid and last_xid do not hold their transactions,
 	// wrong those of which a leaf is named.
 	misranged []int64
 	wrong     map[int64]bool

@@ -128,18 +128,20 @@ begin
     insert into custody_data.ledger_stretches (first_leaf, kind, incarnation_id) values (v_head.tree_size, p_kind, v_head.incarnation_id);
   end if;
   perform custody_data.append_hashes(0, v_head.tree_size, p_hashes);
-  insert into custody_data.ledger_entries as e (tile_index, xids, entry_ids, xid_range, occurred_range)
-  select n.n, l.xids, l.entry_ids, l.xid_range, l.occurred_range
+  insert into custody_data.ledger_entries as e (tile_index, xids, entry_ids, first_xid, last_xid, first_occurred_at, last_occurred_at)
+  select n.n, l.xids, l.entry_ids, l.first_xid, l.last_xid, l.first_occurred_at, l.last_occurred_at
   from generate_series(v_head.tree_size / 256, (v_head.tree_size + cardinality(p_hashes) - 1) / 256) n (n)
   cross join lateral (select greatest(n.n * 256 - v_head.tree_size, 0) + 1 as first, (n.n + 1) * 256 - v_head.tree_size as last) s
   -- An aggregate without GROUP BY takes its input as it comes, which costs less than to sort it.
   cross join lateral (
     select string_agg(int8send(x.xid), '') as xids, string_agg(uuid_send(x.entry_id), '') as entry_ids,
-      int8range(min(x.xid), max(x.xid), '[]') as xid_range, tstzrange(min(x.occurred_at), max(x.occurred_at), '[]') as occurred_range
+      min(x.xid) as first_xid, max(x.xid) as last_xid,
+      coalesce(min(x.occurred_at), '-infinity') as first_occurred_at, coalesce(max(x.occurred_at), 'infinity') as last_occurred_at
     from unnest(p_xids[s.first:s.last], p_entry_ids[s.first:s.last], p_occurred_at[s.first:s.last]) x (xid, entry_id, occurred_at)
   ) l
   on conflict (tenant_id, tile_index) do update set xids = e.xids || excluded.xids, entry_ids = e.entry_ids || excluded.entry_ids,
-    xid_range = range_merge(e.xid_range, excluded.xid_range), occurred_range = range_merge(e.occurred_range, excluded.occurred_range);
+    first_xid = least(e.first_xid, excluded.first_xid), last_xid = greatest(e.last_xid, excluded.last_xid),
+    first_occurred_at = least(e.first_occurred_at, excluded.first_occurred_at), last_occurred_at = greatest(e.last_occurred_at, excluded.last_occurred_at);
   update custody_data.ledger_heads h set tree_size = h.tree_size + cardinality(p_hashes), sealed_at = clock_timestamp() where h.tenant_id = 'system';
 end
 $$;
@@ -157,7 +159,7 @@ as $$
   from (
     select t.tile_index, t.xids || ''::bytea as xids, t.entry_ids || ''::bytea as entry_ids
     from custody_data.ledger_entries t
-    where t.tenant_id = 'system' and t.xid_range && int8range(p_from, p_to, '[]')
+    where t.tenant_id = 'system' and t.first_xid <= p_to and t.last_xid >= p_from
     offset 0
   ) e
   cross join lateral generate_series(0, octet_length(e.xids) / 8 - 1) n
@@ -177,6 +179,7 @@ set plan_cache_mode = force_custom_plan
 set enable_nestloop = off
 set enable_hashjoin = on
 set enable_sort = on
+set enable_bitmapscan = on
 set jit = off
 as $$
 begin
@@ -302,7 +305,7 @@ begin
   end if;
   perform custody_data.sweep_events('swept', '0', null);
   -- Whatever has a leaf by now and a number that this life has not come to would get another when it comes there.
-  select greatest(max(upper(e.xid_range) - 1)::text::xid8, (select max(a.xid) from custody_data.audit_logs a where a.xid < '9223372036854775806')) into v_max
+  select greatest(max(e.last_xid)::text::xid8, (select max(a.xid) from custody_data.audit_logs a where a.xid < '9223372036854775806')) into v_max
   from custody_data.ledger_entries e;
   update custody_data.ledger_heads h
   set sealed_to = v_horizon, sealed_to_entry_id = null, taken_until = coalesce(v_max, '0')

@@ -292,16 +292,21 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_id constant bytea := uuid_send(p_log_entry_id);
-  v_xid constant bigint := p_xid::text::bigint;
+  v_xid bigint;
 begin
+  -- No server gets this far, and nothing of it is sealed.
+  if p_xid >= '9223372036854775807' then
+    return null;
+  end if;
+  v_xid := p_xid::text::bigint;
   return (
     select e.tile_index * 256 + n.n
     from (
-      -- The transaction tells the tile where an import mixed all times, the time where it wrote many tiles; a range
-      -- without bounds is any. Ids are in memory before they are taken apart: each slice would be read from TOAST.
+      -- The transaction tells the tile where an import mixed all times, the time where it wrote many tiles. Ids are in memory before they are taken apart: each slice would be read from TOAST.
       select m.tile_index, m.entry_ids || '' as entry_ids
       from custody_data.ledger_entries m
-      where m.tenant_id = 'system' and m.occurred_range && p_occurred and m.xid_range && int8range(v_xid, v_xid, '[]')
+      where m.tenant_id = 'system' and m.first_occurred_at <= upper(p_occurred) and m.last_occurred_at >= lower(p_occurred)
+        and m.first_xid <= coalesce(v_xid, 9223372036854775807) and m.last_xid >= coalesce(v_xid, 0)
         and position(v_id in m.entry_ids) > 0
       offset 0
     ) e
@@ -494,7 +499,7 @@ begin
     and not (e.log_entry_id is null and exists (
       select from custody_data.partition_drops d
       join custody_data.ledger_entries m on m.tenant_id = 'system' and m.tile_index = l.leaf_index / 256
-      where m.occurred_range && tstzrange(d.range_from, d.range_to)))
+      where m.first_occurred_at < d.range_to and m.last_occurred_at >= d.range_from))
   union all
   select 'leaf_repeated', max(l.leaf_index), l.entry_id, null
   from leaves l

@@ -4232,6 +4232,7 @@ CREATE FUNCTION custody_data.without_leaves(p_xids bigint[], p_entry_ids uuid[])
     SET enable_nestloop TO 'off'
     SET enable_hashjoin TO 'on'
     SET enable_sort TO 'on'
+    SET enable_bitmapscan TO 'on'
     SET jit TO 'off'
     AS $$ … $$;
 
@@ -4924,8 +4925,10 @@ CREATE TABLE custody_data.ledger_entries (
     tile_index bigint NOT NULL,
     xids bytea NOT NULL,
     entry_ids bytea NOT NULL,
-    xid_range int8range NOT NULL,
-    occurred_range tstzrange NOT NULL,
+    first_xid bigint NOT NULL,
+    last_xid bigint NOT NULL,
+    first_occurred_at timestamp with time zone NOT NULL,
+    last_occurred_at timestamp with time zone NOT NULL,
     CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND ((octet_length(entry_ids) % 16) = 0)))
 )
 WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
@@ -4945,13 +4948,21 @@ COMMENT ON COLUMN custody_data.ledger_entries.xids IS 'xid of each leaf''s event
 
 COMMENT ON COLUMN custody_data.ledger_entries.entry_ids IS 'log_entry_id of each leaf''s event, 16 bytes each; zeros for a lost leaf.';
 
--- Name: COLUMN ledger_entries.xid_range; Type: COMMENT; Schema: custody_data
+-- Name: COLUMN ledger_entries.first_xid; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.ledger_entries.xid_range IS 'From the least to the greatest of xids.';
+COMMENT ON COLUMN custody_data.ledger_entries.first_xid IS 'The least of xids.';
 
--- Name: COLUMN ledger_entries.occurred_range; Type: COMMENT; Schema: custody_data
+-- Name: COLUMN ledger_entries.last_xid; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.ledger_entries.occurred_range IS 'From the least to the greatest occurred_at of the events.';
+COMMENT ON COLUMN custody_data.ledger_entries.last_xid IS 'The greatest of xids.';
+
+-- Name: COLUMN ledger_entries.first_occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.first_occurred_at IS 'The least occurred_at of the events; -infinity for lost leaves, whose times nobody knows.';
+
+-- Name: COLUMN ledger_entries.last_occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.last_occurred_at IS 'The greatest occurred_at of the events; infinity for lost leaves.';
 
 -- Name: ledger_heads; Type: TABLE; Schema: custody_data
 
@@ -5406,13 +5417,9 @@ CREATE INDEX job_runs_started_at_idx ON custody_data.job_runs USING btree (tenan
 
 CREATE INDEX ledger_checkpoints_tree_size_idx ON custody_data.ledger_checkpoints USING btree (tenant_id, tree_size);
 
--- Name: ledger_entries_occurred_range_idx; Type: INDEX; Schema: custody_data
+-- Name: ledger_entries_range_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX ledger_entries_occurred_range_idx ON custody_data.ledger_entries USING gist (occurred_range);
-
--- Name: ledger_entries_xid_range_idx; Type: INDEX; Schema: custody_data
-
-CREATE INDEX ledger_entries_xid_range_idx ON custody_data.ledger_entries USING gist (xid_range);
+CREATE INDEX ledger_entries_range_idx ON custody_data.ledger_entries USING brin (first_xid, last_xid, first_occurred_at, last_occurred_at) WITH (pages_per_range='4', autosummarize='on');
 
 -- Name: legal_holds_active_idx; Type: INDEX; Schema: custody_data
 
