@@ -45,10 +45,11 @@ alter table custody_data.ledger_entries alter column entry_ids set storage exter
 -- take more room than the ledger is allowed.
 alter table custody_data.ledger_tiles set (toast.autovacuum_vacuum_threshold = 1000, toast.autovacuum_vacuum_scale_factor = 0.02);
 alter table custody_data.ledger_entries set (toast.autovacuum_vacuum_threshold = 1000, toast.autovacuum_vacuum_scale_factor = 0.02);
--- Tiles come in the order of transactions and mostly of time. Ranges under GiST would not be asked: their operators are
--- not leakproof, so row-level security keeps them from an index, for the owner's functions too.
-create index ledger_entries_range_idx on custody_data.ledger_entries using brin (first_xid, last_xid, first_occurred_at, last_occurred_at)
-  with (pages_per_range = 4, autosummarize = on);
+-- Whoever looks for an event goes back from where the tiles begin too late, and as a rule the first is it. Ranges under
+-- GiST would not be asked: their operators are not leakproof, so row-level security keeps them from an index, for the
+-- owner's functions too.
+create index ledger_entries_first_xid_idx on custody_data.ledger_entries (tenant_id, first_xid);
+create index ledger_entries_first_occurred_at_idx on custody_data.ledger_entries (tenant_id, first_occurred_at);
 comment on table custody_data.ledger_entries is 'Which events the leaves of a tile of level 0 are: finds the leaf of an event. What it says is checked against the leaves, never believed.';
 comment on column custody_data.ledger_entries.xids is 'xid of each leaf''s event, 8 bytes each, in the order of leaves; 0 for a lost leaf.';
 comment on column custody_data.ledger_entries.entry_ids is 'log_entry_id of each leaf''s event, 16 bytes each; zeros for a lost leaf.';

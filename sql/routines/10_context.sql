@@ -128,6 +128,26 @@ grant execute on function custody_data.require_whole_tenant() to
   custody_readwrite, custody_worker, custody_privacy, custody_auditor;
 comment on function custody_data.require_whole_tenant() is 'Tenant of the context; raises PC001 without one, PC015 where it is confined to one person.';
 
+create or replace function custody_data.require_all_tenants(p_what text)
+returns void
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if custody_data.require_context() <> 'system' or custody.has_subject() then
+    raise exception using
+      errcode = 'PC015',
+      message = format('the %s serves all tenants at once', p_what),
+      detail = format('The context is that of tenant %s%s.', custody.current_tenant(), case when custody.has_subject() then ', confined to one person' else '' end),
+      hint = 'Call it in the context of tenant system, without a subject.';
+  end if;
+  perform custody_data.require_read_committed();
+end
+$$;
+revoke all on function custody_data.require_all_tenants(text) from public;
+comment on function custody_data.require_all_tenants(text) is 'For what serves all tenants, the archive and the ledger: raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
+
 create or replace function custody_data.check_user_id(p_user_id text, p_what text default 'user_id')
 returns void
 language plpgsql

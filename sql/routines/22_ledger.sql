@@ -17,26 +17,6 @@
 -- locks: an advisory lock, which one sealer holds to the end of its batch; others return at once. Appenders wait for
 -- nothing here.
 
-create or replace function custody_data.require_ledger()
-returns void
-language plpgsql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if custody_data.require_context() <> 'system' or custody.has_subject() then
-    raise exception using
-      errcode = 'PC015',
-      message = 'the ledger serves all tenants at once',
-      detail = format('The context is that of tenant %s%s.', custody.current_tenant(), case when custody.has_subject() then ', confined to one person' else '' end),
-      hint = 'Call it in the context of tenant system, without a subject.';
-  end if;
-  perform custody_data.require_read_committed();
-end
-$$;
-revoke all on function custody_data.require_ledger() from public;
-comment on function custody_data.require_ledger() is 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
-
 create or replace function custody_data.leaf_hash(p_row custody_data.audit_logs)
 returns bytea
 language sql
@@ -331,7 +311,7 @@ declare
   v_batch record;
   v_size bigint;
 begin
-  perform custody_data.require_ledger();
+  perform custody_data.require_all_tenants('ledger');
   if p_limit is null or p_limit not between 1 and 1000000 then
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 1000000 events at a time.';
   end if;
@@ -401,7 +381,7 @@ declare
   v_max xid8;
   v_rows bigint;
 begin
-  perform custody_data.require_ledger();
+  perform custody_data.require_all_tenants('ledger');
   if char_length(coalesce(p_reason, '')) not between 1 and 1000 then
     raise exception using errcode = 'PC023', message = 'invalid p_reason', hint = 'Say in 1 to 1000 characters where the events came from; it is written into the trail, so name nobody.';
   end if;
@@ -451,7 +431,7 @@ declare
   v_times timestamptz[];
   v_found bigint;
 begin
-  perform custody_data.require_ledger();
+  perform custody_data.require_all_tenants('ledger');
   if p_kept is null or p_kept < 0 or p_hashes is null or octet_length(p_hashes) % 32 <> 0 or jsonb_typeof(p_observed) is distinct from 'object' then
     raise exception using errcode = 'PC023', message = 'invalid p_kept, p_hashes or p_observed',
       hint = 'Give how many leaves the database and the bucket have in common, the hashes of those after them in the bucket, 32 bytes each, and a JSON object of what was observed.';
@@ -536,7 +516,7 @@ declare
   v_horizon constant xid8 := pg_snapshot_xmin(pg_current_snapshot());
   v_xid constant xid := (v_horizon::text::bigint & 4294967295)::text::xid;
 begin
-  perform custody_data.require_ledger();
+  perform custody_data.require_all_tenants('ledger');
   select h.* into v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
   return query
   select u.events, u.oldest, clock_timestamp() - u.oldest, coalesce(v_head.sealed_to, '0'), v_horizon, b.kind, b.holder, b.datname, b.since

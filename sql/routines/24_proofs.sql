@@ -193,7 +193,7 @@ declare
   v_head custody_data.ledger_heads;
   v_incarnation custody_data.incarnations;
 begin
-  perform custody_data.require_ledger();
+  perform custody_data.require_all_tenants('ledger');
   select h.* into v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
   select i.* into v_incarnation from custody_data.incarnations i where i.incarnation_id = v_head.incarnation_id;
   return jsonb_build_object('tree_size', coalesce(v_head.tree_size, 0), 'root', encode(custody.ledger_root(coalesce(v_head.tree_size, 0)), 'base64'),
@@ -224,7 +224,7 @@ as $$
 declare
   v_first custody_data.ledger_checkpoints;
 begin
-  perform custody_data.require_ledger();
+  perform custody_data.require_all_tenants('ledger');
   if p_number is null or p_number < 1 or p_note is null or p_object_key is null or p_anchored_at is null then
     raise exception using errcode = 'PC023', message = 'a checkpoint is recorded whole', hint = 'Give its number from 1 on, its note, the key of its object and the time of anchoring.';
   end if;
@@ -289,6 +289,9 @@ returns bigint
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
+set enable_sort = off
+set enable_seqscan = off
+set enable_bitmapscan = off
 as $$
 declare
   v_id constant bytea := uuid_send(p_log_entry_id);
@@ -299,15 +302,35 @@ begin
     return null;
   end if;
   v_xid := p_xid::text::bigint;
+  -- The transaction tells the tile where an import mixed all times, the time where one wrote many tiles. Ids are in memory
+  -- before they are taken apart: each slice would be read from TOAST. Tiles come by the index, from the likeliest on.
+  if v_xid is not null then
+    return (
+      select e.tile_index * 256 + n.n
+      from (
+        select m.tile_index, m.entry_ids || '' as entry_ids
+        from custody_data.ledger_entries m
+        where m.tenant_id = 'system' and m.first_xid <= v_xid and m.last_xid >= v_xid
+          and m.first_occurred_at <= upper(p_occurred) and m.last_occurred_at >= lower(p_occurred)
+          and position(v_id in m.entry_ids) > 0
+        order by m.first_xid desc
+        offset 0
+      ) e
+      cross join lateral generate_series(0, octet_length(e.entry_ids) / 16 - 1) n (n)
+      where substr(e.entry_ids, n.n * 16 + 1, 16) = v_id
+        and (p_hash is null or exists (
+          select from custody_data.ledger_tiles t
+          where t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index and substr(t.hashes, n.n * 32 + 1, 32) = p_hash))
+      limit 1);
+  end if;
   return (
     select e.tile_index * 256 + n.n
     from (
-      -- The transaction tells the tile where an import mixed all times, the time where it wrote many tiles. Ids are in memory before they are taken apart: each slice would be read from TOAST.
       select m.tile_index, m.entry_ids || '' as entry_ids
       from custody_data.ledger_entries m
       where m.tenant_id = 'system' and m.first_occurred_at <= upper(p_occurred) and m.last_occurred_at >= lower(p_occurred)
-        and m.first_xid <= coalesce(v_xid, 9223372036854775807) and m.last_xid >= coalesce(v_xid, 0)
         and position(v_id in m.entry_ids) > 0
+      order by m.first_occurred_at desc
       offset 0
     ) e
     cross join lateral generate_series(0, octet_length(e.entry_ids) / 16 - 1) n (n)
@@ -315,7 +338,7 @@ begin
       and (p_hash is null or exists (
         select from custody_data.ledger_tiles t
         where t.tenant_id = 'system' and t.level = 0 and t.tile_index = e.tile_index and substr(t.hashes, n.n * 32 + 1, 32) = p_hash))
-    order by 1 limit 1);
+    limit 1);
 end
 $$;
 revoke all on function custody_data.find_leaf(uuid, tstzrange, xid8, bytea) from public;
@@ -468,7 +491,7 @@ declare
   -- Of this cluster's transactions only this one's own events can lie at or beyond the snapshot's end and be seen.
   v_beyond constant xid8 := greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id_if_assigned()));
 begin
-  perform custody_data.require_ledger();
+  perform custody_data.require_all_tenants('ledger');
   if p_from is null or p_from < 0 then
     raise exception using errcode = 'PC023', message = 'invalid p_from', hint = 'Give the index of a leaf, 0 for all.';
   end if;

@@ -17,26 +17,6 @@
 -- EXCLUSIVE on the trail, first the parent, then the partition, after everything slow is done; the caller sets
 -- lock_timeout, because appenders queue behind a waiting lock.
 
-create or replace function custody_data.require_archiver()
-returns void
-language plpgsql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-begin
-  if custody_data.require_context() <> 'system' or custody.has_subject() then
-    raise exception using
-      errcode = 'PC015',
-      message = 'the archive serves all tenants at once',
-      detail = format('The context is that of tenant %s%s.', custody.current_tenant(), case when custody.has_subject() then ', confined to one person' else '' end),
-      hint = 'Call it in the context of tenant system, without a subject.';
-  end if;
-  perform custody_data.require_read_committed();
-end
-$$;
-revoke all on function custody_data.require_archiver() from public;
-comment on function custody_data.require_archiver() is 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
-
 create or replace function custody_data.segment_retain_until(p_day date)
 returns timestamptz
 language sql
@@ -285,7 +265,7 @@ declare
   v_horizon xid8;
   v_segment custody_data.archive_segments;
 begin
-  perform custody_data.require_archiver();
+  perform custody_data.require_all_tenants('archive');
   perform custody_data.check_archive_day(p_before);
   if p_limit is null or p_limit not between 1 and 10000 then
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 segments.';
@@ -346,7 +326,7 @@ declare
   v_opened_at timestamptz;
   v_swept boolean;
 begin
-  perform custody_data.require_archiver();
+  perform custody_data.require_all_tenants('archive');
   perform custody_data.check_archive_day(p_before);
   select i.opened_at into v_opened_at
   from (
@@ -406,7 +386,7 @@ declare
   v_first timestamptz;
   v_last timestamptz;
 begin
-  perform custody_data.require_archiver();
+  perform custody_data.require_all_tenants('archive');
   if p_day is null or p_part is null or p_object_key is null or p_manifest_key is null or p_rows is null or p_plain_bytes is null
       or p_stored_bytes is null or p_first_occurred_at is null or p_last_occurred_at is null or p_retain_until is null
       or p_manifest is null or octet_length(p_plain_sha256) is distinct from 32 or octet_length(p_stored_sha256) is distinct from 32 then
@@ -610,7 +590,7 @@ declare
   v_hot interval;
   v_month custody.audit_month;
 begin
-  perform custody_data.require_archiver();
+  perform custody_data.require_all_tenants('archive');
   if p_as_of is null or not isfinite(p_as_of) then
     raise exception using errcode = 'PC009', message = 'time out of range: p_as_of', hint = 'Give a finite time.';
   end if;
@@ -645,7 +625,7 @@ declare
   v_drop custody_data.partition_drops;
   v_dropped integer := 0;
 begin
-  perform custody_data.require_archiver();
+  perform custody_data.require_all_tenants('archive');
   if p_limit is null or p_limit not between 1 and 100 then
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 100 months.';
   end if;

@@ -2835,6 +2835,9 @@ COMMENT ON FUNCTION custody_data.find_kek(p_tenant text, p_kek bytea) IS 'Versio
 CREATE FUNCTION custody_data.find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea) RETURNS bigint
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION find_leaf(p_log_entry_id uuid, p_occurred tstzrange, p_xid xid8, p_hash bytea); Type: COMMENT; Schema: custody_data
@@ -3587,16 +3590,16 @@ CREATE FUNCTION custody_data.require_actor() RETURNS uuid
 
 COMMENT ON FUNCTION custody_data.require_actor() IS 'Identity of the actor in context, made where it is missing; also set in the context. Errors: PC001.';
 
--- Name: require_archiver(); Type: FUNCTION; Schema: custody_data
+-- Name: require_all_tenants(text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.require_archiver() RETURNS void
+CREATE FUNCTION custody_data.require_all_tenants(p_what text) RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION require_archiver(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION require_all_tenants(p_what text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.require_archiver() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
+COMMENT ON FUNCTION custody_data.require_all_tenants(p_what text) IS 'For what serves all tenants, the archive and the ledger: raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
 -- Name: require_checkpoint(bigint, bigint); Type: FUNCTION; Schema: custody_data
 
@@ -3630,17 +3633,6 @@ CREATE FUNCTION custody_data.require_kek() RETURNS integer
 -- Name: FUNCTION require_kek(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.require_kek() IS 'Version of the key-encryption key of this transaction. Errors: PC033 without one.';
-
--- Name: require_ledger(); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.require_ledger() RETURNS void
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION require_ledger(); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.require_ledger() IS 'Raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
 -- Name: require_partition(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -5417,9 +5409,13 @@ CREATE INDEX job_runs_started_at_idx ON custody_data.job_runs USING btree (tenan
 
 CREATE INDEX ledger_checkpoints_tree_size_idx ON custody_data.ledger_checkpoints USING btree (tenant_id, tree_size);
 
--- Name: ledger_entries_range_idx; Type: INDEX; Schema: custody_data
+-- Name: ledger_entries_first_occurred_at_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX ledger_entries_range_idx ON custody_data.ledger_entries USING brin (first_xid, last_xid, first_occurred_at, last_occurred_at) WITH (pages_per_range='4', autosummarize='on');
+CREATE INDEX ledger_entries_first_occurred_at_idx ON custody_data.ledger_entries USING btree (tenant_id, first_occurred_at);
+
+-- Name: ledger_entries_first_xid_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX ledger_entries_first_xid_idx ON custody_data.ledger_entries USING btree (tenant_id, first_xid);
 
 -- Name: legal_holds_active_idx; Type: INDEX; Schema: custody_data
 
