@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -40,12 +41,14 @@ const maxSignerFile = 1 << 20
 // Signer signs checkpoints of one log. It refuses what does not go on from the last
 // that it signed, whatever the database and the bucket say.
 type Signer struct {
-	dir    string
-	root   *os.Root
-	origin string
+	dir  string
+	root *os.Root
 	// private are the keys that sign, the newest first.
 	private []note.Signer
-	keys    []VerifierKey
+
+	mu     sync.Mutex // for who asks while somebody anchors, and so reads the files anew
+	origin string
+	keys   []VerifierKey
 }
 
 // State is what a signer remembers between two checkpoints.
@@ -165,10 +168,24 @@ func (s *Signer) Close() {
 }
 
 // Origin is the log whose checkpoints it signs.
-func (s *Signer) Origin() string { return s.origin }
+func (s *Signer) Origin() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.origin
+}
 
 // VerifierKeys are the public keys, the oldest first.
-func (s *Signer) VerifierKeys() []VerifierKey { return slices.Clone(s.keys) }
+func (s *Signer) VerifierKeys() []VerifierKey {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.keys)
+}
+
+func (s *Signer) takeKeys(keys []VerifierKey) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.keys = keys
+}
 
 // Rotate makes a new key. The next checkpoint is signed by both, so that who knows
 // either accepts it; then the old one is removed, and its verifier key ends.
@@ -422,8 +439,11 @@ func (s *Signer) readPrivate() error {
 			return malformed("its keys are of two logs")
 		}
 	}
-	s.origin = s.private[0].Name()
-	return CheckOrigin(s.origin)
+	origin := s.private[0].Name()
+	s.mu.Lock()
+	s.origin = origin
+	s.mu.Unlock()
+	return CheckOrigin(origin)
 }
 
 func (s *Signer) readKeys() error {
@@ -431,7 +451,7 @@ func (s *Signer) readKeys() error {
 	if err != nil {
 		return err
 	}
-	s.keys = nil
+	var keys []VerifierKey
 	for line := range strings.Lines(string(content)) {
 		if strings.TrimSpace(line) == "" {
 			continue
@@ -440,8 +460,9 @@ func (s *Signer) readKeys() error {
 		if err != nil {
 			return err
 		}
-		s.keys = append(s.keys, key)
+		keys = append(keys, key)
 	}
+	s.takeKeys(keys)
 	return nil
 }
 
@@ -453,7 +474,7 @@ func (s *Signer) setKeys(keys []VerifierKey) error {
 	if err := s.replace(vkeysFile, out.Bytes()); err != nil {
 		return err
 	}
-	s.keys = keys
+	s.takeKeys(keys)
 	return nil
 }
 
