@@ -425,7 +425,8 @@ func (c *check) dating() func(event *row, match *found) {
 			if match.key.xid < cp.next {
 				continue
 			}
-			if recorded < bounds[i]-clockSlack.Microseconds() {
+			// Before the first event that was sealed in its turn there is no bound.
+			if bounds[i] != math.MinInt64 && recorded < bounds[i]-clockSlack.Microseconds() {
 				c.find(Finding{Kind: Backdated, Leaf: &match.index, Event: &match.key.id, Checkpoint: &cp.number,
 					Detail: "it says that it was recorded before the checkpoint, when its transaction had not begun"})
 			}

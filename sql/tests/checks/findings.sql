@@ -122,9 +122,10 @@ select is((select string_agg(f.id || ' ' || f.object, ', ') from custody_check.f
 reset session authorization;
 set local search_path = tap, testing;
 select is((select count(*) from custody_check.findings f where f.level not in ('error', 'warning') or '' in (f.title, f.control, f.object, f.detail, f.remediation) or f.control !~ 'HIPAA|SOC|ISO|GDPR'), 0::bigint, 'each says what, which control, and what to do');
+-- Roles belong to the cluster: logins of other tests, which are named after their databases, come and go.
 alter role custody_migrator login;
-select is((select string_agg(f.object, ', ') from custody_check.findings f where f.id = 'migrator-open'), 'custody_migrator', 'an open login of the migrator is a warning');
+select is((select string_agg(f.object, ', ') from custody_check.findings f where f.id = 'migrator-open' and f.object !~ '^sql_test_'), 'custody_migrator', 'an open login of the migrator is a warning');
 alter role custody_migrator nologin;
-select is((select string_agg(f.object, ', ') from custody_check.findings f where f.id = 'migrator-open'), null, 'a closed one is none');
+select is((select string_agg(f.object, ', ') from custody_check.findings f where f.id = 'migrator-open' and f.object !~ '^sql_test_'), null, 'a closed one is none');
 select * from finish();
 rollback;
