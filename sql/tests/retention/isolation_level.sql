@@ -7,5 +7,6 @@ set local session authorization custody_runner;
 select enter('retention_isolation', 'runner') /* $1 */;
 select refuses($$select custody.enforce_retention('conversations', 10)$$, 'PC026', 'at repeatable read');
 select lives_ok($$select * from custody.retention_due$$, 'looking is possible');
+select refuses($$select custody.set_retention_policy('consent', interval '8 years', 'x')$$, 'PC026', 'nor is a policy set');
 select * from finish();
 rollback;
