@@ -142,6 +142,7 @@ declare
   v_tenant constant text := custody_data.require_whole_tenant();
   v_change custody_data.retention_changes;
 begin
+  perform custody_data.require_read_committed();
   select c.* into v_change from custody_data.retention_changes c where c.tenant_id = v_tenant and c.change_id = p_change_id;
   if found then
     -- The lock first, then the row as it is under it.
@@ -162,7 +163,7 @@ begin
 end
 $$;
 revoke all on function custody_data.require_open_change(uuid) from public;
-comment on function custody_data.require_open_change(uuid) is 'The proposed change of that id, locked until the transaction ends; raises PC044 where it is unknown, decided or expired.';
+comment on function custody_data.require_open_change(uuid) is 'The proposed change of that id, locked until the transaction ends; raises PC044 where it is unknown, decided or expired, PC026 at repeatable read and above.';
 
 -- definer: as set_retention_policy
 create or replace function custody.approve_retention_change(p_change_id uuid)
