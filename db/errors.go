@@ -55,6 +55,8 @@ var (
 	ErrNoCheckpoint        = errors.New("no signed checkpoint covers it yet")
 	ErrLedgerMismatch      = errors.New("ledger does not match")
 	ErrUnknownEvent        = errors.New("unknown event")
+	ErrSecondPerson        = errors.New("needs the approval of a second person")
+	ErrNoChange            = errors.New("no such retention change to decide")
 )
 
 // What Postgres itself refuses and users meet.
@@ -112,6 +114,8 @@ var codes = map[string]error{
 	"PC040": ErrNoCheckpoint,
 	"PC041": ErrLedgerMismatch,
 	"PC042": ErrUnknownEvent,
+	"PC043": ErrSecondPerson,
+	"PC044": ErrNoChange,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

@@ -8,7 +8,27 @@ package db
 import (
 	"context"
 	"time"
+
+	"github.com/google/uuid"
 )
+
+const approveRetentionChange = `-- name: ApproveRetentionChange :one
+select c.class::text as class, c.keep::text as keep, c.keep_before::text as keep_before
+from custody.approve_retention_change($1) c
+`
+
+type ApproveRetentionChangeRow struct {
+	Class      string
+	Keep       string
+	KeepBefore string
+}
+
+func (q *Queries) ApproveRetentionChange(ctx context.Context, db DBTX, changeID uuid.UUID) (ApproveRetentionChangeRow, error) {
+	row := db.QueryRow(ctx, approveRetentionChange, changeID)
+	var i ApproveRetentionChangeRow
+	err := row.Scan(&i.Class, &i.Keep, &i.KeepBefore)
+	return i, err
+}
 
 const enforceRetention = `-- name: EnforceRetention :one
 select custody.enforce_retention($1, $2, coalesce($3::timestamptz, pg_catalog.now()))::bigint as rows
@@ -26,6 +46,89 @@ func (q *Queries) EnforceRetention(ctx context.Context, db DBTX, arg EnforceRete
 	var rows int64
 	err := row.Scan(&rows)
 	return rows, err
+}
+
+const rejectRetentionChange = `-- name: RejectRetentionChange :one
+select c.class::text as class, c.decision::text as decision
+from custody.reject_retention_change($1, $2) c
+`
+
+type RejectRetentionChangeParams struct {
+	ChangeID uuid.UUID
+	Reason   string
+}
+
+type RejectRetentionChangeRow struct {
+	Class    string
+	Decision string
+}
+
+func (q *Queries) RejectRetentionChange(ctx context.Context, db DBTX, arg RejectRetentionChangeParams) (RejectRetentionChangeRow, error) {
+	row := db.QueryRow(ctx, rejectRetentionChange, arg.ChangeID, arg.Reason)
+	var i RejectRetentionChangeRow
+	err := row.Scan(&i.Class, &i.Decision)
+	return i, err
+}
+
+const retentionChanges = `-- name: RetentionChanges :many
+select c.change_id, c.class::text as class, c.keep::text as keep, c.keep_before::text as keep_before, c.basis, c.status::text as status,
+  c.proposed_by, c.proposed_login, c.proposed_at, c.expires_at, c.decided_by, c.decided_login, c.decided_at, c.reason
+from custody.retention_changes c
+where $1::boolean or c.status = 'proposed'
+order by c.proposed_at desc, c.change_id
+`
+
+type RetentionChangesRow struct {
+	ChangeID      uuid.UUID
+	Class         string
+	Keep          string
+	KeepBefore    string
+	Basis         string
+	Status        string
+	ProposedBy    uuid.UUID
+	ProposedLogin string
+	ProposedAt    time.Time
+	ExpiresAt     time.Time
+	DecidedBy     *uuid.UUID
+	DecidedLogin  *string
+	DecidedAt     *time.Time
+	Reason        *string
+}
+
+// Newest first; of all that were decided too, or of those that wait.
+func (q *Queries) RetentionChanges(ctx context.Context, db DBTX, decided bool) ([]RetentionChangesRow, error) {
+	rows, err := db.Query(ctx, retentionChanges, decided)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []RetentionChangesRow{}
+	for rows.Next() {
+		var i RetentionChangesRow
+		if err := rows.Scan(
+			&i.ChangeID,
+			&i.Class,
+			&i.Keep,
+			&i.KeepBefore,
+			&i.Basis,
+			&i.Status,
+			&i.ProposedBy,
+			&i.ProposedLogin,
+			&i.ProposedAt,
+			&i.ExpiresAt,
+			&i.DecidedBy,
+			&i.DecidedLogin,
+			&i.DecidedAt,
+			&i.Reason,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const retentionDue = `-- name: RetentionDue :many
@@ -60,4 +163,76 @@ func (q *Queries) RetentionDue(ctx context.Context, db DBTX, asOf *time.Time) ([
 		return nil, err
 	}
 	return items, nil
+}
+
+const retentionPolicies = `-- name: RetentionPolicies :many
+select p.class::text as class, p.keep::text as keep, p.basis, p.own::boolean as own, p.set_at
+from custody.retention_policies p
+order by p.class
+`
+
+type RetentionPoliciesRow struct {
+	Class string
+	Keep  string
+	Basis string
+	Own   bool
+	SetAt time.Time
+}
+
+func (q *Queries) RetentionPolicies(ctx context.Context, db DBTX) ([]RetentionPoliciesRow, error) {
+	rows, err := db.Query(ctx, retentionPolicies)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []RetentionPoliciesRow{}
+	for rows.Next() {
+		var i RetentionPoliciesRow
+		if err := rows.Scan(
+			&i.Class,
+			&i.Keep,
+			&i.Basis,
+			&i.Own,
+			&i.SetAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const setRetentionPolicy = `-- name: SetRetentionPolicy :one
+select c.change_id::uuid as change_id, coalesce(c.decision, '')::text as decision, c.keep::text as keep, c.keep_before::text as keep_before, c.expires_at::timestamptz as expires_at
+from custody.set_retention_policy($1, ($2::text)::interval, $3) c
+`
+
+type SetRetentionPolicyParams struct {
+	Class string
+	Keep  string
+	Basis string
+}
+
+type SetRetentionPolicyRow struct {
+	ChangeID   uuid.UUID
+	Decision   string
+	Keep       string
+	KeepBefore string
+	ExpiresAt  time.Time
+}
+
+func (q *Queries) SetRetentionPolicy(ctx context.Context, db DBTX, arg SetRetentionPolicyParams) (SetRetentionPolicyRow, error) {
+	row := db.QueryRow(ctx, setRetentionPolicy, arg.Class, arg.Keep, arg.Basis)
+	var i SetRetentionPolicyRow
+	err := row.Scan(
+		&i.ChangeID,
+		&i.Decision,
+		&i.Keep,
+		&i.KeepBefore,
+		&i.ExpiresAt,
+	)
+	return i, err
 }

@@ -153,14 +153,47 @@ create table custody_data.retention_policies (
   basis text not null,
   set_by uuid,
   set_at timestamptz not null default pg_catalog.now(),
+  change_id uuid,
   constraint retention_policies_pkey primary key (tenant_id, class),
   constraint retention_policies_class_is_known_check check (class in
     ('audit', 'audit_hot', 'consent', 'conversations', 'entry_ids', 'erased_ids', 'key_age', 'kek_generation', 'key_backup')),
   constraint retention_policies_keep_is_positive_check check (keep > interval '0'),
+  constraint retention_policies_audit_hot_is_7_days_or_more_check check (class <> 'audit_hot' or keep >= interval '7 days'),
   constraint retention_policies_basis_is_given_check check (pg_catalog.char_length(basis) between 1 and 1000)
 );
 comment on table custody_data.retention_policies is 'How long each class of data is kept and on what legal basis. Rows of tenant system hold for all; a tenant''s own row goes before.';
+comment on column custody_data.retention_policies.change_id is 'The row of retention_changes that set it; empty for what is shipped.';
+
+-- Longer is anybody's who has the right, shorter takes two: a change that shortens waits here for the second.
+create table custody_data.retention_changes (
+  tenant_id custody_data.tenant_name not null,
+  change_id uuid not null default pg_catalog.gen_random_uuid(),
+  class text collate "C" not null,
+  keep interval not null,
+  keep_before interval not null,
+  basis text not null,
+  proposed_by uuid not null,
+  proposed_login text not null default session_user,
+  proposed_at timestamptz not null default pg_catalog.now(),
+  expires_at timestamptz not null default pg_catalog.now() + interval '30 days',
+  decision text,
+  decided_by uuid,
+  decided_login text,
+  decided_at timestamptz,
+  reason text,
+  constraint retention_changes_pkey primary key (tenant_id, change_id),
+  constraint retention_changes_decision_is_known_check check (decision in ('set', 'approved', 'rejected', 'withdrawn', 'replaced', 'expired')),
+  constraint retention_changes_decided_whole_check check (
+    (decision is null) = (decided_at is null) and (decision is null) = (decided_by is null) and (decision is null) = (decided_login is null)),
+  constraint retention_changes_approved_by_a_second_check check (decision <> 'approved' or (decided_by <> proposed_by and decided_login <> proposed_login)),
+  constraint retention_changes_basis_is_given_check check (pg_catalog.char_length(basis) between 1 and 1000),
+  constraint retention_changes_reason_length_is_at_most_1000_check check (pg_catalog.char_length(reason) <= 1000)
+);
+create unique index retention_changes_open_idx on custody_data.retention_changes (tenant_id, class) where decision is null;
+create index retention_changes_proposed_at_idx on custody_data.retention_changes (tenant_id, proposed_at desc);
+comment on table custody_data.retention_changes is 'Every change of a retention policy: who proposed it, who decided, by which logins. What shortens waits 30 days for the approval of a second person. Rows are decided once, never deleted.';
+comment on column custody_data.retention_changes.reason is 'Why it was rejected or withdrawn; must not name the person. @custody{"sensitivity":"content","retention":"audit"}';
 
 -- +goose Down
-drop table custody_data.retention_policies, custody_data.legal_holds, custody_data.erasure_notices, custody_data.holders,
+drop table custody_data.retention_changes, custody_data.retention_policies, custody_data.legal_holds, custody_data.erasure_notices, custody_data.holders,
   custody_data.erased_user_ids, custody_data.stored_certificates, custody_data.erasure_certificates, custody_data.requests cascade;

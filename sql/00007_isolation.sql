@@ -116,6 +116,10 @@ create policy retention_policies_system_select on custody_data.retention_policie
   using ((select custody.current_tenant()) = 'system');
 create policy retention_policies_backup_select on custody_data.retention_policies for select to custody_backup using (true);
 
+alter table custody_data.retention_changes enable row level security, force row level security;
+create policy retention_changes_all_all on custody_data.retention_changes using (tenant_id = (select custody.current_tenant()) and not (select custody.has_subject()));
+create policy retention_changes_backup_select on custody_data.retention_changes for select to custody_backup using (true);
+
 -- Governance: rows of the tenant, of the subject where the context names one.
 alter table custody_data.requests enable row level security, force row level security;
 create policy requests_all_all on custody_data.requests

@@ -14,6 +14,7 @@ grant select on
 grant select on custody_data.tenants, custody_data.identities, custody_data.audit_actions, custody_data.audit_resource_types
   to custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor;
 grant select on custody_data.retention_policies to custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor, custody_admin;
+grant select on custody_data.retention_changes to custody_worker, custody_privacy, custody_auditor, custody_admin;
 
 -- What applications write they write through functions, which seal it. The runner's imports bring sealed values.
 grant insert (tenant_id, identity_id, full_name, email, phone, organisation, title, address, city, region, postal_code, country, attributes, email_index, phone_index),

@@ -27,7 +27,7 @@ begin
 
   -- Rows that end but are never deleted.
   foreach v_table in array array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs',
-    'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies'] loop
+    'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes'] loop
     execute pg_catalog.format(
       'create trigger a_reject_delete before delete or truncate on custody_data.%I
          for each statement execute function custody_data.tg_reject_mutation()', v_table);
@@ -93,6 +93,10 @@ create trigger a_reject_mutation before update or truncate on custody_data.conse
 create trigger a_reject_early_delete before delete on custody_data.consent_records
   for each row execute function custody_data.tg_reject_early_delete();
 
+-- A shorter policy names the change that a second person approved.
+create trigger a_require_approval before insert or update on custody_data.retention_policies
+  for each row execute function custody_data.tg_require_approval();
+
 -- An erased identity stays erased; the names of a run, a request and a segment are for life.
 create trigger a_reject_key_change before update on custody_data.identities
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'identity_id', 'kind', 'created_at', '+erased_at');
@@ -100,6 +104,8 @@ create trigger a_reject_key_change before update on custody_data.requests
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'request_id', 'kind', 'identity_id', 'reason', 'requested_by', 'received_at', 'xid', '+closed_at');
 create trigger a_reject_key_change before update on custody_data.legal_holds
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
+create trigger a_reject_key_change before update on custody_data.retention_changes
+  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'change_id', 'class', 'keep', 'keep_before', 'basis', 'proposed_by', 'proposed_login', 'proposed_at', 'expires_at', '+decided_at');
 create trigger a_reject_key_change before update on custody_data.job_runs
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'run_id', 'job', 'river_job_id', 'started_at', '+ended_at');
 create trigger a_reject_key_change before update on custody_data.archive_segments

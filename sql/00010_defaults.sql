@@ -11,6 +11,8 @@ alter table custody_data.tenants no force row level security;
 alter table custody_data.audit_actions no force row level security;
 alter table custody_data.audit_resource_types no force row level security;
 alter table custody_data.retention_policies no force row level security;
+-- Its guard is a stub still, and there is nothing that these could be shorter than.
+alter table custody_data.retention_policies disable trigger a_require_approval;
 
 insert into custody_data.tenants (tenant_id, name) values ('system', 'What belongs to no tenant')
 on conflict do nothing;
@@ -40,7 +42,11 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'hold.release', '{hold_id,scope,requests_resumed,reason}', 'A legal hold was released.'),
   ('system', 'holder.register', '{holder}', 'A holder outside Postgres was registered.'),
   ('system', 'holder.acknowledge', '{request_id,holder}', 'A holder outside Postgres acknowledged an erasure.'),
-  ('system', 'retention.policy', '{class,keep,keep_before,basis}', 'A retention policy was set.'),
+  ('system', 'retention.policy', '{class,keep,keep_before,basis,change_id,replaces}', 'A retention policy was set.'),
+  ('system', 'retention.propose', '{class,keep,keep_before,basis,change_id,replaces,expires_at}', 'A shorter retention policy was proposed; it waits for a second person.'),
+  ('system', 'retention.approve', '{class,keep,keep_before,change_id}', 'A second person approved a shorter retention policy.'),
+  ('system', 'retention.reject', '{class,change_id,reason}', 'A shorter retention policy was rejected.'),
+  ('system', 'retention.withdraw', '{class,change_id,reason}', 'A shorter retention policy was withdrawn by who proposed it.'),
   ('system', 'retention.run', '{class,rows,as_of,keep,basis,errors}', 'Retention deleted what was due.'),
   ('system', 'archive.segment', '{day,part,rows,bytes,stored_bytes,retain_until}', 'A day of the trail was archived, read back and checked.'),
   ('system', 'partition.create', '{partitions}', 'Partitions of the trail were made.'),
@@ -96,6 +102,7 @@ alter table custody_data.tenants force row level security;
 alter table custody_data.audit_actions force row level security;
 alter table custody_data.audit_resource_types force row level security;
 alter table custody_data.retention_policies force row level security;
+alter table custody_data.retention_policies enable always trigger a_require_approval;
 
 -- +goose Down
 -- The rows go with their tables; until then Up leaves them as they are.

@@ -195,6 +195,48 @@ $$;
 revoke all on function custody_data.consent_expires_at(custody_data.consent_records) from public;
 comment on function custody_data.consent_expires_at(custody_data.consent_records) is 'When a consent record may go: its end plus the policy consent; null while it is in force.';
 
+create or replace function custody_data.tg_require_approval()
+returns trigger
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_before interval;
+begin
+  if tg_op = 'UPDATE' then
+    if (old.tenant_id, old.class) is distinct from (new.tenant_id, new.class) then
+      raise exception using
+        errcode = 'PC030',
+        message = 'tenant_id and class of a retention policy never change',
+        hint = 'Set the other policy: custody.set_retention_policy.',
+        schema = tg_table_schema, table = tg_table_name;
+    end if;
+    v_before := old.keep;
+  else
+    -- A tenant's own policy takes the place of the shared one.
+    select p.keep into v_before
+    from custody_data.retention_policies p
+    where p.class = new.class and p.tenant_id in (new.tenant_id::text, 'system')
+    order by p.tenant_id = 'system' limit 1;
+  end if;
+  if custody_data.shortens(new.class, new.keep, v_before) and not exists (
+    select from custody_data.retention_changes c
+    where c.tenant_id = new.tenant_id and c.change_id = new.change_id and c.class = new.class and c.keep::text = new.keep::text
+      and c.decision = 'approved' and c.decided_at = new.set_at
+  ) then
+    raise exception using
+      errcode = 'PC043',
+      message = format('policy %s is not shortened by one person alone', new.class),
+      detail = format('It keeps for %s; %s is shorter.', v_before, new.keep),
+      hint = 'Propose it with custody.set_retention_policy; somebody else approves it with custody.approve_retention_change.',
+      schema = tg_table_schema, table = tg_table_name, column = 'keep';
+  end if;
+  return new;
+end
+$$;
+comment on function custody_data.tg_require_approval() is
+'Row guard of retention_policies: raises PC043 for a policy that shortens what held before, unless its change_id is a change of that class and length that a second person approved at the time of set_at.';
+
 -- definer: reads policies, holds and identities whatever the role
 -- stable: it sees the table as the statement found it. A grant that goes together with its withdrawal would
 -- else be in force again for the instant between the two rows.

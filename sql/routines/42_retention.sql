@@ -14,9 +14,66 @@ order by p.class, p.tenant_id = 'system';
 grant select on custody.retention_policies to custody_readonly, custody_readwrite, custody_worker, custody_privacy, custody_auditor, custody_admin;
 comment on view custody.retention_policies is 'The policy of each class that holds for the tenant in context: its own (own) or the shared one.';
 
--- definer: policies are written by this function alone
+create or replace view custody.retention_changes with (security_invoker = true) as
+select c.tenant_id, c.change_id, c.class, c.keep, c.keep_before, c.basis,
+  coalesce(c.decision, case when c.expires_at <= pg_catalog.now() then 'expired' else 'proposed' end) as status,
+  c.proposed_by, c.proposed_login, c.proposed_at, c.expires_at, c.decided_by, c.decided_login, c.decided_at, c.reason
+from custody_data.retention_changes c;
+grant select on custody.retention_changes to custody_worker, custody_privacy, custody_auditor, custody_admin;
+comment on view custody.retention_changes is 'Changes of retention policies of the tenant in context with the status of each: proposed, set, approved, rejected, withdrawn, replaced or expired. Readers: custody_worker, custody_privacy, custody_auditor, custody_admin.';
+
+create or replace function custody_data.shortens(p_class text, p_keep interval, p_before interval)
+returns boolean
+language sql
+immutable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Not by comparing intervals, for which a year has 360 days: 361 days would pass for longer. Shorter is what ends
+  -- sooner from any day of four years, counted forwards, as ends of policies are, or backwards, as what is due is.
+  -- Policies for keys say when keys change, not how long data is kept.
+  select p_class not in ('key_age', 'kek_generation', 'key_backup') and exists (
+    select from (select timestamp '2000-01-01' + d * interval '1 day' as at from generate_series(0, 1460) d) s
+    where s.at + p_keep < s.at + p_before or s.at - p_keep > s.at - p_before);
+$$;
+revoke all on function custody_data.shortens(text, interval, interval) from public;
+comment on function custody_data.shortens(text, interval, interval) is 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do: no data goes by them.';
+
+create or replace function custody_data.lock_policy(p_tenant text, p_class text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  perform custody_data.require_read_committed();
+  perform pg_advisory_xact_lock(hashtextextended(format('pgcustody.retention_policy %s %s', p_tenant, p_class), 0));
+end
+$$;
+revoke all on function custody_data.lock_policy(text, text) from public;
+comment on function custody_data.lock_policy(text, text) is 'Changes of one policy take turns, until the transaction ends. Raises PC026 at repeatable read and above.';
+
+create or replace function custody_data.put_policy(p_change custody_data.retention_changes, p_replaces uuid)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into custody_data.retention_policies as p (tenant_id, class, keep, basis, set_by, set_at, change_id)
+  values (p_change.tenant_id, p_change.class, p_change.keep, p_change.basis, p_change.proposed_by, p_change.decided_at, p_change.change_id)
+  on conflict (tenant_id, class) do update
+  set keep = excluded.keep, basis = excluded.basis, set_by = excluded.set_by, set_at = excluded.set_at, change_id = excluded.change_id;
+  perform custody_data.append_event('retention.policy', 'retention_policy', p_change.class, 'success',
+    jsonb_strip_nulls(jsonb_build_object('class', p_change.class, 'keep', p_change.keep::text, 'keep_before', p_change.keep_before::text,
+      'basis', p_change.basis, 'change_id', p_change.change_id, 'replaces', p_replaces)), null);
+end
+$$;
+revoke all on function custody_data.put_policy(custody_data.retention_changes, uuid) from public;
+comment on function custody_data.put_policy(custody_data.retention_changes, uuid) is 'Puts a decided change into force, with its event.';
+
+-- definer: policies and their changes are written by these functions alone
 create or replace function custody.set_retention_policy(p_class text, p_keep interval, p_basis text)
-returns interval
+returns custody_data.retention_changes
 language plpgsql
 volatile
 security definer
@@ -24,9 +81,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_whole_tenant();
-  v_before interval;
+  v_actor constant uuid := custody_data.require_actor();
+  v_before interval := custody_data.keep_of(p_class);
+  v_change custody_data.retention_changes;
+  v_replaces uuid;
 begin
-  v_before := custody_data.keep_of(p_class);
   if p_class = 'audit_hot' and v_tenant <> 'system' then
     raise exception using errcode = 'PC012', message = 'policy audit_hot holds for the whole database',
       hint = 'Set it in the context of tenant system: months are shared by all tenants.';
@@ -35,20 +94,154 @@ begin
     raise exception using errcode = 'PC023', message = 'a policy needs an interval of at most 100 years and a legal basis',
       hint = 'For example: interval ''6 years'', and the law or contract that asks for it.';
   end if;
-  insert into custody_data.retention_policies as p (tenant_id, class, keep, basis, set_by)
-  values (v_tenant, p_class, p_keep, p_basis, custody_data.require_actor())
-  on conflict (tenant_id, class) do update set keep = excluded.keep, basis = excluded.basis, set_by = excluded.set_by, set_at = now();
-  perform custody_data.append_event('retention.policy', 'retention_policy', p_class, 'success',
-    jsonb_build_object('class', p_class, 'keep', p_keep::text, 'keep_before', v_before::text, 'basis', p_basis), null);
-  return v_before;
+  if p_class = 'audit_hot' and p_keep < interval '7 days' then
+    raise exception using errcode = 'PC023', message = 'policy audit_hot is 7 days or more',
+      hint = 'Events stay in Postgres for at least 7 days after their archive was proved.';
+  end if;
+  perform custody_data.lock_policy(v_tenant, p_class);
+  v_before := custody_data.keep_of(p_class);
+
+  -- Who decides next must see what it would change: an open proposal does not outlive a change of its policy.
+  update custody_data.retention_changes c
+  set decision = case when c.expires_at <= now() then 'expired' else 'replaced' end, decided_by = v_actor, decided_login = session_user, decided_at = now()
+  where c.tenant_id = v_tenant and c.class = p_class and c.decision is null
+  returning case c.decision when 'replaced' then c.change_id end into v_replaces;
+
+  insert into custody_data.retention_changes as c (tenant_id, class, keep, keep_before, basis, proposed_by, decision, decided_by, decided_login, decided_at)
+  select v_tenant, p_class, p_keep, v_before, p_basis, v_actor, d.decision,
+    case when d.decision = 'set' then v_actor end, case when d.decision = 'set' then session_user end, case when d.decision = 'set' then now() end
+  from (select case when not custody_data.shortens(p_class, p_keep, v_before) then 'set' end as decision) d
+  returning c.* into v_change;
+  if v_change.decision = 'set' then
+    perform custody_data.put_policy(v_change, v_replaces);
+  else
+    perform custody_data.append_event('retention.propose', 'retention_policy', p_class, 'success',
+      jsonb_strip_nulls(jsonb_build_object('class', p_class, 'keep', p_keep::text, 'keep_before', v_before::text, 'basis', p_basis,
+        'change_id', v_change.change_id, 'replaces', v_replaces, 'expires_at', custody_data.entry_time(v_change.expires_at))), null);
+    raise notice using
+      message = format('policy %s stays at %s: change %s waits for the approval of a second person', p_class, v_before, v_change.change_id),
+      hint = 'Somebody else, by another login: custody.approve_retention_change, within 30 days.';
+  end if;
+  return v_change;
 end
 $$;
 revoke all on function custody.set_retention_policy(text, interval, text) from public;
 grant execute on function custody.set_retention_policy(text, interval, text) to custody_privacy, custody_admin;
 comment on function custody.set_retention_policy(text, interval, text) is
-'Sets how long the tenant in context keeps a class and returns how long it was kept before. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
-Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
+'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
+
+create or replace function custody_data.require_open_change(p_change_id uuid)
+returns custody_data.retention_changes
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_tenant constant text := custody_data.require_whole_tenant();
+  v_change custody_data.retention_changes;
+begin
+  perform custody_data.require_read_committed();
+  select c.* into v_change from custody_data.retention_changes c where c.tenant_id = v_tenant and c.change_id = p_change_id;
+  if found then
+    -- The lock first, then the row as it is under it.
+    perform custody_data.lock_policy(v_tenant, v_change.class);
+    select c.* into v_change from custody_data.retention_changes c where c.tenant_id = v_tenant and c.change_id = p_change_id;
+  end if;
+  if v_change.change_id is null or v_change.decision is not null or v_change.expires_at <= now() then
+    raise exception using
+      errcode = 'PC044',
+      message = format('no retention change %s to decide', coalesce(p_change_id::text, 'null')),
+      detail = case
+        when v_change.change_id is null then 'The tenant has no such change.'
+        when v_change.decision is not null then format('It is %s since %s.', v_change.decision, custody_data.entry_time(v_change.decided_at))
+        else format('It expired at %s.', custody_data.entry_time(v_change.expires_at)) end,
+      hint = 'custody.retention_changes has them all; propose it again with custody.set_retention_policy.';
+  end if;
+  return v_change;
+end
+$$;
+revoke all on function custody_data.require_open_change(uuid) from public;
+comment on function custody_data.require_open_change(uuid) is 'The proposed change of that id, locked until the transaction ends; raises PC044 where it is unknown, decided or expired, PC026 at repeatable read and above.';
+
+-- definer: as set_retention_policy
+create or replace function custody.approve_retention_change(p_change_id uuid)
+returns custody_data.retention_changes
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_change custody_data.retention_changes := custody_data.require_open_change(p_change_id);
+  v_actor constant uuid := custody_data.require_actor();
+  v_before constant interval := custody_data.keep_of(v_change.class);
+begin
+  if v_actor = v_change.proposed_by or session_user = v_change.proposed_login then
+    raise exception using
+      errcode = 'PC043',
+      message = format('retention change %s needs the approval of a second person', p_change_id),
+      detail = concat_ws(' ', case when v_actor = v_change.proposed_by then 'The actor in context proposed it.' end,
+        case when session_user = v_change.proposed_login then format('It was proposed by login %s, which this session has too.', v_change.proposed_login) end),
+      hint = 'Somebody else approves it, as another actor and by a login of their own.';
+  end if;
+  -- A shared policy may have changed under a tenant's proposal.
+  if v_before::text <> v_change.keep_before::text then
+    raise exception using
+      errcode = 'PC044',
+      message = format('retention change %s is overtaken', p_change_id),
+      detail = format('It was proposed when policy %s kept for %s, which is %s now.', v_change.class, v_change.keep_before, v_before),
+      hint = 'Propose it again with custody.set_retention_policy.';
+  end if;
+  update custody_data.retention_changes c
+  set decision = 'approved', decided_by = v_actor, decided_login = session_user, decided_at = now()
+  where c.tenant_id = v_change.tenant_id and c.change_id = p_change_id
+  returning c.* into v_change;
+  perform custody_data.append_event('retention.approve', 'retention_policy', v_change.class, 'success',
+    jsonb_build_object('class', v_change.class, 'keep', v_change.keep::text, 'keep_before', v_change.keep_before::text, 'change_id', p_change_id), null);
+  perform custody_data.put_policy(v_change, null);
+  return v_change;
+end
+$$;
+revoke all on function custody.approve_retention_change(uuid) from public;
+grant execute on function custody.approve_retention_change(uuid) to custody_privacy, custody_admin;
+comment on function custody.approve_retention_change(uuid) is
+'Approves a shorter policy that somebody else proposed, which then holds: another actor, by another login of the database. Events: retention.approve and retention.policy.
+Errors: PC001, PC015 confined to one person, PC026 isolation level, PC043 proposed by the same actor or login, PC044 unknown, decided, expired or overtaken. Callers: custody_privacy, custody_admin.';
+
+-- definer: as set_retention_policy
+create or replace function custody.reject_retention_change(p_change_id uuid, p_reason text)
+returns custody_data.retention_changes
+language plpgsql
+volatile
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_change custody_data.retention_changes;
+  v_actor constant uuid := custody_data.require_actor();
+begin
+  if coalesce(char_length(btrim(p_reason)), 0) not between 1 and 1000 then
+    raise exception using errcode = 'PC023', message = 'rejecting a change of a policy needs a reason', hint = 'Say why in 1 to 1000 characters, without naming a person.';
+  end if;
+  v_change := custody_data.require_open_change(p_change_id);
+  update custody_data.retention_changes c
+  set decision = case when v_actor = c.proposed_by then 'withdrawn' else 'rejected' end,
+    decided_by = v_actor, decided_login = session_user, decided_at = now(), reason = p_reason
+  where c.tenant_id = v_change.tenant_id and c.change_id = p_change_id
+  returning c.* into v_change;
+  perform custody_data.append_event(case v_change.decision when 'withdrawn' then 'retention.withdraw' else 'retention.reject' end,
+    'retention_policy', v_change.class, 'success',
+    jsonb_build_object('class', v_change.class, 'change_id', p_change_id, 'reason', p_reason), null);
+  return v_change;
+end
+$$;
+revoke all on function custody.reject_retention_change(uuid, text) from public;
+grant execute on function custody.reject_retention_change(uuid, text) to custody_privacy, custody_admin;
+comment on function custody.reject_retention_change(uuid, text) is
+'Rejects a shorter policy that somebody proposed, or withdraws it where the actor in context proposed it. p_reason: why, 1 to 1000 characters, naming nobody.
+Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC044 unknown, decided or expired. Callers: custody_privacy, custody_admin.';
 
 create or replace function custody_data.keep_of(p_class text)
 returns interval

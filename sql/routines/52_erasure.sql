@@ -232,6 +232,12 @@ begin
     from custody_data.retention_policies p
     where p.tenant_id = v_tenant and p.basis ~* v_pattern
     having count(*) > 0
+    union all
+    select 'retention_changes', x.col, count(*)
+    from custody_data.retention_changes c
+    cross join lateral (values ('basis', c.basis), ('reason', c.reason)) x (col, value)
+    where c.tenant_id = v_tenant and x.value ~* v_pattern
+    group by x.col
   ) f;
   if to_regclass('river.river_job') is not null then
     -- The tenant's own jobs; that they name the tenant says nothing about a person.
@@ -249,7 +255,7 @@ end
 $$;
 revoke all on function custody_data.find_residue(uuid, xid8, timestamptz) from public;
 comment on function custody_data.find_residue(uuid, xid8, timestamptz) is
-'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- definer: reads what the caller may not
 create or replace function custody.search_residue(p_request_id uuid)

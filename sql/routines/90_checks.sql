@@ -33,13 +33,13 @@ with tables as (
   union all
   select t.name, 'a_reject_delete' as trigger_name from tables t
   where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments',
-    'audit_actions', 'audit_resource_types', 'retention_policies', 'key_encryption_keys', 'data_keys')
+    'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'key_encryption_keys', 'data_keys')
   union all
   select t.name, g.trigger_name from tables t
   cross join (values ('a_reject_truncate'), ('a_require_live_identity'), ('a_reject_held'), ('z_audit_insert'), ('z_audit_update'), ('z_audit_delete')) g (trigger_name)
   where t.name in ('user_profiles', 'user_preferences', 'conversations')
   union all
-  values ('consent_records', 'a_reject_early_delete'), ('consent_records', 'a_require_live_identity'), ('consent_records', 'a_reject_held'),
+  values ('retention_policies', 'a_require_approval'), ('consent_records', 'a_reject_early_delete'), ('consent_records', 'a_require_live_identity'), ('consent_records', 'a_reject_held'),
     ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate'), ('erased_user_ids', 'a_reject_truncate'), ('wrapped_keys', 'a_reject_truncate'),
     ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change')
 ), -- Settings under which a key, bound as a parameter, is written to the server's log: of this session, and of others.

@@ -199,7 +199,7 @@ begin
   perform custody.record_audit_event('account.login', 'account', p_user_id, p_log_entry_id => gen_random_uuid(), p_personal => '{"source_ip": "192.0.2.1"}');
   perform custody.register_action(p_tenant || '.act', '{}', 'an action');
   perform custody.register_resource_type(p_tenant || '.thing', 'a thing');
-  perform custody.set_retention_policy('conversations', interval '30 days', 'contract');
+  perform custody.set_retention_policy('conversations', interval '1 year', 'contract');
   perform custody.register_holder('crm', null, 'a CRM');
   perform custody.place_hold(jsonb_build_object('user_id', p_user_id), 'case 1', 'litigation');
   v_request_id := custody.request_erasure(p_user_id, 'asked for');

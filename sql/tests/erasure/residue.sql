@@ -14,7 +14,7 @@ create function pg_temp.found(p_user_id text) returns text language sql as $$
   select coalesce(string_agg(format('%s.%s %s', f ->> 'table', f ->> 'column', f ->> 'rows'), ', ' order by f::text), 'none')
   from jsonb_array_elements(custody.search_residue(current_setting('testing.' || p_user_id)::uuid)) f;
 $$;
-select pg_temp.person('person' || n) from generate_series(1, 16) n;
+select pg_temp.person('person' || n) from generate_series(1, 18) n;
 
 -- One person for each place.
 select custody.record_audit_event('phi.access', 'document', 'file of PERSON1, page 2');
@@ -38,7 +38,8 @@ insert into river.river_job (args, kind, max_attempts) values
 set local session authorization custody_dpo;
 select enter('residue', 'dpo') /* $1 */;
 select custody.register_holder('crm');
-select custody.set_retention_policy('conversations', interval '30 days', 'wish of person15');
+select custody.set_retention_policy('conversations', interval '1 year', 'wish of person15');
+select custody.reject_retention_change((custody.set_retention_policy('consent', interval '1 year', 'as person17 wants')).change_id, 'person18 changed his mind');
 
 select is(pg_temp.found('person1'), 'audit_logs.resource_id 1', 'a resource id, in whatever case');
 select is(pg_temp.found('person2'), 'audit_logs.metadata 1', 'metadata of an event, by the e-mail address');
@@ -52,10 +53,12 @@ select is(pg_temp.found('person9'), 'audit_logs.metadata 1, legal_holds.release_
 select is(pg_temp.found('person10'), 'job_runs.counts 1', 'what a run says it counted, by the name');
 select is(pg_temp.found('person11'), 'audit_logs.metadata 1, job_runs.error 1', 'its error, and the event of it');
 select is(pg_temp.found('person12'), 'river_job.args, errors or metadata 1', 'a job of the queue, this tenant''s alone');
-select is(pg_temp.found('person15'), 'audit_logs.metadata 1, retention_policies.basis 1', 'the basis of a policy, and the event of it');
+select is(pg_temp.found('person15'), 'audit_logs.metadata 1, retention_changes.basis 1, retention_policies.basis 1', 'the basis of a policy, and the event of it');
+select is(pg_temp.found('person17'), 'audit_logs.metadata 1, retention_changes.basis 1', 'the basis of a policy that was proposed');
+select is(pg_temp.found('person18'), 'audit_logs.metadata 1, retention_changes.reason 1', 'why it was withdrawn');
 select is(pg_temp.found('person14'), 'none', 'somebody who stands nowhere');
 select is(pg_temp.found('person13'), 'none', 'whole words only: person1 is not in person13');
-select is((select count(*) from events('residue', 'request.search')), 15::bigint, 'each search is an event');
+select is((select count(*) from events('residue', 'request.search')), 17::bigint, 'each search is an event');
 select is((last_event('residue', 'request.search')).metadata, jsonb_build_object('request_id', current_setting('testing.person13'), 'findings', '[]'::jsonb, 'rows', 0, 'searched_for', '["user_id", "email", "phone", "full_name"]'::jsonb), 'that says what was found, and names nobody');
 
 select refuses($$select custody.erase_subject(current_setting('testing.person1')::uuid)$$, 'PC019', 'the erasure fails');

@@ -44,6 +44,7 @@ select enter('retain_conversations', 'dpo') /* $1 */;
 select custody.set_retention_policy('conversations', interval '10 days', 'contract');
 set local session authorization custody_runner;
 select enter('retain_conversations', 'runner') /* $1 */;
+select custody.approve_retention_change(c.change_id) from custody.retention_changes c where c.status = 'proposed';
 select is((select d.due_rows from custody.retention_due d where d.class = 'conversations'), 2::bigint, 'by its own policy more is due');
 select is(custody.enforce_retention('conversations', 100), 2::bigint, 'and goes');
 select is((last_event('retain_conversations', 'retention.run')).metadata ->> 'basis', 'contract', 'on its own basis');

@@ -7,5 +7,8 @@ set local session authorization custody_runner;
 select enter('retention_isolation', 'runner') /* $1 */;
 select refuses($$select custody.enforce_retention('conversations', 10)$$, 'PC026', 'at repeatable read');
 select lives_ok($$select * from custody.retention_due$$, 'looking is possible');
+select refuses($$select custody.set_retention_policy('consent', interval '8 years', 'x')$$, 'PC026', 'no policy is set');
+select refuses($$select custody.approve_retention_change(gen_random_uuid())$$, 'PC026', 'nor a change approved');
+select refuses($$select custody.reject_retention_change(gen_random_uuid(), 'x')$$, 'PC026', 'or rejected');
 select * from finish();
 rollback;

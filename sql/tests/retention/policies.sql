@@ -11,11 +11,14 @@ select results_eq($$select p.class collate "default", p.keep, p.own from custody
   $$values ('audit'::text, interval '7 years', false), ('audit_hot', interval '90 days', false), ('consent', interval '7 years', false), ('conversations', interval '90 days', false),
     ('entry_ids', interval '90 days', false), ('erased_ids', interval '1 year', false), ('kek_generation', interval '7 days', false), ('key_age', interval '1 year', false), ('key_backup', interval '7 days', false)$$, 'what is shipped');
 select is((select count(*) from custody.retention_policies p where coalesce(p.basis, '') = ''), 0::bigint, 'each has its basis');
-select is(custody.set_retention_policy('conversations', interval '30 days', 'contract with the customer'), interval '90 days', 'set_retention_policy returns what held before');
+select is((custody.set_retention_policy('conversations', interval '120 days', 'contract with the customer')).decision, 'set', 'what lengthens is set at once');
+select row_eq($$select c.status, c.keep, c.keep_before, c.decided_by, c.decided_login from custody.retention_changes c$$,
+  row ('set'::text, interval '120 days', interval '90 days', identity('policies', 'dpo'), 'custody_dpo'::text), 'and on record, with what held before');
 select row_eq($$select p.tenant_id collate "default", p.keep, p.basis, p.own, p.set_by from custody.retention_policies p where p.class = 'conversations'$$,
-  row ('policies'::text, interval '30 days', 'contract with the customer'::text, true, identity('policies', 'dpo')), 'the tenant''s own goes before');
-select is((last_event('policies', 'retention.policy')).metadata, '{"class": "conversations", "keep": "30 days", "keep_before": "90 days", "basis": "contract with the customer"}', 'the change is an event');
-select is(custody.set_retention_policy('conversations', interval '60 days', 'other contract'), interval '30 days', 'it can be set again');
+  row ('policies'::text, interval '120 days', 'contract with the customer'::text, true, identity('policies', 'dpo')), 'the tenant''s own goes before');
+select is((last_event('policies', 'retention.policy')).metadata - 'change_id', '{"class": "conversations", "keep": "120 days", "keep_before": "90 days", "basis": "contract with the customer"}', 'the change is an event');
+select is((last_event('policies', 'retention.policy')).metadata ->> 'change_id', (select p.change_id::text from custody_data.retention_policies p where p.tenant_id = 'policies'), 'that names its row');
+select is((custody.set_retention_policy('conversations', interval '120 days', 'other contract')).decision, 'set', 'another basis alone is set at once');
 select enter('policies_2', 'dpo') /* $1 */;
 select is((select p.keep from custody.retention_policies p where p.class = 'conversations'), interval '90 days', 'another tenant keeps the shared one');
 select is((select count(*) from custody_data.retention_policies p where p.tenant_id <> 'system'), 0::bigint, 'and does not see the other''s');
@@ -45,7 +48,8 @@ select refuses($$select custody.set_retention_policy('consent', interval '1 year
 reset session authorization;
 set local role custody_admin;
 select custody.set_context('system', 'admin');
-select is(custody.set_retention_policy('audit_hot', interval '120 days', 'operations'), interval '90 days', 'the hot period, in tenant system');
+select refuses($$select custody.set_retention_policy('audit_hot', interval '167 hours', 'x')$$, 'PC023', 'a hot period of less than 7 days');
+select is((custody.set_retention_policy('audit_hot', interval '120 days', 'operations')).keep_before, interval '90 days', 'the hot period, in tenant system');
 select enter('policies_2', 'admin') /* $1 */;
 select is((select p.keep from custody.retention_policies p where p.class = 'audit_hot'), interval '120 days', 'holds for all');
 select * from finish();

@@ -37,7 +37,7 @@ from (values
   ('custody', 'privacy readwrite', 'cancel_request extend_request request_erasure request_export'),
   ('custody', 'privacy worker', 'acknowledge_erasure complete_export due_requests enforce_retention erase_subject export_items pending_notices plan_erasure replay_erasures search_residue'),
   ('custody', 'privacy', 'find_erased remember_erased place_hold register_holder release_hold'),
-  ('custody', 'admin privacy', 'set_retention_policy'),
+  ('custody', 'admin privacy', 'approve_retention_change reject_retention_change set_retention_policy'),
   ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),

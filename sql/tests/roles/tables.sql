@@ -24,6 +24,7 @@ insert into may values
   ('erasure_notices',      '',    '',     's',   's',  '',  's'),
   ('legal_holds',          '',    '',     's',   's',  's', 's'),
   ('retention_policies',   's',   's',    's',   's',  's', 's'),
+  ('retention_changes',    '',    '',     's',   's',  's', 's'),
   ('job_runs',             '',    '',     's',   's',  's', 's'),
   ('imports',              '',    '',     'si',  's',  's', 's'),
   ('incarnations',         '',    '',     's',   's',  's', 's'),
