@@ -100,7 +100,7 @@ func TestArchiveCommands(t *testing.T) {
 	require.Contains(t, c.runs(ExitOK, "archive", "verify"), "2 segments with 15 events verified, 0 findings")
 	require.Contains(t, c.runs(ExitOK, "archive", "verify", "--sample", "1"), "1 segments with 10 events verified, 0 findings")
 	require.Contains(t, c.runs(ExitUsage, "archive", "verify", "--sample", "-1"), `--sample="-1"`)
-	require.Contains(t, c.runs(ExitOK, "archive", "check"), "COMPLIANCE")
+	require.Contains(t, c.runs(ExitOK, "store", "check"), "COMPLIANCE")
 
 	s, err := store.OpenURL(t.Context(), c.env["PGCUSTODY_STORE"])
 	require.NoError(t, err)
