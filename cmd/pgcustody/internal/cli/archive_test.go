@@ -124,8 +124,9 @@ func TestArchiveCommandsRefuse(t *testing.T) {
 
 	bucket := fmt.Sprintf("nolock-%d", time.Now().UnixNano())
 	require.NoError(t, stacktest.Shared(t).NewBucket(t.Context(), bucket, false))
-	for _, command := range [][]string{{"archive", "check"}, {"archive", "run"}} {
-		require.Contains(t, c.runs(ExitObjectStore, append(command, "--store", "s3://"+bucket)...), "no Object Lock")
+	require.Contains(t, c.runs(ExitCheck, "store", "check", "--store", "s3://"+bucket), "no-lock")
+	require.Contains(t, c.runs(ExitObjectStore, "archive", "run", "--store", "s3://"+bucket), "no Object Lock")
+	for _, command := range [][]string{{"store", "check"}, {"archive", "run"}} {
 		require.Contains(t, c.runs(ExitObjectStore, append(command, "--store", "s3://no-such-bucket")...), "no-such-bucket")
 		require.Contains(t, c.runs(ExitUsage, append(command, "--store", "ftp://x")...), "ftp://x")
 	}
