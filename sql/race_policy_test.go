@@ -24,8 +24,10 @@ func TestAPolicyIsDecidedOnce(t *testing.T) {
 		keeps     string
 		first     string // code of the approval where this went before
 	}{
-		"an approval":  {statement: approve, code: "PC044", keeps: "10 days", first: "PC044"},
-		"a rejection":  {statement: func(change string) string { return fmt.Sprintf(`select custody.reject_retention_change('%s', 'no')`, change) }, code: "PC044", first: "PC044"},
+		"an approval": {statement: approve, code: "PC044", keeps: "10 days", first: "PC044"},
+		"a rejection": {statement: func(change string) string {
+			return fmt.Sprintf(`select custody.reject_retention_change('%s', 'no')`, change)
+		}, code: "PC044", first: "PC044"},
 		"a longer one": {statement: func(string) string { return `select custody.set_retention_policy('conversations', '200 days', 'more')` }, keeps: "200 days", first: "PC044"},
 	}
 	lengthen := func() {

@@ -18,7 +18,7 @@ import (
 )
 
 func newRetentionCmd(app *App) *cobra.Command {
-	cmd := &cobra.Command{Use: "retention", Short: "Show what retention would delete, and delete it"}
+	cmd := &cobra.Command{Use: "retention", Short: "Show what retention would delete, and delete it; set how long data is kept"}
 	r := &retention{App: app}
 	due := &cobra.Command{
 		Use:   "due",
@@ -36,6 +36,7 @@ func newRetentionCmd(app *App) *cobra.Command {
 	run.Flags().StringVar(&r.Class, "class", "", "only this class: "+strings.Join(deletedClasses, ", "))
 	run.Flags().BoolVar(&r.DryRun, "dry-run", false, "show what would go, and delete nothing")
 	cmd.AddCommand(due, run)
+	addPolicyCmds(app, cmd)
 	return cmd
 }
 
