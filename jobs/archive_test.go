@@ -1218,9 +1218,7 @@ func TestRecordSegmentRefuses(t *testing.T) {
 			document, err := m.Encode()
 			require.NoError(t, err)
 			recorded = db.RecordSegmentParams{
-				Day: m.Day.String(), Part: 1, ObjectKey: name.ObjectKey(), ManifestKey: name.ManifestKey(), Rows: m.Rows,
-				PlainBytes: m.PlainBytes, StoredBytes: m.StoredBytes, PlainSha256: m.PlainSHA256[:], StoredSha256: m.StoredSHA256[:],
-				FirstOccurredAt: m.FirstOccurredAt, LastOccurredAt: m.LastOccurredAt, RetainUntil: m.RetainUntil, Manifest: document,
+				Day: m.Day.String(), Part: 1, ObjectKey: name.ObjectKey(), ManifestKey: name.ManifestKey(), RetainUntil: m.RetainUntil, Manifest: document,
 			}
 			return stop
 		}
