@@ -61,7 +61,7 @@ type CustodyWrappedDataKey struct {
 	Wrapped    []byte
 }
 
-// Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.
+// Shape of retention_due_at: for each class what would go and what holds keep, the oldest time among what would go, how much it is by estimate, and the references of the holds that keep something.
 type RetentionItem struct {
 	TenantID string
 	Class    string
@@ -70,4 +70,6 @@ type RetentionItem struct {
 	DueRows  int64
 	HeldRows int64
 	OldestAt *time.Time
+	DueBytes int64
+	HeldBy   []string
 }
