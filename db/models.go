@@ -46,6 +46,14 @@ type CustodySealedValueStatus struct {
 	SealedValues int64
 }
 
+// Shape of segment_leaves: leaves that follow one another. xids: 8 bytes a leaf; entry_ids: 16; hashes: 32.
+type CustodySegmentSlice struct {
+	FirstLeaf int64
+	Xids      []byte
+	EntryIds  []byte
+	Hashes    []byte
+}
+
 // Shape of claim_data_keys. wrapped: sealed value, version 1, of the 64 bytes of the data key under the key-encryption key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION.
 type CustodyWrappedDataKey struct {
 	IdentityID uuid.UUID
@@ -53,7 +61,7 @@ type CustodyWrappedDataKey struct {
 	Wrapped    []byte
 }
 
-// Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.
+// Shape of retention_due_at: for each class what would go and what holds keep, the oldest time among what would go, how much it is by estimate, and the references of the holds that keep something.
 type RetentionItem struct {
 	TenantID string
 	Class    string
@@ -62,4 +70,6 @@ type RetentionItem struct {
 	DueRows  int64
 	HeldRows int64
 	OldestAt *time.Time
+	DueBytes int64
+	HeldBy   []string
 }

@@ -132,7 +132,7 @@ func (q *Queries) RetentionChanges(ctx context.Context, db DBTX, decided bool) (
 }
 
 const retentionDue = `-- name: RetentionDue :many
-select d.tenant_id, d.class, d.relation, d.keep, d.due_rows, d.held_rows, d.oldest_at
+select d.tenant_id, d.class, d.relation, d.keep, d.due_rows, d.held_rows, d.oldest_at, d.due_bytes, d.held_by
 from custody.retention_due_at(coalesce($1::timestamptz, pg_catalog.now())) d
 order by d.class, d.relation
 `
@@ -154,6 +154,8 @@ func (q *Queries) RetentionDue(ctx context.Context, db DBTX, asOf *time.Time) ([
 			&i.DueRows,
 			&i.HeldRows,
 			&i.OldestAt,
+			&i.DueBytes,
+			&i.HeldBy,
 		); err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -31,12 +32,16 @@ func (RetentionArgs) InsertOpts() river.InsertOpts {
 // RetentionConfig says how hard retention works.
 type RetentionConfig struct {
 	// Batch is how many rows one transaction deletes; default 2,000. A batch that
-	// runs into its limits is halved, down to MinBatch (50), and tried again.
-	Batch, MinBatch int
+	// runs into its limits, or behind which others waited, is halved, down to MinBatch
+	// (50); after Calm (8) in a row that nobody felt it is doubled again.
+	Batch, MinBatch, Calm int
 	// BatchTimeout ends a batch that takes too long; default 30 s.
 	BatchTimeout time.Duration
-	// LockTimeout ends a batch that waits for a row; default 2 s.
+	// LockTimeout ends a batch that waits for a lock; default 2 s.
 	LockTimeout time.Duration
+	// Look is how often it is looked after who waits behind a batch, Patience how long
+	// anybody may before the batch is ended; defaults 50 ms and 500 ms.
+	Look, Patience time.Duration
 	// Pause lets others through between two batches; default 20 ms.
 	Pause time.Duration
 	// Backoff is the wait after a batch that was ended, doubled each time up to
@@ -52,6 +57,9 @@ type RetentionConfig struct {
 func (c RetentionConfig) withDefaults() RetentionConfig {
 	c.Batch = cmp.Or(c.Batch, 2000)
 	c.MinBatch = cmp.Or(c.MinBatch, 50)
+	c.Calm = cmp.Or(c.Calm, 8)
+	c.Look = cmp.Or(c.Look, 50*time.Millisecond)
+	c.Patience = cmp.Or(c.Patience, 500*time.Millisecond)
 	c.BatchTimeout = cmp.Or(c.BatchTimeout, 30*time.Second)
 	c.LockTimeout = cmp.Or(c.LockTimeout, 2*time.Second)
 	c.Pause = cmp.Or(c.Pause, 20*time.Millisecond)
@@ -84,12 +92,19 @@ func (w *RetentionWorker) Work(ctx context.Context, job *river.Job[RetentionArgs
 		}
 		deadline := time.Now().Add(config.Timeout)
 
-		// What is due is counted first, so that a run can say how far it is.
+		// What is due is counted first, so that a run can say how far it is. Where that
+		// takes too long it goes without saying.
 		due := map[string][]db.RetentionItem{}
 		var total, done int64
 		for _, tenant := range tenants {
-			rows, err := retentionDue(ctx, w.Deps, tenant, job.Args.AsOf)
-			if err != nil {
+			rows, err := retentionDue(ctx, w.Deps, tenant, job.Args.AsOf, config.BatchTimeout)
+			if transient(err) && ctx.Err() == nil {
+				run.Count("uncounted", 1)
+				rows = nil
+				for _, class := range deletedClasses {
+					rows = append(rows, db.RetentionItem{Class: class, DueRows: 1})
+				}
+			} else if err != nil {
 				return fail("look for what is due", err)
 			}
 			for _, row := range rows {
@@ -97,7 +112,7 @@ func (w *RetentionWorker) Work(ctx context.Context, job *river.Job[RetentionArgs
 					continue
 				}
 				run.Count("held", row.HeldRows)
-				if row.DueRows > 0 && deletable(row.Class) {
+				if row.DueRows > 0 && slices.Contains(deletedClasses, row.Class) {
 					due[tenant] = append(due[tenant], row)
 					total += row.DueRows
 				}
@@ -107,9 +122,10 @@ func (w *RetentionWorker) Work(ctx context.Context, job *river.Job[RetentionArgs
 		var failures error
 		for _, tenant := range tenants {
 			for _, row := range due[tenant] {
-				err := w.enforce(ctx, config, deadline, tenant, row.Class, job.Args.AsOf, func(rows int64) {
+				err := w.enforce(ctx, config, deadline, run, tenant, row.Class, job.Args.AsOf, func(rows int64) {
 					done += rows
 					run.Count(row.Class, rows)
+					run.Bytes(rows * row.DueBytes / row.DueRows)
 					run.Progress("rows", done, total)
 				})
 				if errors.Is(err, errNoTime) {
@@ -127,39 +143,46 @@ func (w *RetentionWorker) Work(ctx context.Context, job *river.Job[RetentionArgs
 	})
 }
 
-// deletable tells the classes that retention deletes rows of; audit partitions
-// are the archive's to drop.
-func deletable(class string) bool { return class != "audit" && class != "audit_hot" }
+// deletedClasses are those that retention deletes rows of; audit partitions are the
+// archive's to drop.
+var deletedClasses = []string{"conversations", "consent", "entry_ids", "erased_ids"}
 
 var errNoTime = errors.New("no time left")
 
 // enforce deletes batch after batch of one class of one tenant until nothing is
-// left that was due.
-func (w *RetentionWorker) enforce(ctx context.Context, c RetentionConfig, deadline time.Time, tenant, class string, asOf *time.Time, deleted func(int64)) error {
+// left that was due, and gives way to live traffic.
+func (w *RetentionWorker) enforce(ctx context.Context, c RetentionConfig, deadline time.Time, run *Run, tenant, class string, asOf *time.Time, deleted func(int64)) error {
 	scope := w.scope(tenant, "retention")
 	scope.LockTimeout, scope.Timeout = c.LockTimeout, c.BatchTimeout
-	batch, backoff, failed := c.Batch, c.Backoff, 0
+	pace, failed := newPace(c), 0
+	defer func() { run.Count("yields", pace.yields) }()
 	for {
 		if time.Now().After(deadline) {
 			return errNoTime
 		}
 		var rows int64
+		var felt bool
+		started := time.Now()
 		err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) (err error) {
-			rows, err = db.New().EnforceRetention(ctx, tx, db.EnforceRetentionParams{Class: class, Batch: int32(batch), AsOf: asOf})
+			felt, err = w.watched(ctx, tx, c.Look, c.Patience, func() (err error) {
+				rows, err = db.New().EnforceRetention(ctx, tx, db.EnforceRetentionParams{Class: class, Batch: int32(pace.batch), AsOf: asOf})
+				return err
+			})
 			return err
 		})
-		wait := c.Pause
+		var wait time.Duration
 		switch {
 		case err == nil && rows == 0:
 			return nil
 		case err == nil:
 			deleted(rows)
-			backoff, failed = c.Backoff, 0
+			run.Count("batches", 1)
+			failed = 0
+			wait = pace.done(time.Since(started), felt)
 		case transient(err) && failed+1 < c.Attempts:
 			failed++
-			batch = max(batch/2, c.MinBatch)
-			wait, backoff = backoff, min(2*backoff, c.MaxBackoff)
-			w.Log.Warn("retention batch ended", "tenant", tenant, "class", class, "error", Code(err), "next_batch", batch, "wait", wait)
+			wait = pace.ended()
+			w.Log.Warn("retention batch ended", "tenant", tenant, "class", class, "error", Code(err), "next_batch", pace.batch, "wait", wait)
 		default:
 			return err
 		}
@@ -191,8 +214,10 @@ func (d Deps) tenants(ctx context.Context, only string) ([]string, error) {
 	return names, nil
 }
 
-func retentionDue(ctx context.Context, d Deps, tenant string, asOf *time.Time) (rows []db.RetentionItem, err error) {
-	err = InContext(ctx, d.Pool, d.scope(tenant, "retention"), func(tx pgx.Tx) error {
+func retentionDue(ctx context.Context, d Deps, tenant string, asOf *time.Time, timeout time.Duration) (rows []db.RetentionItem, err error) {
+	scope := d.scope(tenant, "retention")
+	scope.Timeout = timeout
+	err = InContext(ctx, d.Pool, scope, func(tx pgx.Tx) error {
 		rows, err = db.New().RetentionDue(ctx, tx, asOf)
 		return err
 	})

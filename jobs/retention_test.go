@@ -2,13 +2,17 @@ package jobs
 
 import (
 	"context"
+	"log/slog"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
 	"github.com/stretchr/testify/require"
+
+	"pgcustody/cmd/devstack/stack"
 )
 
 // oldConversations makes n conversations whose last message is 100 days old.
@@ -37,6 +41,8 @@ func TestRetentionDeletesInBatches(t *testing.T) {
 	require.Equal(t, "succeeded", run.Status)
 	require.EqualValues(t, 25, b.count(run, "conversations"))
 	require.EqualValues(t, 5, b.count(run, "held"))
+	require.EqualValues(t, 3, b.count(run, "batches"))
+	require.InDelta(t, 25*250, run.Bytes, 25*150, "an estimate of what went")
 	require.Equal(t, Progress{Job: "retention", Unit: "rows", Done: 25, Total: 25}, last)
 	require.EqualValues(t, 3, b.number(tenant, "select count(*) from custody_data.audit_logs where action = 'retention.run'"), "one event a batch")
 
@@ -176,4 +182,161 @@ func TestPartitions(t *testing.T) {
 	}
 	require.Equal(t, river.EventKindJobCompleted, b.work(PartitionsArgs{}).Kind)
 	require.Zero(t, b.count(b.lastRun(SystemTenant, "partitions"), "created"), "a second time: nothing")
+}
+
+// inTheWay locks a table until the returned function lets it go. With the trail locked
+// batches delete their rows and then wait: their event has no place to go.
+func (b *bench) inTheWay(table, mode string) (letGo func()) {
+	b.Helper()
+	holder := b.database.Conn(b.T, stack.Superuser)
+	tx, err := holder.Begin(b.Context())
+	require.NoError(b, err)
+	_, err = tx.Exec(b.Context(), "lock table custody_data."+table+" in "+mode+" mode")
+	require.NoError(b, err)
+	return func() { require.NoError(b, tx.Rollback(b.Context())) }
+}
+
+// ends are the batches that were ended, by their codes.
+func (b *bench) ends() <-chan string {
+	ends := make(chan string, 1000)
+	b.deps.Log = slog.New(endsHandler{slog.DiscardHandler, ends})
+	return ends
+}
+
+type endsHandler struct {
+	slog.Handler
+	ends chan<- string
+}
+
+func (h endsHandler) Enabled(context.Context, slog.Level) bool { return true }
+func (h endsHandler) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h endsHandler) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "retention batch ended" {
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == "error" {
+				h.ends <- a.Value.String()
+			}
+			return true
+		})
+	}
+	return nil
+}
+
+func (b *bench) await1(ends <-chan string) string {
+	b.Helper()
+	select {
+	case code := <-ends:
+		return code
+	case <-time.After(time.Minute):
+		require.FailNow(b, "no batch was ended")
+		return ""
+	}
+}
+
+// A batch whose rows somebody else wants gives way long before its own limits, takes
+// less then, and goes on.
+func TestRetentionGivesWayToWhoWaits(t *testing.T) {
+	b := newBench(t)
+	b.oldConversations("alice", 40)
+	b.deps.Config.Retention = RetentionConfig{Batch: 40, MinBatch: 5, LockTimeout: time.Hour, BatchTimeout: time.Hour,
+		Look: 5 * time.Millisecond, Patience: 20 * time.Millisecond, Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, Attempts: 1_000_000, Pause: time.Millisecond}
+	ends := b.ends()
+	letGo := b.inTheWay("audit_logs", "share")
+	done := make(chan *river.Event, 1)
+	go func() { done <- b.work(RetentionArgs{Tenant: tenant}) }()
+
+	live := b.database.Conn(t, stack.Superuser)
+	const want = "select 1 from custody_data.conversations where conversation_id = 'old-1' for update"
+	// Once a batch has deleted the row, whoever wants it waits; the batch cannot end by itself.
+	require.NoError(t, exec(t, live, "set lock_timeout = '1ms'"))
+	require.Eventually(t, func() bool { return state(exec(t, live, want)) == lockNotAvailable }, time.Minute, time.Millisecond, "no batch has taken the row")
+	require.NoError(t, exec(t, live, "set lock_timeout = '1min'"))
+	require.NoError(t, exec(t, live, "begin"))
+	require.NoError(t, exec(t, live, want), "the row is let go, although the batch still has no place for its event")
+	require.Equal(t, "57014", b.await1(ends))
+	letGo()
+	require.Equal(t, river.EventKindJobCompleted, (<-done).Kind)
+	require.EqualValues(t, 1, b.number(tenant, conversations), "the row that the other has is passed over")
+	run := b.lastRun(tenant, "retention")
+	require.EqualValues(t, 39, b.count(run, "conversations"))
+	require.Positive(t, b.count(run, "yields"))
+	require.GreaterOrEqual(t, b.count(run, "batches"), int64(2), "smaller ones")
+	require.NoError(t, exec(t, live, "rollback"))
+}
+
+// A batch that takes too long is ended by its statement timeout and tried again.
+func TestRetentionBatchesAreBounded(t *testing.T) {
+	b := newBench(t)
+	b.oldConversations("alice", 4)
+	b.deps.Config.Retention = RetentionConfig{LockTimeout: time.Hour, BatchTimeout: 50 * time.Millisecond, Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, Attempts: 1_000_000}
+	ends := b.ends()
+	letGo := b.inTheWay("audit_logs", "share")
+	done := make(chan *river.Event, 1)
+	go func() { done <- b.work(RetentionArgs{Tenant: tenant}) }()
+	require.Equal(t, "57014", b.await1(ends))
+	letGo()
+	require.Equal(t, river.EventKindJobCompleted, (<-done).Kind)
+	require.Zero(t, b.number(tenant, conversations))
+}
+
+// Whoever waits behind a batch that is done in time slows the next one down all the same.
+func TestWatchedTellsWhoWaited(t *testing.T) {
+	b := newBench(t)
+	b.oldConversations("alice", 1)
+	watch := func(patience time.Duration, during func()) (felt bool, err error) {
+		b.context(b.deps.Pool, tenant, func(tx pgx.Tx) error {
+			felt, err = b.deps.watched(t.Context(), tx, time.Millisecond, patience, func() error {
+				if _, err := tx.Exec(t.Context(), "select pg_advisory_xact_lock(1)"); err != nil {
+					return err
+				}
+				during()
+				return nil
+			})
+			return nil
+		})
+		return felt, err
+	}
+	felt, err := watch(time.Hour, func() { time.Sleep(20 * time.Millisecond) })
+	require.NoError(t, err)
+	require.False(t, felt, "nobody was there")
+
+	other := b.database.Conn(t, stack.Superuser)
+	got := make(chan error, 1)
+	felt, err = watch(time.Hour, func() {
+		go func() { got <- exec(t, other, "select pg_advisory_lock(1)") }()
+		admin := b.database.Conn(t, stack.Superuser)
+		require.Eventually(t, func() bool {
+			var waiting bool
+			require.NoError(t, admin.QueryRow(t.Context(), "select exists (select from pg_locks l where l.locktype = 'advisory' and not l.granted and l.database = (select oid from pg_database where datname = current_database()))").Scan(&waiting))
+			return waiting
+		}, time.Minute, time.Millisecond)
+		time.Sleep(50 * time.Millisecond)
+	})
+	require.NoError(t, err)
+	require.True(t, felt)
+	require.NoError(t, <-got, "and got the lock when the transaction had ended")
+}
+
+func exec(t *testing.T, conn *pgx.Conn, query string) error {
+	t.Helper()
+	_, err := conn.Exec(t.Context(), query)
+	return err
+}
+
+// What is due cannot be counted in time: then the batches find out.
+func TestRetentionOfWhatIsNotCounted(t *testing.T) {
+	b := newBench(t)
+	b.oldConversations("alice", 4)
+	b.deps.Config.Retention = RetentionConfig{LockTimeout: time.Hour, BatchTimeout: 200 * time.Millisecond, Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond, Attempts: 1_000_000}
+	ends := b.ends()
+	letGo := b.inTheWay("conversations", "access exclusive")
+	done := make(chan *river.Event, 1)
+	go func() { done <- b.work(RetentionArgs{Tenant: tenant}) }()
+	require.Equal(t, "57014", b.await1(ends))
+	letGo()
+	require.Equal(t, river.EventKindJobCompleted, (<-done).Kind)
+	require.Zero(t, b.number(tenant, conversations))
+	run := b.lastRun(tenant, "retention")
+	require.EqualValues(t, 1, b.count(run, "uncounted"))
+	require.EqualValues(t, 4, b.count(run, "conversations"))
 }

@@ -3,7 +3,7 @@
 select custody.enforce_retention(@class, @batch, coalesce(sqlc.narg(as_of)::timestamptz, pg_catalog.now()))::bigint as rows;
 
 -- name: RetentionDue :many
-select d.tenant_id, d.class, d.relation, d.keep, d.due_rows, d.held_rows, d.oldest_at
+select d.tenant_id, d.class, d.relation, d.keep, d.due_rows, d.held_rows, d.oldest_at, d.due_bytes, d.held_by
 from custody.retention_due_at(coalesce(sqlc.narg(as_of)::timestamptz, pg_catalog.now())) d
 order by d.class, d.relation;
 

@@ -281,13 +281,13 @@ revoke all on function custody_data.tenant_is_held() from public;
 comment on function custody_data.tenant_is_held() is 'Whether a hold covers all of the tenant in context.';
 
 create or replace function custody_data.conversation_holds()
-returns table (identity_id uuid, conversation_id text)
+returns table (identity_id uuid, conversation_id text, reference text)
 language sql
 stable
 rows 10
 set search_path = pg_catalog, pg_temp
 as $$
-  select h.identity_id, case h.scope when 'row' then h.row_id end
+  select h.identity_id, case h.scope when 'row' then h.row_id end, h.reference
   from custody_data.active_holds() h
   where h.tenant_id = custody.current_tenant()
     and (h.scope = 'person' or (h.scope = 'row' and h.table_name = 'conversations'));
@@ -296,14 +296,14 @@ revoke all on function custody_data.conversation_holds() from public;
 comment on function custody_data.conversation_holds() is 'People and conversations of the tenant in context that holds cover; without a conversation_id, all of the person. A hold on the tenant is not among them.';
 
 create or replace function custody_data.consent_holds()
-returns table (identity_id uuid, purpose text, occurred_at timestamptz, recorded_at timestamptz, consent_id uuid)
+returns table (identity_id uuid, purpose text, occurred_at timestamptz, recorded_at timestamptz, consent_id uuid, reference text)
 language sql
 stable
 rows 10
 set search_path = pg_catalog, pg_temp
 as $$
   -- A held grant whose withdrawal went would be in force again, so a hold on a record keeps those after it too.
-  select h.identity_id, c.purpose, c.occurred_at, c.recorded_at, c.consent_id
+  select h.identity_id, c.purpose, c.occurred_at, c.recorded_at, c.consent_id, h.reference
   from custody_data.active_holds() h
   left join custody_data.consent_records c
     on c.tenant_id = h.tenant_id and c.identity_id = h.identity_id
@@ -338,9 +338,9 @@ comment on function custody_data.due_consents(text, timestamptz, interval) is 'C
 
 create or replace view custody.retention_item with (security_invoker = true) as
 select ''::text as tenant_id, ''::text as class, ''::text as relation, null::interval as keep, 0::bigint as due_rows, 0::bigint as held_rows,
-  null::timestamptz as oldest_at
+  null::timestamptz as oldest_at, 0::bigint as due_bytes, '{}'::text[] as held_by
 where false;
-comment on view custody.retention_item is 'Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.';
+comment on view custody.retention_item is 'Shape of retention_due_at: for each class what would go and what holds keep, the oldest time among what would go, how much it is by estimate, and the references of the holds that keep something.';
 
 -- definer: counts for officers who may not read the rows
 -- random_page_cost: what is due is few rows among many, by their indexes, as in enforce_retention
@@ -356,10 +356,13 @@ declare
   v_tenant constant text := custody_data.require_context();
   v_all_held constant boolean := custody_data.tenant_is_held();
   v_keep interval;
+  v_by_tenant text[];
 begin
   if p_as_of is null or not isfinite(p_as_of) then
     raise exception using errcode = 'PC009', message = 'time out of range: p_as_of', hint = 'Give a finite time.';
   end if;
+  -- Nobody has to read a row to know which hold on the whole tenant keeps it.
+  v_by_tenant := array(select h.reference from custody_data.active_holds() h where h.scope = 'tenant' and h.tenant_id = v_tenant order by 1);
   v_keep := custody_data.keep_of('conversations');
   return query
   with held as materialized (
@@ -375,7 +378,16 @@ begin
       where h.identity_id = d.identity_id and (h.conversation_id is null or h.conversation_id = d.conversation_id))
   )
   select v_tenant, 'conversations'::text, 'conversations'::text, v_keep,
-    count(*), (select count(*) from due) - count(*), min(f.at)
+    count(*), (select count(*) from due) - count(*), min(f.at),
+    -- As large as some of them are, as they are stored: reading all would read what they say.
+    coalesce(count(*) * (
+      select avg(150 + coalesce(pg_column_size(c.title), 0) + pg_column_size(c.messages))
+      from (select d.* from due d limit 1000) d
+      join custody_data.conversations c on c.tenant_id = v_tenant and c.identity_id = d.identity_id and c.conversation_id = d.conversation_id), 0)::bigint,
+    (select v_by_tenant from due limit 1) || array(
+      select distinct h.reference from held h
+      where exists (select from due d where d.identity_id = h.identity_id and (h.conversation_id is null or h.conversation_id = d.conversation_id))
+      order by 1)
   from free f;
 
   v_keep := custody_data.keep_of('consent');
@@ -392,27 +404,37 @@ begin
         and (h.occurred_at, h.recorded_at, h.consent_id) <= (d.occurred_at, d.recorded_at, d.consent_id))))
   )
   select v_tenant, 'consent'::text, 'consent_records'::text, v_keep,
-    count(*), (select count(*) from due) - count(*), min(f.at)
+    count(*), (select count(*) from due) - count(*), min(f.at),
+    coalesce(count(*) * (
+      select avg(200 + coalesce(pg_column_size(c.evidence), 0))
+      from (select d.* from due d limit 1000) d
+      join custody_data.consent_records c on c.tenant_id = v_tenant and c.consent_id = d.consent_id), 0)::bigint,
+    (select v_by_tenant from due limit 1) || array(
+      select distinct h.reference from held h
+      where exists (
+        select from due d where d.identity_id = h.identity_id and (h.purpose is null or (h.purpose = d.purpose
+          and (h.occurred_at, h.recorded_at, h.consent_id) <= (d.occurred_at, d.recorded_at, d.consent_id))))
+      order by 1)
   from free f;
 
   v_keep := custody_data.keep_of('entry_ids');
   return query
-  select v_tenant, 'entry_ids'::text, 'audit_entry_ids'::text, v_keep, count(*), 0::bigint, min(e.recorded_at)
+  select v_tenant, 'entry_ids'::text, 'audit_entry_ids'::text, v_keep, count(*), 0::bigint, min(e.recorded_at), count(*) * 120, '{}'::text[]
   from custody_data.audit_entry_ids e
   where e.tenant_id = v_tenant and e.recorded_at < p_as_of - v_keep;
 
   v_keep := custody_data.keep_of('erased_ids');
   return query
-  select v_tenant, 'erased_ids'::text, 'erased_user_ids'::text, v_keep, count(*), 0::bigint, min(e.erased_at)
+  select v_tenant, 'erased_ids'::text, 'erased_user_ids'::text, v_keep, count(*), 0::bigint, min(e.erased_at), count(*) * 130, '{}'::text[]
   from custody_data.erased_user_ids e
   where e.tenant_id = v_tenant and e.erased_at < p_as_of - v_keep;
 
   -- Months of the trail past the hot period, by the planner's estimate of their rows: counting them would read them all.
   return query
   select v_tenant, 'audit_hot'::text, p.name, custody_data.keep_of('audit_hot'),
-    case when p.held then 0 else p.rows end, case when p.held then p.rows else 0 end, p.range_from
+    case when p.held then 0 else p.rows end, case when p.held then p.rows else 0 end, p.range_from, p.bytes, '{}'::text[]
   from (
-    select c.relname::text as name, greatest(c.reltuples, 0)::bigint as rows, m.range_from,
+    select c.relname::text as name, greatest(c.reltuples, 0)::bigint as rows, pg_total_relation_size(c.oid) as bytes, m.range_from,
       custody_data.month_is_held(m.range_from) as held
     from pg_inherits i
     join pg_class c on c.oid = i.inhrelid
@@ -426,7 +448,7 @@ $$;
 revoke all on function custody.retention_due_at(timestamptz) from public;
 grant execute on function custody.retention_due_at(timestamptz) to custody_worker, custody_privacy, custody_auditor;
 comment on function custody.retention_due_at(timestamptz) is
-'What retention would take from the tenant in context at p_as_of, which may lie ahead, and what holds keep, by class. In tenant system also the months of the trail past the hot period, by estimated rows.
+'What retention would take from the tenant in context at p_as_of, which may lie ahead, and what holds keep, by class: rows counted, bytes by estimate, and the references of the holds. In tenant system also the months of the trail past the hot period, by estimated rows and their size on disk.
 Errors: PC001, PC009. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 create or replace view custody.retention_due with (security_invoker = true) as

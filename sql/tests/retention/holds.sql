@@ -33,6 +33,18 @@ select is(pg_temp.under('{"table": "conversations", "row": "a1", "user_id": "bob
 select is(pg_temp.under('{"table": "consent_records", "row": "11111111-1111-4111-8111-111111111111"}'), 'consent 2/2, conversations 4/0', 'a hold on a grant keeps the withdrawal after it');
 select is(pg_temp.under('{"table": "user_profiles", "row": "ada"}'), 'consent 4/0, conversations 4/0', 'a hold on the profile keeps no conversation');
 
+-- By which holds, and how much.
+create function pg_temp.held_by(p_class text) returns text[] language sql as $$ select d.held_by from custody.retention_due d where d.class = p_class $$;
+select ok(bool_and(d.due_bytes between d.due_rows * 100 and d.due_rows * 2000), 'an estimate of what a conversation and a consent take') from custody.retention_due d where d.class in ('conversations', 'consent');
+select custody.place_hold('{"user_id": "bob"}', 'case of bob', 'litigation'), custody.place_hold('{"table": "user_profiles", "row": "ada"}', 'case of a profile', 'litigation'), custody.place_hold('{"tenant": true}', 'case of all', 'litigation');
+select is(pg_temp.held_by('conversations'), array['case of all', 'case of bob'], 'conversations are kept by the holds on the tenant and on their people');
+select is(pg_temp.held_by('consent'), array['case of all'], 'bob has no consent');
+select is(pg_temp.held_by('entry_ids'), '{}', 'no hold keeps ids');
+select is((select d.due_bytes from custody.retention_due d where d.class = 'conversations'), 0::bigint, 'nothing goes');
+select is((select d.held_by from custody.retention_due_at(now() - interval '20 years') d where d.class = 'conversations'), '{}', 'where nothing is due nothing is kept');
+select custody.release_hold(h.hold_id, 'over') from custody.holds h where h.active;
+select is(pg_temp.held_by('conversations'), '{}', 'no hold, none named');
+
 select custody.place_hold('{"table": "conversations", "row": "a1", "user_id": "ada"}', 'case 1', 'litigation');
 select custody.place_hold('{"table": "consent_records", "row": "11111111-1111-4111-8111-111111111111"}', 'case 2', 'litigation');
 select is(custody.enforce_retention('conversations', 100), 3::bigint, 'what is not held goes');

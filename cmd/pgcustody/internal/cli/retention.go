@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -18,7 +19,7 @@ import (
 )
 
 func newRetentionCmd(app *App) *cobra.Command {
-	cmd := &cobra.Command{Use: "retention", Short: "Show what retention would delete, and delete it"}
+	cmd := &cobra.Command{Use: "retention", Short: "Show what retention would delete, and delete it; set how long data is kept"}
 	r := &retention{App: app}
 	due := &cobra.Command{
 		Use:   "due",
@@ -36,6 +37,7 @@ func newRetentionCmd(app *App) *cobra.Command {
 	run.Flags().StringVar(&r.Class, "class", "", "only this class: "+strings.Join(deletedClasses, ", "))
 	run.Flags().BoolVar(&r.DryRun, "dry-run", false, "show what would go, and delete nothing")
 	cmd.AddCommand(due, run)
+	addPolicyCmds(app, cmd)
 	return cmd
 }
 
@@ -55,6 +57,8 @@ type dueRow struct {
 	DueRows  int64      `json:"due_rows"`
 	HeldRows int64      `json:"held_rows"`
 	OldestAt *time.Time `json:"oldest_at"`
+	DueBytes int64      `json:"due_bytes"` // by estimate
+	HeldBy   []string   `json:"held_by"`   // references of holds
 }
 
 func (r *retention) asOf() (*time.Time, error) {
@@ -98,7 +102,7 @@ func dueRows(ctx context.Context, a *App, pool *pgxpool.Pool, asOf *time.Time, c
 			rows, err := db.New().RetentionDue(ctx, tx, asOf)
 			for _, row := range rows {
 				if class == "" || row.Class == class {
-					due = append(due, dueRow{tenant, row.Class, row.Relation, row.DueRows, row.HeldRows, utc(row.OldestAt)})
+					due = append(due, dueRow{tenant, row.Class, row.Relation, row.DueRows, row.HeldRows, utc(row.OldestAt), row.DueBytes, row.HeldBy})
 				}
 			}
 			return err
@@ -118,9 +122,10 @@ func printDue(out io.Writer, due []dueRow) {
 		return
 	}
 	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(table, "TENANT\tCLASS\tRELATION\tDUE\tHELD\tOLDEST")
+	fmt.Fprintln(table, "TENANT\tCLASS\tRELATION\tDUE\tHELD\tABOUT\tOLDEST\tHELD BY")
 	for _, row := range due {
-		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\n", row.Tenant, row.Class, row.Relation, row.DueRows, row.HeldRows, timeText(row.OldestAt))
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%d\t%s\t%s\t%s\n", row.Tenant, row.Class, row.Relation, row.DueRows, row.HeldRows,
+			sizeText(row.DueBytes), timeText(row.OldestAt), cmp.Or(strings.Join(row.HeldBy, ", "), "-"))
 	}
 	_ = table.Flush()
 }
@@ -139,4 +144,16 @@ func (r *retention) Run(ctx context.Context) error {
 	return r.runJobs(ctx, "run", false, func(*pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.RetentionArgs{Tenant: r.Tenant, Class: r.Class, AsOf: asOf}}, nil
 	})
+}
+
+// sizeText writes a number of bytes for people.
+func sizeText(n int64) string {
+	size, unit := float64(n), 0
+	for size >= 1000 && unit < 4 {
+		size, unit = size/1000, unit+1
+	}
+	if unit == 0 {
+		return fmt.Sprintf("%d B", n)
+	}
+	return fmt.Sprintf("%.1f %cB", size, "kMGT"[unit-1])
 }
