@@ -48,6 +48,9 @@ type ArchiveConfig struct {
 	// Defaults 2 s and 5.
 	DropPause    time.Duration
 	DropAttempts int
+	// Accept names findings about the store in spite of which it is written to
+	// (store.FindingNames).
+	Accept []string
 }
 
 func (c ArchiveConfig) withDefaults() ArchiveConfig {
@@ -137,7 +140,11 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 		}
 		if !checked {
 			// Settings are not believed; what could be deleted again is not archived.
-			if err := w.Store.Check(ctx); err != nil {
+			findings, err := w.Store.Check(ctx)
+			if err == nil {
+				err = store.Accept(findings, config.Accept)
+			}
+			if err != nil {
 				return fail("check store", err)
 			}
 			checked = true
@@ -423,7 +430,7 @@ func (a *archiving) lock(ctx context.Context, key, version string) (store.Info, 
 	}
 	if !info.LockedUntil(a.row.RetainUntil) {
 		return info, &ArchiveFinding{Object: key, What: "object is not locked long enough",
-			Do: "run pgcustody archive check; nothing was recorded or dropped"}
+			Do: "run pgcustody store check; nothing was recorded or dropped"}
 	}
 	return info, nil
 }

@@ -7,11 +7,16 @@ import (
 	"strings"
 )
 
-// OpenURL opens the store at s3://bucket[/prefix]. Region, credentials,
-// endpoint and CA come from AWS's own settings (AWS_REGION, AWS_PROFILE,
+// OpenURL is Open without options.
+func OpenURL(ctx context.Context, rawURL string) (Store, error) {
+	return Open(ctx, rawURL, Options{})
+}
+
+// Open opens the store at s3://bucket[/prefix]. Region, credentials, endpoint
+// and CA come from AWS's own settings (AWS_REGION, AWS_PROFILE,
 // AWS_ENDPOINT_URL_S3, AWS_CA_BUNDLE and so on). Nothing is asked of the
 // network yet, save what the credentials need.
-func OpenURL(ctx context.Context, rawURL string) (Store, error) {
+func Open(ctx context.Context, rawURL string, opts Options) (Store, error) {
 	bad := func(hint string, err error) error {
 		return &Error{Op: "open", Object: redact(rawURL), Kind: ErrBadURL, Hint: hint, Err: err}
 	}
@@ -32,7 +37,10 @@ func OpenURL(ctx context.Context, rawURL string) (Store, error) {
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, bad("settings go into the environment, not behind ? or #", nil)
 	}
-	return openS3(ctx, u.Host, strings.Trim(u.Path, "/"))
+	if err := opts.Check(); err != nil {
+		return nil, bad("mend the setting", err)
+	}
+	return openS3(ctx, u.Host, strings.Trim(u.Path, "/"), opts)
 }
 
 // redact drops what could be a secret from a URL that is shown in an error.

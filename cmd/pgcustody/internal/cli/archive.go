@@ -14,8 +14,6 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs"
-	"pgcustody/jobs/segment"
-	"pgcustody/jobs/store"
 )
 
 func newArchiveCmd(app *App) *cobra.Command {
@@ -45,12 +43,7 @@ objects that are on no record are found. Exit status 4 if anything is wrong.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.Verify(cmd.Context()) },
 	}
 	verify.Flags().IntVar(&a.Sample, "sample", 0, "only this many segments: the newest, and others at random")
-	check := &cobra.Command{
-		Use:   "check",
-		Short: "Prove that the store holds a lock: versions, Object Lock, and a canary that it must refuse to give up",
-		RunE:  func(cmd *cobra.Command, _ []string) error { return a.Check(cmd.Context()) },
-	}
-	cmd.AddCommand(run, list, verify, check)
+	cmd.AddCommand(run, list, verify)
 	return cmd
 }
 
@@ -227,18 +220,4 @@ func (a *archive) Verify(ctx context.Context) error {
 		return &Failure{Code: ExitCheck, What: fmt.Sprintf("the archive does not hold: %d findings", len(found)), Object: found[0].Object, Do: found[0].Finding}
 	}
 	return err
-}
-
-func (a *archive) Check(ctx context.Context) error {
-	opened, err := a.openStore(ctx, true)
-	if err != nil {
-		return err
-	}
-	if err := opened.Check(ctx); err != nil {
-		return err
-	}
-	return a.Print(map[string]any{"store": opened.URL(), "lock": store.ModeCompliance, "prefix": segment.Prefix}, func(out io.Writer) {
-		fmt.Fprintf(out, "%s holds: versions, Object Lock, and a canary in %s mode that it refused to delete, to shorten and to write over\n",
-			opened.URL(), store.ModeCompliance)
-	})
 }

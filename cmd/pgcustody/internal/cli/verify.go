@@ -12,7 +12,6 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs"
-	"pgcustody/jobs/store"
 	"pgcustody/jobs/verify"
 )
 
@@ -71,13 +70,12 @@ func (v *verification) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	address, err := v.NeedStore()
-	if err != nil {
-		return err
-	}
 	// Settings of the bucket are not asked for: what matters is in it, and the auditor's
 	// credentials need no more than to read.
-	opened, err := store.OpenURL(ctx, address)
+	opened, err := v.namedStore(ctx)
+	if config := new(ConfigError); errors.As(err, &config) {
+		return err
+	}
 	if err != nil {
 		return unchecked(err)
 	}
