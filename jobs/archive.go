@@ -153,9 +153,6 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 		for _, row := range open {
 			a := &archiving{ArchiveWorker: w, run: run, config: config, name: segment.NewName(row.Day, int(row.Part)), row: row, done: done}
 			a.name.Branch = branch
-			if err := errors.Join(a.from.UnmarshalText([]byte(row.XidFrom)), a.to.UnmarshalText([]byte(row.XidTo))); err != nil {
-				return fail("open segments", err)
-			}
 			switch err := a.work(ctx); {
 			case errors.Is(err, errTaken):
 				left++
@@ -482,13 +479,12 @@ func (a *archiving) record(ctx context.Context) error {
 	if a.manifest.RetainUntil.Before(retained) {
 		retained = a.manifest.RetainUntil
 	}
+	sum := sha256.Sum256(a.document)
 	err := InContext(ctx, a.Pool, a.archiveScope(), func(tx pgx.Tx) error {
 		_, err := db.New().RecordSegment(ctx, tx, db.RecordSegmentParams{
 			Day: a.name.Day.Format(time.DateOnly), Part: int32(a.name.Part),
 			ObjectKey: a.name.ObjectKey(), ManifestKey: a.name.ManifestKey(),
-			Rows: a.sent.rows, PlainBytes: a.sent.bytes, StoredBytes: a.stored.StoredBytes,
-			PlainSha256: a.sent.sha256[:], StoredSha256: a.stored.StoredSHA256[:],
-			FirstOccurredAt: a.sent.first, LastOccurredAt: a.sent.last, RetainUntil: retained, Manifest: a.document,
+			Manifest: a.document, ManifestSha256: sum[:], RetainUntil: retained,
 		})
 		return err
 	})

@@ -3,6 +3,7 @@ package jobs
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -80,7 +81,7 @@ func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, 
 	for i, s := range checked {
 		progress(i, len(checked))
 		c := SegmentCheck{
-			Segment: segment.NewName(s.Day, int(s.Part)).String(), Object: s.ObjectKey, Events: s.Rows, StoredBytes: s.StoredBytes,
+			Segment: segment.NewName(s.Day, int(s.Part)).String(), Object: s.ObjectKey, Events: s.Events, StoredBytes: s.StoredBytes,
 		}
 		err := verifySegment(ctx, d.Store, s)
 		var finding *ArchiveFinding
@@ -145,18 +146,15 @@ func verifySegment(ctx context.Context, s store.Store, record db.ArchiveSegments
 		return missing(record.ManifestKey, "manifest is missing or hidden", err)
 	}
 	defer object.Close()
-	stored, err := segment.DecodeManifest(object)
+	sum := sha256.New()
+	stored, err := segment.DecodeManifest(io.TeeReader(object, sum))
 	if unread := new(store.Error); errors.As(err, &unread) {
 		return err
 	}
 	if err != nil {
 		return wrong(record.ManifestKey, "manifest cannot be read")
 	}
-	onRecord, err := segment.DecodeManifest(bytes.NewReader(record.Manifest))
-	if err != nil {
-		return wrong(record.ManifestKey, "manifest on record cannot be read")
-	}
-	if !stored.Same(onRecord) || stored.ObjectKey != record.ObjectKey || stored.Rows != record.Rows ||
+	if !bytes.Equal(sum.Sum(nil), record.ManifestSha256) || stored.ObjectKey != record.ObjectKey || stored.Rows != record.Events ||
 		stored.PlainSHA256 != segment.SHA256(record.PlainSha256) || stored.StoredSHA256 != segment.SHA256(record.StoredSha256) {
 		return wrong(record.ManifestKey, "manifest is not the one on record")
 	}
