@@ -102,3 +102,35 @@ func (q *Queries) IdentityOf(ctx context.Context, db DBTX, arg IdentityOfParams)
 	err := row.Scan(&identity_id)
 	return identity_id, err
 }
+
+const ledgerTiles = `-- name: LedgerTiles :many
+select t.tile_index, t.hashes
+from custody_data.ledger_tiles t
+where t.tenant_id = 'system' and t.level = 0 and t.tile_index = any ($1::bigint[])
+`
+
+type LedgerTilesRow struct {
+	TileIndex int64
+	Hashes    []byte
+}
+
+// Tiles of level 0.
+func (q *Queries) LedgerTiles(ctx context.Context, db DBTX, tiles []int64) ([]LedgerTilesRow, error) {
+	rows, err := db.Query(ctx, ledgerTiles, tiles)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []LedgerTilesRow{}
+	for rows.Next() {
+		var i LedgerTilesRow
+		if err := rows.Scan(&i.TileIndex, &i.Hashes); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}

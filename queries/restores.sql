@@ -14,3 +14,9 @@ select i.identity_id
 from custody_data.identities i
 where i.tenant_id = @tenant and (i.user_id = @user_id::text or i.identity_id = sqlc.narg(identity_id)::uuid)
 order by i.user_id is not distinct from @user_id::text desc limit 1;
+
+-- name: LedgerTiles :many
+-- Tiles of level 0.
+select t.tile_index, t.hashes
+from custody_data.ledger_tiles t
+where t.tenant_id = 'system' and t.level = 0 and t.tile_index = any (@tiles::bigint[]);

@@ -102,10 +102,11 @@ begin
   end if;
   if not exists (
     select from custody_data.archive_segments s
-    where s.tenant_id = 'system' and s.object_key = p_object_key and s.recorded_at is not null
+    where s.tenant_id = 'system' and s.object_key = p_object_key and s.recorded_at is not null and s.superseded_at is null
+      and s.leaves @> (select range_agg(int8range(l.leaf, l.leaf, '[]')) from unnest(p_leaves) l (leaf))
   ) then
-    raise exception using errcode = 'PC029', message = 'no segment on record has that object',
-      hint = 'Give the object_key of a row of custody.archive_segments.';
+    raise exception using errcode = 'PC029', message = 'no segment on record has that object and these leaves',
+      hint = 'Give the object_key of a row of custody.archive_segments, and leaves of it.';
   end if;
 
   -- Each tile once: a slice of what is stored out of line costs as much as the whole.
@@ -165,7 +166,7 @@ grant execute on function custody.add_restored_events(uuid, text, bigint[], text
 comment on function custody.add_restored_events(uuid, text, bigint[], text[]) is
 'Puts canonical entries into custody.restored_events, all or none, and returns how many were not there yet. Each must be what its restore asked for, and have its hash in the ledger as that leaf.
 p_object_key: of the recorded segment that they are from. p_leaves: index of each entry''s leaf. p_entries: 1 to 100000 entries.
-Errors: PC001, PC015 confined to one person, PC023, PC029 no segment has that object, PC041 not what was sealed. Callers: custody_worker, custody_privacy, custody_auditor.';
+Errors: PC001, PC015 confined to one person, PC023, PC029 no segment has that object and these leaves, PC041 not what was sealed. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- definer: as begin_restore
 create or replace function custody.finish_restore(p_restore_id uuid, p_rows bigint, p_segments bigint)

@@ -28,8 +28,10 @@ from (values
 grant select on archived to public;
 insert into custody_data.ledger_tiles (level, tile_index, hashes)
 select 0, 1000000000, string_agg(sha256('\x00'::bytea || convert_to(a.entry, 'UTF8')), '' order by a.leaf) from archived a;
-insert into custody_data.archive_segments (day, part, xid_from, xid_to, object_key, manifest_key, rows_archived, plain_bytes, stored_bytes, plain_sha256, stored_sha256, first_occurred_at, last_occurred_at, retain_until, manifest, recorded_at)
-values ('2001-03-01', 1, '3', '4', 'audit-archives/segment', 'm', 3, 1, 1, sha256('p'), sha256('s'), '2001-03-01', '2001-03-01', '2040-01-01', '{}', now());
+insert into custody_data.archive_segments (day, part, leaves, events, object_key, manifest_key, plain_bytes, compressed_bytes, stored_bytes, plain_sha256, compressed_sha256, stored_sha256, manifest_sha256,
+  root_hash, first_occurred_at, last_occurred_at, people, recipients, retain_until, recorded_at)
+values ('2001-03-01', 1, '{[256000000000,256000000100)}', 100, 'audit-archives/segment', 'm', 1, 1, 1, sha256('p'), sha256('c'), sha256('s'), sha256('m'),
+  sha256('r'), '2001-03-01', '2001-03-01', decode(repeat('00', 128), 'hex'), '{age1x}', '2040-01-01', now());
 
 -- Refused before anything is on record.
 set local session authorization custody_audit;
@@ -62,6 +64,7 @@ select refuses($$select pg_temp.add('{256000000000}', p_more => ' ')$$, 'PC041',
 select refuses($$select custody.add_restored_events(current_setting('testing.restore')::uuid, 'audit-archives/segment', '{256000000001}', array(select a.entry from archived a where a.leaf = 256000000000))$$, 'PC041', 'the entry of another leaf');
 select refuses($$select custody.add_restored_events(current_setting('testing.restore')::uuid, 'audit-archives/segment', '{256000000099}', '{"{}"}')$$, 'PC041', 'a leaf that the ledger has not come to');
 select refuses($$select pg_temp.add('{256000000000}', 'audit-archives/other')$$, 'PC029', 'an object that no segment has');
+select refuses($$select custody.add_restored_events(current_setting('testing.restore')::uuid, 'audit-archives/segment', '{256000000000, 256000000100}', '{"{}", "{}"}')$$, 'PC029', 'a leaf that is not of its segment');
 select refuses($$select pg_temp.add('{256000000003}')$$, 'PC023', 'an event of another day than was asked for');
 select refuses($$select pg_temp.add('{256000000002}')$$, 'PC023', 'of another tenant');
 select refuses($$select pg_temp.add('{256000000000}', p_restore => gen_random_uuid())$$, 'PC023', 'for a restore that is not there');
