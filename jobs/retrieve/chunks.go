@@ -3,7 +3,6 @@ package retrieve
 import (
 	"errors"
 	"io"
-	"iter"
 
 	"filippo.io/age"
 
@@ -12,45 +11,68 @@ import (
 
 const (
 	// chunkBytes of lines are handed over at a time, by a few chunks in turn. The first
-	// ones are smaller, so that whoever waits sees something soon.
+	// one is smaller, so that whoever waits sees something soon.
 	chunkBytes = 256 << 10
 	firstBytes = 16 << 10
-	chunksUsed = 4
+	chunksUsed = 6
+	// hashers work beside whoever decrypts and whoever takes the lines: hashing costs
+	// the most.
+	hashers = 2
 )
 
-// chunk is a piece of an object: whole lines.
+// chunk is a piece of an object: whole lines, and what is known of each.
 type chunk struct {
-	text []byte
-	ends []int
+	text  []byte
+	lines []line
+	// hashed is told when hashes and entries are there.
+	hashed chan struct{}
 }
 
-func (c *chunk) lines() iter.Seq[[]byte] {
-	return func(yield func([]byte) bool) {
-		from := 0
-		for _, end := range c.ends {
-			if !yield(c.text[from:end:end]) {
-				return
-			}
-			from = end
-		}
+type line struct {
+	from, end int
+	hash      segment.SHA256
+	entry     segment.Entry
+	readable  bool
+}
+
+func (c *chunk) lineText(l *line) []byte { return c.text[l.from:l.end:l.end] }
+
+func (c *chunk) hash(hasher *segment.Hasher) {
+	for i := range c.lines {
+		l := &c.lines[i]
+		text := c.lineText(l)
+		l.hash = hasher.Leaf(text)
+		l.entry, l.readable = segment.ParseEntry(text)
 	}
+	c.hashed <- struct{}{}
 }
 
 // chunks reads an object beside whoever takes its lines.
 type chunks struct {
-	// full is closed at the end; sums and err are to be read then.
+	// full has the chunks in order and is closed at the end; sums and err are to be read
+	// then. Of each hashed must be waited for, and it is given back to free.
 	full, free chan *chunk
 	sums       segment.Sums
 	err        error
-	stopped    chan struct{}
+
+	work    chan *chunk
+	stopped chan struct{}
 }
 
 var errStopped = errors.New("stopped")
 
 func newChunks(object io.Reader, identities []age.Identity) *chunks {
-	c := &chunks{full: make(chan *chunk, chunksUsed), free: make(chan *chunk, chunksUsed), stopped: make(chan struct{})}
+	c := &chunks{full: make(chan *chunk, chunksUsed), free: make(chan *chunk, chunksUsed), work: make(chan *chunk, chunksUsed), stopped: make(chan struct{})}
 	for range chunksUsed {
-		c.free <- &chunk{}
+		c.free <- &chunk{hashed: make(chan struct{}, 1)}
+	}
+	for range hashers {
+		go func() {
+			hasher := segment.NewHasher()
+			for chunk := range c.work {
+				chunk.hash(hasher)
+			}
+		}()
 	}
 	go c.read(object, identities)
 	return c
@@ -58,27 +80,34 @@ func newChunks(object io.Reader, identities []age.Identity) *chunks {
 
 func (c *chunks) read(object io.Reader, identities []age.Identity) {
 	defer close(c.full)
+	defer close(c.work)
 	var here *chunk
 	limit := firstBytes
-	c.sums, c.err = segment.Read(object, identities, func(line []byte) error {
+	hand := func() {
+		// Both have room for all that there are.
+		c.work <- here
+		c.full <- here
+		here, limit = nil, chunkBytes
+	}
+	c.sums, c.err = segment.Read(object, identities, func(text []byte) error {
 		if here == nil {
 			select {
 			case here = <-c.free:
-				here.text, here.ends = here.text[:0], here.ends[:0]
+				here.text, here.lines = here.text[:0], here.lines[:0]
 			case <-c.stopped:
 				return errStopped
 			}
 		}
-		here.text = append(here.text, line...)
-		here.ends = append(here.ends, len(here.text))
+		from := len(here.text)
+		here.text = append(here.text, text...)
+		here.lines = append(here.lines, line{from: from, end: len(here.text)})
 		if len(here.text) >= limit {
-			c.full <- here // has room for all that there are
-			here, limit = nil, chunkBytes
+			hand()
 		}
 		return nil
 	})
 	if here != nil {
-		c.full <- here
+		hand()
 	}
 }
 
@@ -86,6 +115,7 @@ func (c *chunks) read(object io.Reader, identities []age.Identity) {
 func (c *chunks) stop(object io.Closer) {
 	close(c.stopped)
 	_ = object.Close() // a read that waits for the network ends
-	for range c.full { //nolint:revive // what is left is of no use
+	for left := range c.full {
+		<-left.hashed
 	}
 }

@@ -207,13 +207,14 @@ func (r *reading) run(ctx context.Context) error {
 	}
 	defer object.Close()
 
-	// Decrypting and decompressing goes on while lines are compared.
+	// Decrypting, decompressing and hashing go on while lines are compared and taken.
 	chunks := newChunks(object, r.Identities)
 	defer chunks.stop(object)
 	proof := newProof(ctx, r.Tree, m)
 	for c := range chunks.full {
-		for line := range c.lines() {
-			if err := r.line(m, proof, line); err != nil {
+		<-c.hashed
+		for i := range c.lines {
+			if err := r.line(m, proof, c, &c.lines[i]); err != nil {
 				return err
 			}
 		}
@@ -234,22 +235,21 @@ func (r *reading) run(ctx context.Context) error {
 }
 
 // line holds the next line against its leaf and hands it out.
-func (r *reading) line(m *segment.Manifest, proof *proof, line []byte) error {
-	leaf, err := proof.next(m, line)
+func (r *reading) line(m *segment.Manifest, proof *proof, c *chunk, l *line) error {
+	leaf, err := proof.next(m, l.hash)
 	if err != nil {
 		return err
 	}
 	r.result.Lines++
-	entry, ok := segment.ParseEntry(line)
-	if !ok {
+	if !l.readable {
 		// What was sealed before 1 or after 9999 has a time of another form.
 		return &Finding{Object: m.ObjectKey, What: fmt.Sprintf("line %d is an entry that cannot be read", proof.lines), Do: "read it without pgcustody: README says how"}
 	}
-	if !r.wanted.holds(&entry) {
+	if !r.wanted.holds(&l.entry) {
 		return nil
 	}
 	r.result.Rows++
-	return r.take(&Event{Line: line, Leaf: leaf, Object: m.ObjectKey, Entry: &entry})
+	return r.take(&Event{Line: c.lineText(l), Leaf: leaf, Object: m.ObjectKey, Entry: &l.entry})
 }
 
 // Manifest reads the manifest of a segment. On record, it must be the one that was
