@@ -54,6 +54,7 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'partition.create', '{partitions}', 'Partitions of the trail were made.'),
   ('system', 'partition.drop', '{partition,rows,rows_kept,range_from,range_to}', 'A month of the trail left Postgres after its archive was proved, but for what must stay.'),
   ('system', 'audit.read', '{from,to,rows,by_person,action}', 'The audit trail was read.'),
+  ('system', 'archive.restore', '{restore_id,from,to,tenant,by_person,log_entry_id,action,reason,expires_at,rows,segments}', 'Events were fetched from the archive: once at the beginning, and with counts at the end.'),
   ('system', 'tenant.register', '{tenant}', 'A tenant was registered.'),
   ('system', 'tenant.configure', '{unique_fields,remember_erased}', 'A setting of the tenant was changed.'),
   ('system', 'vocabulary.register', '{action,resource_type,metadata_keys}', 'The vocabulary of the trail was extended.'),
@@ -95,6 +96,7 @@ insert into custody_data.retention_policies (tenant_id, class, keep, basis) valu
   ('system', 'conversations', interval '90 days', 'GDPR Art. 5(1)(e): not longer than the service needs after the last message'),
   ('system', 'entry_ids', interval '90 days', 'Operational: how long a retried log_entry_id is recognised'),
   ('system', 'erased_ids', interval '1 year', 'GDPR Art. 17(3)(e): to recognise a later claim of somebody who was erased, where the tenant keeps keyed hashes of their ids'),
+  ('system', 'restored', interval '30 days', 'GDPR Art. 5(1)(e): copies out of the archive, for as long as an enquiry needs them'),
   ('system', 'key_age', interval '1 year', 'NIST SP 800-57 part 1, 5.3.6: how long a key seals before it is overdue for rotation'),
   ('system', 'kek_generation', interval '7 days', 'GDPR Art. 17: how long a key-encryption key wraps; a physical backup that is older than this and the backups of keys opens nothing'),
   ('system', 'key_backup', interval '7 days', 'GDPR Art. 17, 32(1)(c): how long a backup of wrapped keys is kept')

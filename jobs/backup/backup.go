@@ -256,7 +256,7 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 func (r *run) takeSnapshot(ctx context.Context) error {
 	m := &Manifest{
 		Format: manifestFormat, Version: manifestVersion, StartedAt: time.Now().UTC().Truncate(time.Second),
-		Database: r.server.config.Database, Recipients: r.Recipients.text, Actor: r.Actor, Login: r.server.config.User, Binary: binary(),
+		Database: r.server.config.Database, Recipients: r.Recipients.Text, Actor: r.Actor, Login: r.server.config.User, Binary: binary(),
 		Roles: []string{}, Extensions: []Extension{}, KEKs: []TenantKEKs{},
 	}
 	m.Host, _ = os.Hostname()
@@ -399,7 +399,7 @@ func (r *run) upload(ctx context.Context, what, key string, lock time.Duration, 
 	dumped := make(chan error, 1)
 	go func() {
 		err := func() error {
-			cipher, err := age.Encrypt(io.MultiWriter(writer, sum, size), r.Recipients.keys...)
+			cipher, err := age.Encrypt(io.MultiWriter(writer, sum, size), r.Recipients.Keys...)
 			if err == nil {
 				_, err = io.Copy(cipher, plain)
 			}

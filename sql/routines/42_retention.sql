@@ -240,7 +240,8 @@ $$;
 revoke all on function custody.reject_retention_change(uuid, text) from public;
 grant execute on function custody.reject_retention_change(uuid, text) to custody_privacy, custody_admin;
 comment on function custody.reject_retention_change(uuid, text) is
-'Rejects a shorter policy that somebody proposed, or withdraws it where the actor in context proposed it. p_reason: why, 1 to 1000 characters, naming nobody.
+'Rejects a shorter policy class and returns how long it was kept before. In tenant system it sets the shared policy.
+p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids, erased_ids, restored; key_age, kek_generation and key_backup for keys. p_keep: from the end that somebody proposed, or withdraws it where the actor in context proposed it. p_reason: why, 1 to 1000 characters, naming nobody.
 Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC044 unknown, decided or expired. Callers: custody_privacy, custody_admin.';
 
 create or replace function custody_data.keep_of(p_class text)
@@ -429,6 +430,13 @@ begin
   from custody_data.erased_user_ids e
   where e.tenant_id = v_tenant and e.erased_at < p_as_of - v_keep;
 
+  -- Each copy says when it goes; a hold keeps what is in the archive, not copies of it.
+  v_keep := custody_data.keep_of('restored');
+  return query
+  select v_tenant, 'restored'::text, 'restored_events'::text, v_keep, count(*), 0::bigint, min(e.restored_at)
+  from custody_data.restored_events e
+  where e.tenant_id = v_tenant and e.expires_at < p_as_of;
+
   -- Months of the trail past the hot period, by the planner's estimate of their rows: counting them would read them all.
   return query
   select v_tenant, 'audit_hot'::text, p.name, custody_data.keep_of('audit_hot'),
@@ -597,6 +605,17 @@ begin
       delete from custody_data.erased_user_ids e using due d
       where e.tenant_id = v_tenant and e.request_id = d.request_id;
       get diagnostics v_rows = row_count;
+    when 'restored' then
+      with due as (
+        select e.restore_id, e.leaf_index from custody_data.restored_events e
+        where e.tenant_id = v_tenant and e.expires_at < p_as_of
+        order by e.expires_at
+        limit p_limit
+        for update skip locked
+      )
+      delete from custody_data.restored_events e using due d
+      where e.tenant_id = v_tenant and e.restore_id = d.restore_id and e.leaf_index = d.leaf_index;
+      get diagnostics v_rows = row_count;
     else
       -- audit and audit_hot: whole months go, once their archive is proved (custody.drop_archived_partitions)
       null;
@@ -615,5 +634,5 @@ revoke all on function custody.enforce_retention(text, integer, timestamptz) fro
 grant execute on function custody.enforce_retention(text, integer, timestamptz) to custody_worker, custody_privacy;
 comment on function custody.enforce_retention(text, integer, timestamptz) is
 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, restored; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';

@@ -228,6 +228,23 @@ begin
     where n.tenant_id = v_tenant and (n.acknowledged_at is null or n.acknowledged_at >= v_since) and x.found
     group by x.col
     union all
+    select 'archive_restores', 'reason', count(*)
+    from custody_data.archive_restores r
+    where r.tenant_id = v_tenant and r.begun_at >= v_since and r.reason ~* v_pattern
+    having count(*) > 0
+    union all
+    -- copies of what the locked archive has, until they expire
+    select 'restored_events', x.col, count(*)
+    from custody_data.restored_events e
+    cross join lateral (select lower(e.entry collate "C") as text offset 0) t
+    cross join lateral (values
+      ('resource_id', e.resource_id collate "default" ~* v_pattern), ('purpose', e.purpose ~* v_pattern),
+      ('metadata', custody_data.json_matches(e.metadata, v_pattern))) x (col, found)
+    where e.tenant_id = v_tenant and e.restored_at >= v_since and x.found
+      and (strpos(t.text, v_needles[1]) > 0 or strpos(t.text, v_needles[2]) > 0
+        or strpos(t.text, v_needles[3]) > 0 or strpos(t.text, v_needles[4]) > 0)
+    group by x.col
+    union all
     select 'retention_policies', 'basis', count(*)
     from custody_data.retention_policies p
     where p.tenant_id = v_tenant and p.basis ~* v_pattern
@@ -255,7 +272,7 @@ end
 $$;
 revoke all on function custody_data.find_residue(uuid, xid8, timestamptz) from public;
 comment on function custody_data.find_residue(uuid, xid8, timestamptz) is
-'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies and reasons of their changes, job runs and River''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests, holds and restores, copies out of the archive, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- definer: reads what the caller may not
 create or replace function custody.search_residue(p_request_id uuid)

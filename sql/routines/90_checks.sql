@@ -26,13 +26,13 @@ with tables as (
   where c.relnamespace in ('custody_data'::regnamespace, 'custody_keys'::regnamespace) and c.relkind in ('r', 'p')
 ), expected_guards (name, trigger_name) as (
   select t.name, 'a_reject_mutation' as trigger_name from tables t
-  where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
+  where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records', 'restored_events') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
   union all
   select t.name, 'a_reject_row_mutation' as trigger_name from tables t
   where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
   union all
   select t.name, 'a_reject_delete' as trigger_name from tables t
-  where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments',
+  where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments', 'archive_restores',
     'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'key_encryption_keys', 'data_keys')
   union all
   select t.name, g.trigger_name from tables t

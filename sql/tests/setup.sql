@@ -190,6 +190,7 @@ as $$
 declare
   v_request_id uuid;
   v_import_id constant uuid := gen_random_uuid();
+  v_restore_id uuid;
 begin
   perform testing.enter(p_tenant, 'clerk', 'populate');
   perform custody.put_profile(p_user_id, jsonb_build_object('full_name', 'Ada of ' || p_tenant, 'email', 'ada@' || p_tenant || '.example'));
@@ -210,6 +211,12 @@ begin
   insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id) values (p_tenant, v_request_id, 'crm', p_user_id);
   perform custody.finish_run(custody.start_run('import'), 'succeeded');
   perform custody.finish_import(v_import_id, 'user_profiles', sha256('x'), 1, 1, 0, 0);
+  v_restore_id := custody.begin_restore(now() - interval '1 year', now() + interval '1 day', p_reason => 'an enquiry');
+  insert into custody_data.restored_events (tenant_id, restore_id, leaf_index, log_entry_id, occurred_at, recorded_at, actor_id, subject_id, action,
+    resource_type, resource_id, result, metadata, personal, db_role, xid, entry, restored_from, expires_at)
+  select a.tenant_id, v_restore_id, 1, a.log_entry_id, a.occurred_at, a.recorded_at, a.actor_id, a.subject_id, a.action,
+    a.resource_type, a.resource_id, a.result, a.metadata, a.personal, a.db_role, a.xid, custody.audit_entry(a), 'audit-archives/x', now() + interval '1 day'
+  from testing.last_event(p_tenant, 'account.login') a;
   perform set_config('custody.tenant', '', true), set_config('custody.actor', '', true), set_config('custody.actor_id', '', true),
     set_config('custody.purpose', '', true), set_config('custody.kek', '', true), set_config('custody.kek_version', '', true);
 end

@@ -12,7 +12,7 @@ where c.relnamespace = 'custody_data'::regnamespace;
 select set_eq('select p.name, p.cmd, p.roles::text from policies p where p.name !~ ''_backup_select$''', $$
   with page (name, cmd, roles) as (
   select t || '_all_all', '*', '{}' from unnest(array['user_profiles', 'user_preferences', 'consent_records', 'conversations', 'audit_entry_ids', 'erased_user_ids', 'identities', 'tenants', 'requests', 'erasure_certificates', 'stored_certificates',
-    'holders', 'erasure_notices', 'legal_holds', 'retention_changes', 'job_runs', 'imports']) t
+    'holders', 'erasure_notices', 'legal_holds', 'retention_changes', 'job_runs', 'imports', 'archive_restores', 'restored_events']) t
   union all select t || '_all_select', 'r', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_segments', 'partition_drops', 'schema_migrations', 'schema_steps',
     'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints']) t
   union all select t || '_owner_all', '*', '{custody_owner}' from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints']) t
@@ -21,7 +21,7 @@ select set_eq('select p.name, p.cmd, p.roles::text from policies p where p.name 
   union all values ('audit_logs_worker_insert', 'a', '{custody_worker}'), ('audit_logs_worker_select', 'r', '{custody_owner,custody_worker}'),
     ('audit_logs_writers_insert', 'a', '{custody_privacy,custody_readwrite,custody_worker}'), ('holders_owner_select', 'r', '{custody_owner}'),
     ('identities_subject_all', '*', '{custody_auditor,custody_privacy,custody_readonly,custody_readwrite,custody_worker}'), ('legal_holds_owner_select', 'r', '{custody_owner}'),
-    ('requests_owner_select', 'r', '{custody_owner}'), ('retention_policies_system_select', 'r', '{custody_owner}'), ('tenants_owner_all', '*', '{custody_owner}'), ('schema_migrations_owner_all', '*', '{custody_owner}'), ('schema_steps_owner_all', '*', '{custody_owner}')
+    ('requests_owner_select', 'r', '{custody_owner}'), ('restored_events_owner_insert', 'a', '{custody_owner}'), ('restored_events_worker_select', 'r', '{custody_owner,custody_worker}'), ('retention_policies_system_select', 'r', '{custody_owner}'), ('tenants_owner_all', '*', '{custody_owner}'), ('schema_migrations_owner_all', '*', '{custody_owner}'), ('schema_steps_owner_all', '*', '{custody_owner}')
   ) select name, cmd, roles from page$$, 'the policies are those of the page');
 select set_eq('select p.tbl, p.name, p.cmd, p.roles::text, p.qual from policies p where p.name ~ ''_backup_select$''',
   $$select n, n || '_backup_select' as policy, 'r' as cmd, '{custody_backup}' as roles, 'true' as qual from (select name from tables where name not like 'schema\_%' union all select name from partitions) t (n)$$, 'backups read all rows of every table and partition, and no more');

@@ -8,6 +8,7 @@ select set_config('testing.' || k, v, true) from (values
   ('request', (select r.request_id::text from custody_data.requests r where r.tenant_id = 'functions_b')),
   ('hold', (select h.hold_id::text from custody_data.legal_holds h where h.tenant_id = 'functions_b')),
   ('notice', (select n.notice_id::text from custody_data.erasure_notices n where n.tenant_id = 'functions_b')),
+  ('restore', (select r.restore_id::text from custody_data.archive_restores r where r.tenant_id = 'functions_b')),
   ('run', (select r.run_id::text from custody_data.job_runs r where r.tenant_id = 'functions_b')),
   ('event', (select e.log_entry_id::text from events('functions_b', 'account.login') e)),
   ('consent', (select c.consent_id::text from custody_data.consent_records c where c.tenant_id = 'functions_b'))) v (k, v);
@@ -50,6 +51,9 @@ insert into calls values
   ('custody_dpo', $$select custody.release_hold(current_setting('testing.hold')::uuid, 'x')$$, 'PC024'), ('custody_dpo', $$select custody.place_hold('{"user_id": "bob"}', 'x', 'x')$$, 'PC011'),
   ('custody_dpo', $$select custody.place_hold(jsonb_build_object('table', 'consent_records', 'row', current_setting('testing.consent')), 'x', 'x')$$, 'PC023'),
   ('custody_dpo', $$select custody.place_hold(jsonb_build_object('table', 'audit_logs', 'row', current_setting('testing.event')), 'x', 'x')$$, 'PC023'),
+  ('custody_dpo', $$select custody.begin_restore(now() - interval '1 day', now(), 'functions_b', p_reason => 'x')$$, 'PC015'),
+  ('custody_dpo', $$select custody.add_restored_events(current_setting('testing.restore')::uuid, 'x', '{1}', '{x}')$$, 'PC023'), ('custody_dpo', $$select custody.finish_restore(current_setting('testing.restore')::uuid, 1, 1)$$, 'PC023'),
+  ('custody_dpo', $$select 1 from custody.restored_events e where e.restore_id = current_setting('testing.restore')::uuid$$, 'nothing'), ('custody_dpo', $$select 1 from custody.archive_restores r where r.restore_id = current_setting('testing.restore')::uuid$$, 'nothing'),
   ('custody_runner', $$select custody.mark_notice_sent(current_setting('testing.notice')::uuid, 'x')$$, ''), ('custody_runner', $$select custody.finish_run(current_setting('testing.run')::uuid, 'failed')$$, ''),
   ('custody_audit', $$select 1 from custody.job_runs r where r.run_id = current_setting('testing.run')::uuid$$, 'nothing'), ('custody_audit', $$select 1 from custody.holds h where h.hold_id = current_setting('testing.hold')::uuid$$, 'nothing');
 grant select on calls to public;

@@ -42,7 +42,7 @@ from (values
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
   ('custody', 'auditor worker', 'archive_due audit_months ledger_head sealing_status verify_ledger'),
-  ('custody', 'auditor privacy worker', 'ledger_root'),
+  ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore ledger_root'),
   ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
   ('custody', 'admin', 'adopt_events'),
   ('custody', 'worker', 'drop_archived_partitions mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '

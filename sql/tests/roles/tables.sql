@@ -30,6 +30,8 @@ insert into may values
   ('incarnations',         '',    '',     's',   's',  's', 's'),
   ('archive_segments',     '',    '',     's',   's',  's', 's'),
   ('partition_drops',      '',    '',     's',   's',  's', 's'),
+  ('archive_restores',     '',    '',     's',   's',  's', 's'),
+  ('restored_events',      '',    '',     's',   's',  's', 's'),
   ('ledger_tiles',          '',    '',     's',   's',  's', 's'),
   ('ledger_entries',        '',    '',     's',   's',  's', 's'),
   ('ledger_stretches',      '',    '',     's',   's',  's', 's'),
