@@ -9,6 +9,8 @@ import (
 	"context"
 	"encoding/json"
 	"time"
+
+	"github.com/google/uuid"
 )
 
 const archiveDue = `-- name: ArchiveDue :many
@@ -49,33 +51,40 @@ func (q *Queries) ArchiveDue(ctx context.Context, db DBTX) ([]ArchiveDueRow, err
 }
 
 const archiveSegments = `-- name: ArchiveSegments :many
-select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.rows_archived::bigint as rows,
-  s.plain_bytes::bigint as plain_bytes, s.stored_bytes::bigint as stored_bytes, s.plain_sha256, s.stored_sha256,
-  s.first_occurred_at::timestamptz as first_occurred_at, s.last_occurred_at::timestamptz as last_occurred_at,
-  s.retain_until::timestamptz as retain_until, s.manifest::jsonb as manifest, s.recorded_at::timestamptz as recorded_at
+select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.events, s.plain_bytes::bigint as plain_bytes,
+  s.compressed_bytes::bigint as compressed_bytes, s.stored_bytes::bigint as stored_bytes, s.plain_sha256, s.compressed_sha256, s.stored_sha256,
+  s.manifest_sha256, s.root_hash, s.first_occurred_at::timestamptz as first_occurred_at, s.last_occurred_at::timestamptz as last_occurred_at,
+  s.recipients, s.retain_until::timestamptz as retain_until, s.recorded_at::timestamptz as recorded_at, (s.superseded_at is not null)::boolean as superseded,
+  s.legal_hold
 from custody.archive_segments s
-where s.recorded_at is not null
+where s.recorded_at is not null and s.expired_at is null
 order by s.day, s.part
 `
 
 type ArchiveSegmentsRow struct {
-	Day             time.Time
-	Part            int32
-	ObjectKey       string
-	ManifestKey     string
-	Rows            int64
-	PlainBytes      int64
-	StoredBytes     int64
-	PlainSha256     []byte
-	StoredSha256    []byte
-	FirstOccurredAt time.Time
-	LastOccurredAt  time.Time
-	RetainUntil     time.Time
-	Manifest        json.RawMessage
-	RecordedAt      time.Time
+	Day              time.Time
+	Part             int32
+	ObjectKey        string
+	ManifestKey      string
+	Events           int64
+	PlainBytes       int64
+	CompressedBytes  int64
+	StoredBytes      int64
+	PlainSha256      []byte
+	CompressedSha256 []byte
+	StoredSha256     []byte
+	ManifestSha256   []byte
+	RootHash         []byte
+	FirstOccurredAt  time.Time
+	LastOccurredAt   time.Time
+	Recipients       []string
+	RetainUntil      time.Time
+	RecordedAt       time.Time
+	Superseded       bool
+	LegalHold        bool
 }
 
-// Recorded segments, oldest first.
+// Recorded segments whose objects should be there, oldest first.
 func (q *Queries) ArchiveSegments(ctx context.Context, db DBTX) ([]ArchiveSegmentsRow, error) {
 	rows, err := db.Query(ctx, archiveSegments)
 	if err != nil {
@@ -90,16 +99,70 @@ func (q *Queries) ArchiveSegments(ctx context.Context, db DBTX) ([]ArchiveSegmen
 			&i.Part,
 			&i.ObjectKey,
 			&i.ManifestKey,
-			&i.Rows,
+			&i.Events,
 			&i.PlainBytes,
+			&i.CompressedBytes,
 			&i.StoredBytes,
 			&i.PlainSha256,
+			&i.CompressedSha256,
 			&i.StoredSha256,
+			&i.ManifestSha256,
+			&i.RootHash,
 			&i.FirstOccurredAt,
 			&i.LastOccurredAt,
+			&i.Recipients,
 			&i.RetainUntil,
-			&i.Manifest,
 			&i.RecordedAt,
+			&i.Superseded,
+			&i.LegalHold,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const archivedSince = `-- name: ArchivedSince :many
+select s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.manifest_sha256, s.retain_until::timestamptz as retain_until,
+  s.recorded_at::timestamptz as recorded_at, (s.expired_at is not null)::boolean as expired,
+  (case when s.expired_at is not null then s.leaves::text else '' end)::text as leaves
+from custody.archive_segments s
+where s.recorded_at >= $1 or s.expired_at >= $1
+order by s.recorded_at, s.day, s.part
+`
+
+type ArchivedSinceRow struct {
+	ObjectKey      string
+	ManifestKey    string
+	ManifestSha256 []byte
+	RetainUntil    time.Time
+	RecordedAt     time.Time
+	Expired        bool
+	Leaves         string
+}
+
+// Segments that were recorded, or have expired, at or after a time.
+func (q *Queries) ArchivedSince(ctx context.Context, db DBTX, since *time.Time) ([]ArchivedSinceRow, error) {
+	rows, err := db.Query(ctx, archivedSince, since)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ArchivedSinceRow{}
+	for rows.Next() {
+		var i ArchivedSinceRow
+		if err := rows.Scan(
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.ManifestSha256,
+			&i.RetainUntil,
+			&i.RecordedAt,
+			&i.Expired,
+			&i.Leaves,
 		); err != nil {
 			return nil, err
 		}
@@ -191,6 +254,73 @@ func (q *Queries) DropArchivedPartitions(ctx context.Context, db DBTX, maxMonths
 	return items, nil
 }
 
+const findSegments = `-- name: FindSegments :many
+select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.manifest_sha256, s.events,
+  s.plain_bytes::bigint as plain_bytes, s.stored_bytes::bigint as stored_bytes,
+  s.first_occurred_at::timestamptz as first_occurred_at, s.last_occurred_at::timestamptz as last_occurred_at
+from custody.find_segments(nullif($1::text, '')::date, nullif($2::text, '')::date,
+  $3::uuid, $4::uuid, $5::text) s
+`
+
+type FindSegmentsParams struct {
+	FromDay    string
+	ToDay      string
+	IdentityID *uuid.UUID
+	LogEntryID *uuid.UUID
+	Tenant     *string
+}
+
+type FindSegmentsRow struct {
+	Day             time.Time
+	Part            int32
+	ObjectKey       string
+	ManifestKey     string
+	ManifestSha256  []byte
+	Events          int64
+	PlainBytes      int64
+	StoredBytes     int64
+	FirstOccurredAt time.Time
+	LastOccurredAt  time.Time
+}
+
+// Days as text, empty for no bound.
+func (q *Queries) FindSegments(ctx context.Context, db DBTX, arg FindSegmentsParams) ([]FindSegmentsRow, error) {
+	rows, err := db.Query(ctx, findSegments,
+		arg.FromDay,
+		arg.ToDay,
+		arg.IdentityID,
+		arg.LogEntryID,
+		arg.Tenant,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []FindSegmentsRow{}
+	for rows.Next() {
+		var i FindSegmentsRow
+		if err := rows.Scan(
+			&i.Day,
+			&i.Part,
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.ManifestSha256,
+			&i.Events,
+			&i.PlainBytes,
+			&i.StoredBytes,
+			&i.FirstOccurredAt,
+			&i.LastOccurredAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockSegment = `-- name: LockSegment :one
 select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('pgcustody.segment.' || $1::text, 0))::boolean as locked
 `
@@ -206,7 +336,7 @@ func (q *Queries) LockSegment(ctx context.Context, db DBTX, name string) (bool, 
 const openArchiveSegments = `-- name: OpenArchiveSegments :many
 select s.day, s.part
 from custody.archive_segments s
-where s.recorded_at is null
+where s.recorded_at is null and s.superseded_at is null
 order by s.day, s.part
 `
 
@@ -236,15 +366,15 @@ func (q *Queries) OpenArchiveSegments(ctx context.Context, db DBTX) ([]OpenArchi
 }
 
 const openSegments = `-- name: OpenSegments :many
-select s.day, s.part, s.xid_from::text as xid_from, s.xid_to::text as xid_to, s.retain_until::timestamptz as retain_until
+select s.day, s.part, s.events, s.leaves::text as leaves, s.retain_until::timestamptz as retain_until
 from custody.open_segments(p_limit => $1) s
 `
 
 type OpenSegmentsRow struct {
 	Day         time.Time
 	Part        int32
-	XidFrom     string
-	XidTo       string
+	Events      int64
+	Leaves      string
 	RetainUntil time.Time
 }
 
@@ -260,8 +390,8 @@ func (q *Queries) OpenSegments(ctx context.Context, db DBTX, maxSegments int32) 
 		if err := rows.Scan(
 			&i.Day,
 			&i.Part,
-			&i.XidFrom,
-			&i.XidTo,
+			&i.Events,
+			&i.Leaves,
 			&i.RetainUntil,
 		); err != nil {
 			return nil, err
@@ -277,24 +407,18 @@ func (q *Queries) OpenSegments(ctx context.Context, db DBTX, maxSegments int32) 
 const recordSegment = `-- name: RecordSegment :one
 select s.recorded_at::timestamptz as recorded_at
 from custody.record_segment(
-  ($1::text)::date, $2, $3, $4, $5, $6, $7, $8, $9,
-  $10, $11, $12, $13::jsonb) s
+  ($1::text)::date, $2, $3, $4, $5::jsonb, $6, $7, $8) s
 `
 
 type RecordSegmentParams struct {
-	Day             string
-	Part            int32
-	ObjectKey       string
-	ManifestKey     string
-	Rows            int64
-	PlainBytes      int64
-	StoredBytes     int64
-	PlainSha256     []byte
-	StoredSha256    []byte
-	FirstOccurredAt time.Time
-	LastOccurredAt  time.Time
-	RetainUntil     time.Time
-	Manifest        json.RawMessage
+	Day            string
+	Part           int32
+	ObjectKey      string
+	ManifestKey    string
+	Manifest       json.RawMessage
+	ManifestSha256 []byte
+	RetainUntil    time.Time
+	People         []byte
 }
 
 func (q *Queries) RecordSegment(ctx context.Context, db DBTX, arg RecordSegmentParams) (time.Time, error) {
@@ -303,15 +427,10 @@ func (q *Queries) RecordSegment(ctx context.Context, db DBTX, arg RecordSegmentP
 		arg.Part,
 		arg.ObjectKey,
 		arg.ManifestKey,
-		arg.Rows,
-		arg.PlainBytes,
-		arg.StoredBytes,
-		arg.PlainSha256,
-		arg.StoredSha256,
-		arg.FirstOccurredAt,
-		arg.LastOccurredAt,
-		arg.RetainUntil,
 		arg.Manifest,
+		arg.ManifestSha256,
+		arg.RetainUntil,
+		arg.People,
 	)
 	var recorded_at time.Time
 	err := row.Scan(&recorded_at)
@@ -329,6 +448,67 @@ func (q *Queries) SchemaVersion(ctx context.Context, db DBTX) (int64, error) {
 	return version, err
 }
 
+const segmentIsOpen = `-- name: SegmentIsOpen :one
+select exists (
+  select from custody.archive_segments s
+  where s.day = ($1::text)::date and s.part = $2 and s.recorded_at is null and s.superseded_at is null)::boolean as open
+`
+
+type SegmentIsOpenParams struct {
+	Day  string
+	Part int32
+}
+
+func (q *Queries) SegmentIsOpen(ctx context.Context, db DBTX, arg SegmentIsOpenParams) (bool, error) {
+	row := db.QueryRow(ctx, segmentIsOpen, arg.Day, arg.Part)
+	var open bool
+	err := row.Scan(&open)
+	return open, err
+}
+
+const segmentLeaves = `-- name: SegmentLeaves :many
+select l.first_leaf, l.xids, l.entry_ids, l.hashes
+from custody.segment_leaves(($1::text)::date, $2, $3, $4) l
+`
+
+type SegmentLeavesParams struct {
+	Day       string
+	Part      int32
+	FromLeaf  int64
+	MaxSlices int32
+}
+
+// 8, 16 and 32 bytes a leaf, of leaves that follow one another.
+func (q *Queries) SegmentLeaves(ctx context.Context, db DBTX, arg SegmentLeavesParams) ([]CustodySegmentSlice, error) {
+	rows, err := db.Query(ctx, segmentLeaves,
+		arg.Day,
+		arg.Part,
+		arg.FromLeaf,
+		arg.MaxSlices,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CustodySegmentSlice{}
+	for rows.Next() {
+		var i CustodySegmentSlice
+		if err := rows.Scan(
+			&i.FirstLeaf,
+			&i.Xids,
+			&i.EntryIds,
+			&i.Hashes,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const setConnectionCheck = `-- name: SetConnectionCheck :exec
 select pg_catalog.set_config('client_connection_check_interval', $1::text, true)
 `
@@ -336,5 +516,15 @@ select pg_catalog.set_config('client_connection_check_interval', $1::text, true)
 // The server ends a statement of this transaction once it notices that the client is gone.
 func (q *Queries) SetConnectionCheck(ctx context.Context, db DBTX, checkInterval string) error {
 	_, err := db.Exec(ctx, setConnectionCheck, checkInterval)
+	return err
+}
+
+const stayOpen = `-- name: StayOpen :exec
+select pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true)
+`
+
+// A transaction that holds a lock while its worker reads and writes the store.
+func (q *Queries) StayOpen(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, stayOpen)
 	return err
 }

@@ -46,6 +46,14 @@ type CustodySealedValueStatus struct {
 	SealedValues int64
 }
 
+// Shape of segment_leaves: leaves that follow one another. xids: 8 bytes a leaf; entry_ids: 16; hashes: 32.
+type CustodySegmentSlice struct {
+	FirstLeaf int64
+	Xids      []byte
+	EntryIds  []byte
+	Hashes    []byte
+}
+
 // Shape of claim_data_keys. wrapped: sealed value, version 1, of the 64 bytes of the data key under the key-encryption key; its place is TENANT/IDENTITY/wrapped_keys/wrapped/KEY_VERSION.
 type CustodyWrappedDataKey struct {
 	IdentityID uuid.UUID

@@ -67,7 +67,7 @@ func (q *Queries) NoticeState(ctx context.Context, db DBTX) (NoticeStateRow, err
 
 const segmentState = `-- name: SegmentState :one
 select
-  count(*) filter (where s.recorded_at is null)::bigint as open,
+  count(*) filter (where s.recorded_at is null and s.superseded_at is null)::bigint as open,
   count(*) filter (where s.recorded_at is not null)::bigint as recorded
 from custody_data.archive_segments s
 `

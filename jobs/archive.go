@@ -1,23 +1,17 @@
 package jobs
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
-	"io"
 	"runtime/debug"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
-	"golang.org/x/sync/errgroup"
 
 	"pgcustody/db"
 	"pgcustody/jobs/segment"
-	"pgcustody/jobs/store"
 )
 
 // ArchiveArgs asks for one run of the archive: the events of closed days go to
@@ -119,7 +113,7 @@ func (w *ArchiveWorker) all(ctx context.Context, run *Run, config ArchiveConfig)
 	if err := w.archive(ctx, run, config); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, *Run) error{w.index, w.hold, w.expire} {
+	for _, part := range []func(context.Context, *Run) error{w.index} {
 		if err := part(ctx, run); err != nil {
 			return err
 		}

@@ -232,7 +232,7 @@ func (a *archiving) upload(ctx context.Context) error {
 	if swept > 0 {
 		a.run.Count("uploads_swept", int64(swept))
 	}
-	before, err := a.versions(ctx, key)
+	before, err := versionsOf(ctx, a.Store, key)
 	if err != nil {
 		return err
 	}
@@ -260,7 +260,7 @@ func (a *archiving) upload(ctx context.Context) error {
 	}
 	// Everything was sent, and the answer may have been lost. What the store took
 	// shows by its size, and then by its digest.
-	after, lookErr := a.versions(ctx, key)
+	after, lookErr := versionsOf(ctx, a.Store, key)
 	if lookErr != nil {
 		return err
 	}
@@ -273,19 +273,6 @@ func (a *archiving) upload(ctx context.Context) error {
 		}
 	}
 	return err
-}
-
-// versions of a key, the oldest first.
-func (a *archiving) versions(ctx context.Context, key string) (all []store.Info, err error) {
-	for info, err := range a.Store.Versions(ctx, key) {
-		if err != nil {
-			return nil, err
-		}
-		if info.Key == key {
-			all = append(all, info)
-		}
-	}
-	return all, nil
 }
 
 // seal writes the object.
@@ -362,7 +349,7 @@ func (a *archiving) putManifest(ctx context.Context) error {
 	if a.found {
 		return nil
 	}
-	versions, err := a.versions(ctx, a.name.ObjectKey())
+	versions, err := versionsOf(ctx, a.Store, a.name.ObjectKey())
 	if err != nil {
 		return err
 	}
@@ -459,11 +446,12 @@ func (a *archiving) lockObjects(ctx context.Context) error {
 func (a *archiving) record(ctx context.Context) error {
 	digest := sha256.Sum256(a.document)
 	err := InContext(ctx, a.Pool, a.archiveScope(), func(tx pgx.Tx) error {
-		return db.New().RecordSegment(ctx, tx, db.RecordSegmentParams{
+		_, err := db.New().RecordSegment(ctx, tx, db.RecordSegmentParams{
 			Day: a.name.Day.Format(time.DateOnly), Part: a.row.Part,
 			ObjectKey: a.name.ObjectKey(), ManifestKey: a.name.ManifestKey(),
 			Manifest: a.document, ManifestSha256: digest[:], RetainUntil: a.retained, People: a.manifest.People,
 		})
+		return err
 	})
 	if err != nil {
 		return err

@@ -22,10 +22,11 @@ import (
 // store is what was sealed, or nothing does. Memory is bounded by the batches that
 // are under way.
 const (
-	// chunkLeaves is how many leaves are copied by one statement, mapRows how many
-	// rows of the map are asked for at a time; each is of one tile at most.
-	chunkLeaves = 8192
-	mapRows     = chunkLeaves / 256
+	// chunkLeaves is how many leaves are copied by one statement. Rows of the map are
+	// of one tile at most; mapRows is how many are asked for at first, mostRows where
+	// they are of few leaves each.
+	chunkLeaves       = 8192
+	mapRows, mostRows = chunkLeaves / 256, chunkLeaves
 	// copiesAtOnce is the number of connections that copy, batchBytes how much of
 	// their lines is handed on at a time, and batchesAhead how many batches of a
 	// chunk may wait for the chunk before.
@@ -157,13 +158,14 @@ func (s *streamer) readMap(ctx context.Context, tx pgx.Tx, give func(*chunk) err
 		current = &chunk{}
 		return give(full)
 	}
-	for {
+	for most := int32(mapRows); ; {
 		rows, err := db.New().SegmentLeaves(ctx, tx, db.SegmentLeavesParams{
-			Day: s.day.Format(time.DateOnly), Part: int32(s.part), FromLeaf: next, Limit: mapRows, //nolint:gosec // parts are few
+			Day: s.day.Format(time.DateOnly), Part: int32(s.part), FromLeaf: next, MaxSlices: most, //nolint:gosec // parts are few
 		})
 		if err != nil {
 			return err
 		}
+		leaves := 0
 		for _, row := range rows {
 			n := len(row.Xids) / 8
 			if row.FirstLeaf < next || n == 0 || len(row.Xids) != 8*n || len(row.EntryIds) != 16*n || len(row.Hashes) != 32*n {
@@ -183,10 +185,15 @@ func (s *streamer) readMap(ctx context.Context, tx pgx.Tx, give func(*chunk) err
 				}
 				current.leaves = append(current.leaves, l)
 			}
-			next = row.FirstLeaf + int64(n)
+			next, leaves = row.FirstLeaf+int64(n), leaves+n
 		}
-		if len(rows) < mapRows {
+		switch {
+		case len(rows) < int(most):
 			return flush()
+		case leaves < chunkLeaves/2:
+			most = min(2*most, mostRows)
+		case leaves > chunkLeaves:
+			most = max(most/2, mapRows)
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -21,6 +22,7 @@ import (
 
 	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/db"
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 )
@@ -66,9 +68,10 @@ func newLockedBench(t *testing.T) *bench {
 	b := &bench{T: t, database: d, app: d.Pool(t, "custody_app"), reports: &reports{}}
 	b.deps = Deps{
 		Pool: d.Pool(t, "custody_runner"), Store: newStore(t), Actor: "runner",
-		Log:      slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
-		OnReport: b.reports.add,
-		Config:   Config{Notify: NotifyConfig{Key: make([]byte, 32), Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}},
+		Recipients: agekeys.Recipients{Keys: []age.Recipient{opens.Recipient()}, Text: []string{opens.Recipient().String()}},
+		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		OnReport:   b.reports.add,
+		Config:     Config{Notify: NotifyConfig{Key: make([]byte, 32), Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}},
 	}
 	b.context(b.deps.Pool, "system", func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), "select custody.register_tenant($1, 'Acme')", tenant)

@@ -3,14 +3,24 @@ select d.day::date as day, coalesce(d.part, 0)::integer as part, d.rows::bigint 
 from custody.archive_due() d;
 
 -- name: ArchiveSegments :many
--- Recorded segments, oldest first.
-select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.rows_archived::bigint as rows,
-  s.plain_bytes::bigint as plain_bytes, s.stored_bytes::bigint as stored_bytes, s.plain_sha256, s.stored_sha256,
-  s.first_occurred_at::timestamptz as first_occurred_at, s.last_occurred_at::timestamptz as last_occurred_at,
-  s.retain_until::timestamptz as retain_until, s.manifest::jsonb as manifest, s.recorded_at::timestamptz as recorded_at
+-- Recorded segments whose objects should be there, oldest first.
+select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.events, s.plain_bytes::bigint as plain_bytes,
+  s.compressed_bytes::bigint as compressed_bytes, s.stored_bytes::bigint as stored_bytes, s.plain_sha256, s.compressed_sha256, s.stored_sha256,
+  s.manifest_sha256, s.root_hash, s.first_occurred_at::timestamptz as first_occurred_at, s.last_occurred_at::timestamptz as last_occurred_at,
+  s.recipients, s.retain_until::timestamptz as retain_until, s.recorded_at::timestamptz as recorded_at, (s.superseded_at is not null)::boolean as superseded,
+  s.legal_hold
 from custody.archive_segments s
-where s.recorded_at is not null
+where s.recorded_at is not null and s.expired_at is null
 order by s.day, s.part;
+
+-- name: ArchivedSince :many
+-- Segments that were recorded, or have expired, at or after a time.
+select s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.manifest_sha256, s.retain_until::timestamptz as retain_until,
+  s.recorded_at::timestamptz as recorded_at, (s.expired_at is not null)::boolean as expired,
+  (case when s.expired_at is not null then s.leaves::text else '' end)::text as leaves
+from custody.archive_segments s
+where s.recorded_at >= @since or s.expired_at >= @since
+order by s.recorded_at, s.day, s.part;
 
 -- name: AuditMonths :many
 select m.partition_name, m.range_from::timestamptz as range_from, m.range_to::timestamptz as range_to, m.state, m.rows, coalesce(m.detail, '')::text as detail
@@ -20,6 +30,14 @@ from custody.audit_months() m;
 select d.partition_name, d.range_from, d.range_to, d.rows_dropped, d.dropped_at
 from custody.drop_archived_partitions(@max_months) d;
 
+-- name: FindSegments :many
+-- Days as text, empty for no bound.
+select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.manifest_sha256, s.events,
+  s.plain_bytes::bigint as plain_bytes, s.stored_bytes::bigint as stored_bytes,
+  s.first_occurred_at::timestamptz as first_occurred_at, s.last_occurred_at::timestamptz as last_occurred_at
+from custody.find_segments(nullif(@from_day::text, '')::date, nullif(@to_day::text, '')::date,
+  sqlc.narg(identity_id)::uuid, sqlc.narg(log_entry_id)::uuid, sqlc.narg(tenant)::text) s;
+
 -- name: LockSegment :one
 -- One worker at a time streams a segment; the lock ends with the transaction.
 select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('pgcustody.segment.' || @name::text, 0))::boolean as locked;
@@ -27,22 +45,35 @@ select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('pgcusto
 -- name: OpenArchiveSegments :many
 select s.day, s.part
 from custody.archive_segments s
-where s.recorded_at is null
+where s.recorded_at is null and s.superseded_at is null
 order by s.day, s.part;
 
 -- name: OpenSegments :many
-select s.day, s.part, s.xid_from::text as xid_from, s.xid_to::text as xid_to, s.retain_until::timestamptz as retain_until
+select s.day, s.part, s.events, s.leaves::text as leaves, s.retain_until::timestamptz as retain_until
 from custody.open_segments(p_limit => @max_segments) s;
 
 -- name: RecordSegment :one
 select s.recorded_at::timestamptz as recorded_at
 from custody.record_segment(
-  (sqlc.arg(day)::text)::date, @part, @object_key, @manifest_key, @rows, @plain_bytes, @stored_bytes, @plain_sha256, @stored_sha256,
-  @first_occurred_at, @last_occurred_at, @retain_until, @manifest::jsonb) s;
+  (sqlc.arg(day)::text)::date, @part, @object_key, @manifest_key, @manifest::jsonb, @manifest_sha256, @retain_until, @people) s;
 
 -- name: SchemaVersion :one
 select max(m.version)::bigint as version from custody_data.schema_migrations m;
 
+-- name: SegmentIsOpen :one
+select exists (
+  select from custody.archive_segments s
+  where s.day = (sqlc.arg(day)::text)::date and s.part = @part and s.recorded_at is null and s.superseded_at is null)::boolean as open;
+
+-- name: SegmentLeaves :many
+-- 8, 16 and 32 bytes a leaf, of leaves that follow one another.
+select l.first_leaf, l.xids, l.entry_ids, l.hashes
+from custody.segment_leaves((sqlc.arg(day)::text)::date, @part, @from_leaf, @max_slices) l;
+
 -- name: SetConnectionCheck :exec
 -- The server ends a statement of this transaction once it notices that the client is gone.
 select pg_catalog.set_config('client_connection_check_interval', @check_interval::text, true);
+
+-- name: StayOpen :exec
+-- A transaction that holds a lock while its worker reads and writes the store.
+select pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true);

@@ -15,6 +15,6 @@ where n.acknowledged_at is null;
 
 -- name: SegmentState :one
 select
-  count(*) filter (where s.recorded_at is null)::bigint as open,
+  count(*) filter (where s.recorded_at is null and s.superseded_at is null)::bigint as open,
   count(*) filter (where s.recorded_at is not null)::bigint as recorded
 from custody_data.archive_segments s;

@@ -3,7 +3,7 @@
 -- reviewed by: DBA, operator
 --
 -- River deletes finished jobs after a day, so its rows are no evidence: each job writes its own run here.
--- Runs and segments are written twice, at their start and at their end, and never again.
+-- A run is written twice, at its start and at its end; a segment when it is opened, recorded, and when its objects go.
 -- locks: new tables only. rewrite cost: none.
 
 -- +goose Up
@@ -56,36 +56,66 @@ create index incarnations_opened_at_idx on custody_data.incarnations (tenant_id,
 comment on table custody_data.incarnations is 'The lives of this database: in another cluster, or on another timeline of the same, transaction numbers of before mean nothing. Append-only.';
 comment on column custody_data.incarnations.observed is 'What showed that a new life had begun: facts, and the likely cause as a guess.';
 
+create table custody_data.archive_heads (
+  tenant_id custody_data.tenant_name not null default 'system',
+  opened_to bigint not null default 0,
+  days_end date not null default '1970-01-01',
+  first_open bigint not null default 0,
+  constraint archive_heads_pkey primary key (tenant_id),
+  constraint archive_heads_first_open_is_looked_at_check check (first_open >= 0 and first_open <= opened_to)
+);
+comment on table custody_data.archive_heads is 'How far the archive is: one row. What is opened next costs what is new.';
+comment on column custody_data.archive_heads.opened_to is 'So many leaves of the ledger were looked at.';
+comment on column custody_data.archive_heads.days_end is 'Of those, all of days before this one have a segment, but for lost leaves.';
+comment on column custody_data.archive_heads.first_open is 'No leaf below this one is still without a segment, but for lost leaves.';
+
 create table custody_data.archive_segments (
   tenant_id custody_data.tenant_name not null default 'system',
   day date not null,
   part integer not null,
-  xid_from xid8 not null,
-  xid_to xid8 not null,
+  leaves int8multirange not null,
+  events bigint not null,
   opened_at timestamptz not null default pg_catalog.clock_timestamp(),
   object_key text,
   manifest_key text,
-  rows_archived bigint,
   plain_bytes bigint,
+  compressed_bytes bigint,
   stored_bytes bigint,
   plain_sha256 bytea,
+  compressed_sha256 bytea,
   stored_sha256 bytea,
+  manifest_sha256 bytea,
+  root_hash bytea,
   first_occurred_at timestamptz,
   last_occurred_at timestamptz,
+  people bytea,
+  recipients text[],
   retain_until timestamptz,
-  manifest jsonb,
   recorded_at timestamptz,
+  superseded_at timestamptz,
+  legal_hold boolean not null default false,
+  expired_at timestamptz,
+  objects_deleted_at timestamptz,
   constraint archive_segments_pkey primary key (tenant_id, day, part),
   constraint archive_segments_part_starts_at_1_check check (part >= 1),
-  constraint archive_segments_window_is_not_empty_check check (xid_to > xid_from),
+  constraint archive_segments_leaves_are_not_empty_check check (not pg_catalog.isempty(leaves) and events > 0),
   constraint archive_segments_recorded_whole_check check (recorded_at is null or (
-    object_key is not null and manifest_key is not null and rows_archived is not null and plain_bytes is not null
-    and stored_bytes is not null and plain_sha256 is not null and stored_sha256 is not null
-    and first_occurred_at is not null and last_occurred_at is not null and retain_until is not null and manifest is not null))
+    object_key is not null and manifest_key is not null and plain_bytes is not null and compressed_bytes is not null and stored_bytes is not null
+    and plain_sha256 is not null and compressed_sha256 is not null and stored_sha256 is not null and manifest_sha256 is not null
+    and root_hash is not null and first_occurred_at is not null and last_occurred_at is not null
+    and (people is not null or expired_at is not null) and recipients is not null and retain_until is not null)),
+  constraint archive_segments_goes_in_order_check check (
+    (expired_at is null or recorded_at is not null) and (objects_deleted_at is null or expired_at is not null))
 );
-create index archive_segments_open_idx on custody_data.archive_segments (tenant_id, day, part) where recorded_at is null;
-create index archive_segments_xid_to_idx on custody_data.archive_segments (tenant_id, xid_to desc);
-comment on table custody_data.archive_segments is 'Which events are in which locked object: those of the UTC day that transactions in [xid_from, xid_to) wrote before opened_at, less those of earlier parts of the day. Open until the stored object was read back and checked, unchangeable afterwards.';
+create index archive_segments_open_idx on custody_data.archive_segments (tenant_id, day, part) where recorded_at is null and superseded_at is null;
+create index archive_segments_retain_until_idx on custody_data.archive_segments (tenant_id, retain_until) where objects_deleted_at is null;
+comment on table custody_data.archive_segments is 'Which events are in which locked object: the leaves of a UTC day, as the ledger has them. Open until the stored object was read back and checked; then its facts never change, and it stays when the objects are gone.';
+comment on column custody_data.archive_segments.leaves is 'Indexes of its leaves, in the order of its lines; no other segment that is not superseded has one of them.';
+comment on column custody_data.archive_segments.root_hash is 'Root (RFC 6962 section 2.1) over the leaf hashes of its own lines.';
+comment on column custody_data.archive_segments.people is 'Bloom filter over the tenants and identities of its events, by which custody.segment_may_hold passes over it; empty once it has expired.';
+comment on column custody_data.archive_segments.superseded_at is 'When its leaves were cut off (custody.take_over_leaves): it stands for nothing any more, and its events get other leaves and another segment.';
+comment on column custody_data.archive_segments.legal_hold is 'Whether the store has its objects under legal hold.';
+comment on column custody_data.archive_segments.expired_at is 'When its retention had ended and its objects were given free to be deleted.';
 
 create table custody_data.partition_drops (
   tenant_id custody_data.tenant_name not null default 'system',
@@ -93,11 +123,13 @@ create table custody_data.partition_drops (
   range_from timestamptz not null,
   range_to timestamptz not null,
   rows_dropped bigint not null,
+  rows_kept bigint not null default 0,
   dropped_at timestamptz not null default pg_catalog.clock_timestamp(),
   constraint partition_drops_pkey primary key (tenant_id, partition_name, dropped_at)
 );
 create index partition_drops_range_to_idx on custody_data.partition_drops (tenant_id, range_to desc);
 comment on table custody_data.partition_drops is 'Months of the audit trail that left Postgres after their archive was proved: append-only.';
+comment on column custody_data.partition_drops.rows_kept is 'Events that may not go yet, and stand in a new partition of the month.';
 
 -- +goose Down
-drop table custody_data.partition_drops, custody_data.archive_segments, custody_data.incarnations, custody_data.imports, custody_data.job_runs cascade;
+drop table custody_data.partition_drops, custody_data.archive_segments, custody_data.archive_heads, custody_data.incarnations, custody_data.imports, custody_data.job_runs cascade;

@@ -173,6 +173,13 @@ create policy incarnations_all_select on custody_data.incarnations for select us
 create policy incarnations_all_insert on custody_data.incarnations for insert with check (true);
 create policy incarnations_backup_select on custody_data.incarnations for select to custody_backup using (true);
 
+alter table custody_data.archive_heads enable row level security, force row level security;
+create policy archive_heads_all_select on custody_data.archive_heads for select
+  using ((select custody.current_tenant()) is not null and not (select custody.has_subject()));
+create policy archive_heads_all_insert on custody_data.archive_heads for insert with check (tenant_id = (select custody.current_tenant()));
+create policy archive_heads_all_update on custody_data.archive_heads for update using (tenant_id = (select custody.current_tenant()));
+create policy archive_heads_backup_select on custody_data.archive_heads for select to custody_backup using (true);
+
 alter table custody_data.archive_segments enable row level security, force row level security;
 create policy archive_segments_all_select on custody_data.archive_segments for select
   using ((select custody.current_tenant()) is not null and not (select custody.has_subject()));

@@ -43,8 +43,13 @@ grant select on custody_data.tenants, custody_data.audit_actions, custody_data.a
 grant select on custody_data.requests, custody_data.erasure_certificates, custody_data.stored_certificates, custody_data.holders, custody_data.legal_holds
   to custody_worker, custody_privacy, custody_auditor;
 grant select on custody_data.erasure_notices to custody_worker, custody_privacy;
-grant select on custody_data.job_runs, custody_data.imports, custody_data.archive_segments, custody_data.partition_drops, custody_data.incarnations
+grant select on custody_data.job_runs, custody_data.imports, custody_data.archive_heads, custody_data.partition_drops, custody_data.incarnations
   to custody_worker, custody_privacy, custody_auditor;
+-- Not people: of every tenant, whether somebody has events on a day.
+grant select (tenant_id, day, part, leaves, events, opened_at, object_key, manifest_key, plain_bytes, compressed_bytes, stored_bytes, plain_sha256,
+    compressed_sha256, stored_sha256, manifest_sha256, root_hash, first_occurred_at, last_occurred_at, recipients, retain_until, recorded_at,
+    superseded_at, legal_hold, expired_at, objects_deleted_at)
+  on custody_data.archive_segments to custody_worker, custody_privacy, custody_auditor;
 grant insert (tenant_id, import_id, run_id, table_name, file_sha256, rows_read, rows_added, rows_changed, rows_rejected)
   on custody_data.imports to custody_worker;
 

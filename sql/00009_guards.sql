@@ -27,7 +27,7 @@ begin
 
   -- Rows that end but are never deleted.
   foreach v_table in array array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs',
-    'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies'] loop
+    'archive_heads', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies'] loop
     execute pg_catalog.format(
       'create trigger a_reject_delete before delete or truncate on custody_data.%I
          for each statement execute function custody_data.tg_reject_mutation()', v_table);
@@ -103,7 +103,9 @@ create trigger a_reject_key_change before update on custody_data.legal_holds
 create trigger a_reject_key_change before update on custody_data.job_runs
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'run_id', 'job', 'river_job_id', 'started_at', '+ended_at');
 create trigger a_reject_key_change before update on custody_data.archive_segments
-  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'day', 'part', 'xid_from', 'xid_to', 'opened_at', '+recorded_at');
+  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'day', 'part', 'leaves', 'events', 'opened_at', '=object_key', '=manifest_key',
+    '=plain_bytes', '=compressed_bytes', '=stored_bytes', '=plain_sha256', '=compressed_sha256', '=stored_sha256', '=manifest_sha256', '=root_hash',
+    '=first_occurred_at', '=last_occurred_at', '=recipients', '=retain_until', '=recorded_at', '=superseded_at', '=expired_at', '=objects_deleted_at');
 create trigger a_reject_key_change before update on custody_data.erasure_notices
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'notice_id', 'request_id', 'holder', 'created_at', '+acknowledged_at');
 

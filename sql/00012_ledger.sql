@@ -31,6 +31,7 @@ create table custody_data.ledger_entries (
   tile_index bigint not null,
   xids bytea not null,
   entry_ids bytea not null,
+  days bytea not null,
   first_xid bigint not null,
   last_xid bigint not null,
   first_occurred_at timestamptz not null,
@@ -38,7 +39,8 @@ create table custody_data.ledger_entries (
   constraint ledger_entries_pkey primary key (tenant_id, tile_index),
   constraint ledger_entries_are_pairs_check check (
     pg_catalog.octet_length(entry_ids) >= 16 and pg_catalog.octet_length(entry_ids) <= 4096
-    and pg_catalog.octet_length(entry_ids) = 2 * pg_catalog.octet_length(xids) and pg_catalog.octet_length(entry_ids) % 16 = 0)
+    and pg_catalog.octet_length(entry_ids) = 2 * pg_catalog.octet_length(xids)
+    and pg_catalog.octet_length(entry_ids) = 4 * pg_catalog.octet_length(days) and pg_catalog.octet_length(entry_ids) % 16 = 0)
 );
 alter table custody_data.ledger_entries alter column entry_ids set storage external;
 -- The last tile is written anew with each batch, and at the usual fifth of a table what vacuum has not come to would
@@ -53,6 +55,7 @@ create index ledger_entries_first_occurred_at_idx on custody_data.ledger_entries
 comment on table custody_data.ledger_entries is 'Which events the leaves of a tile of level 0 are: finds the leaf of an event. What it says is checked against the leaves, never believed.';
 comment on column custody_data.ledger_entries.xids is 'xid of each leaf''s event, 8 bytes each, in the order of leaves; 0 for a lost leaf.';
 comment on column custody_data.ledger_entries.entry_ids is 'log_entry_id of each leaf''s event, 16 bytes each; zeros for a lost leaf.';
+comment on column custody_data.ledger_entries.days is 'UTC day of each leaf''s event, 4 bytes each, days since 2000-01-01 as Postgres sends a date; -infinity (80000000) for a lost leaf. What the archive knows days by.';
 comment on column custody_data.ledger_entries.first_xid is 'The least of xids.';
 comment on column custody_data.ledger_entries.last_xid is 'The greatest of xids.';
 comment on column custody_data.ledger_entries.first_occurred_at is 'The least occurred_at of the events; -infinity for lost leaves, whose times nobody knows.';

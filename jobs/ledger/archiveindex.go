@@ -21,7 +21,7 @@ import (
 //	<SHA-256 of the signed index before, in hexadecimal; 64 zeros for the first>
 //	<time>
 //	segment <key of the manifest> <version> <SHA-256 of the manifest>
-//	expired <key of the manifest>
+//	expired <key of the manifest> <SHA-256 of its leaves as text: {[0,5),[7,9)}>
 //	orphan <key> <version>
 //
 // with as many of the last three as there are. An orphan is a version that a writer
@@ -40,7 +40,9 @@ const archiveIndexSuffix = "/archive-index"
 const ArchiveIndexPrefix = "audit-archives/index/"
 
 // ArchiveIndexKey is the object of one.
-func ArchiveIndexKey(number int64) string { return fmt.Sprintf("%s%08d.note", ArchiveIndexPrefix, number) }
+func ArchiveIndexKey(number int64) string {
+	return fmt.Sprintf("%s%08d.note", ArchiveIndexPrefix, number)
+}
 
 // Text is what is signed.
 func (i ArchiveIndex) Text() string {
@@ -81,7 +83,7 @@ func parseArchiveIndex(text string) (ArchiveIndex, error) {
 	}
 	for _, line := range i.Lines {
 		fields := strings.Fields(line)
-		if len(fields) == 0 || len(fields) != map[string]int{"segment": 4, "expired": 2, "orphan": 3}[fields[0]] {
+		if len(fields) == 0 || len(fields) != map[string]int{"segment": 4, "expired": 3, "orphan": 3}[fields[0]] {
 			return malformed("a line is none of an index")
 		}
 	}

@@ -41,6 +41,14 @@ begin
           hint = 'What is closed stays as it is: record a new row.',
           schema = tg_table_schema, table = tg_table_name, column = substr(v_column, 2);
       end if;
+    elsif v_column like '=%' then
+      if v_old -> substr(v_column, 2) <> 'null'::jsonb and v_new -> substr(v_column, 2) is distinct from v_old -> substr(v_column, 2) then
+        raise exception using
+          errcode = 'PC020',
+          message = format('column %s of %I.%I is set once', substr(v_column, 2), tg_table_schema, tg_table_name),
+          hint = 'What is recorded stays as it is: record a new row.',
+          schema = tg_table_schema, table = tg_table_name, column = substr(v_column, 2);
+      end if;
     elsif v_new -> v_column is distinct from v_old -> v_column then
       raise exception using
         errcode = 'PC030',
@@ -53,7 +61,7 @@ begin
 end
 $$;
 comment on function custody_data.tg_reject_column_change() is
-'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020).';
+'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020); =column: once it is set it stays (PC020).';
 
 -- Sealed under later keys a record is the same: its version does not count, and the trail has no event of it. Anybody may
 -- set custody.resealing: it only says that the values are worth a look, which every other update is spared. Nothing but
@@ -334,7 +342,8 @@ declare
 begin
   if v_kept > 0 and (tg_op = 'DELETE' or (new.tenant_id, new.tile_index) <> (old.tenant_id, old.tile_index)
       or substr(new.xids, 1, v_kept * 8) <> substr(old.xids, 1, v_kept * 8)
-      or substr(new.entry_ids, 1, v_kept * 16) <> substr(old.entry_ids, 1, v_kept * 16)) then
+      or substr(new.entry_ids, 1, v_kept * 16) <> substr(old.entry_ids, 1, v_kept * 16)
+      or substr(new.days, 1, v_kept * 4) <> substr(old.days, 1, v_kept * 4)) then
     perform custody_data.refuse_anchored(tg_op, tg_table_name);
   end if;
   return coalesce(new, old);

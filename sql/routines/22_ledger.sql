@@ -17,6 +17,15 @@
 -- locks: an advisory lock, which one sealer holds to the end of its batch; others return at once. Appenders wait for
 -- nothing here.
 
+create or replace function custody_data.next_xid(p_xid xid8)
+returns xid8
+language sql
+immutable
+parallel safe
+return (p_xid::text::bigint + 1)::text::xid8;
+revoke all on function custody_data.next_xid(xid8) from public;
+comment on function custody_data.next_xid(xid8) is 'The transaction number after another: xid8 has no arithmetic.';
+
 create or replace function custody_data.leaf_hash(p_row custody_data.audit_logs)
 returns bytea
 language sql
@@ -108,25 +117,26 @@ begin
     insert into custody_data.ledger_stretches (first_leaf, kind, incarnation_id) values (v_head.tree_size, p_kind, v_head.incarnation_id);
   end if;
   perform custody_data.append_hashes(0, v_head.tree_size, p_hashes);
-  insert into custody_data.ledger_entries as e (tile_index, xids, entry_ids, first_xid, last_xid, first_occurred_at, last_occurred_at)
-  select n.n, l.xids, l.entry_ids, l.first_xid, l.last_xid, l.first_occurred_at, l.last_occurred_at
+  insert into custody_data.ledger_entries as e (tile_index, xids, entry_ids, days, first_xid, last_xid, first_occurred_at, last_occurred_at)
+  select n.n, l.xids, l.entry_ids, l.days, l.first_xid, l.last_xid, l.first_occurred_at, l.last_occurred_at
   from generate_series(v_head.tree_size / 256, (v_head.tree_size + cardinality(p_hashes) - 1) / 256) n (n)
   cross join lateral (select greatest(n.n * 256 - v_head.tree_size, 0) + 1 as first, (n.n + 1) * 256 - v_head.tree_size as last) s
   -- An aggregate without GROUP BY takes its input as it comes, which costs less than to sort it.
   cross join lateral (
     select string_agg(int8send(x.xid), '') as xids, string_agg(uuid_send(x.entry_id), '') as entry_ids,
+      string_agg(date_send(coalesce((x.occurred_at at time zone 'UTC')::date, '-infinity')), '') as days,
       min(x.xid) as first_xid, max(x.xid) as last_xid,
       coalesce(min(x.occurred_at), '-infinity') as first_occurred_at, coalesce(max(x.occurred_at), 'infinity') as last_occurred_at
     from unnest(p_xids[s.first:s.last], p_entry_ids[s.first:s.last], p_occurred_at[s.first:s.last]) x (xid, entry_id, occurred_at)
   ) l
-  on conflict (tenant_id, tile_index) do update set xids = e.xids || excluded.xids, entry_ids = e.entry_ids || excluded.entry_ids,
+  on conflict (tenant_id, tile_index) do update set xids = e.xids || excluded.xids, entry_ids = e.entry_ids || excluded.entry_ids, days = e.days || excluded.days,
     first_xid = least(e.first_xid, excluded.first_xid), last_xid = greatest(e.last_xid, excluded.last_xid),
     first_occurred_at = least(e.first_occurred_at, excluded.first_occurred_at), last_occurred_at = greatest(e.last_occurred_at, excluded.last_occurred_at);
   update custody_data.ledger_heads h set tree_size = h.tree_size + cardinality(p_hashes), sealed_at = clock_timestamp() where h.tenant_id = 'system';
 end
 $$;
 revoke all on function custody_data.append_leaves(text, bytea[], bigint[], uuid[], timestamptz[]) from public;
-comment on function custody_data.append_leaves(text, bytea[], bigint[], uuid[], timestamptz[]) is 'Appends leaves and says which events they are; opens a stretch where the last one is of another kind or life.';
+comment on function custody_data.append_leaves(text, bytea[], bigint[], uuid[], timestamptz[]) is 'Appends leaves and says which events they are, and of which days (null: nobody knows); opens a stretch where the last one is of another kind or life.';
 
 create or replace function custody_data.leaves_between(p_from bigint, p_to bigint)
 returns table (leaf_index bigint, xid bigint, entry_id uuid)
@@ -430,6 +440,7 @@ declare
   v_ids uuid[];
   v_times timestamptz[];
   v_found bigint;
+  v_segments text[];
 begin
   perform custody_data.require_all_tenants('ledger');
   if p_kept is null or p_kept < 0 or p_hashes is null or octet_length(p_hashes) % 32 <> 0 or jsonb_typeof(p_observed) is distinct from 'object' then
@@ -454,9 +465,11 @@ begin
     exit when not exists (select from custody_data.ledger_tiles t where t.tenant_id = 'system' and t.level = v_level);
   end loop;
   delete from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index >= (p_kept + 255) / 256;
-  update custody_data.ledger_entries e set xids = substr(e.xids, 1, (p_kept % 256 * 8)::integer), entry_ids = substr(e.entry_ids, 1, (p_kept % 256 * 16)::integer)
+  update custody_data.ledger_entries e set xids = substr(e.xids, 1, (p_kept % 256 * 8)::integer), entry_ids = substr(e.entry_ids, 1, (p_kept % 256 * 16)::integer),
+    days = substr(e.days, 1, (p_kept % 256 * 4)::integer)
   where e.tenant_id = 'system' and e.tile_index = p_kept / 256 and octet_length(e.xids) > p_kept % 256 * 8;
   delete from custody_data.ledger_stretches s where s.tenant_id = 'system' and s.first_leaf >= p_kept;
+  v_segments := custody_data.supersede_segments(p_kept);
 
   update custody_data.ledger_heads h
   set tree_size = p_kept, incarnation_id = (custody.open_incarnation(p_observed || jsonb_build_object('kept', p_kept, 'cut', v_head.tree_size - p_kept, 'taken', octet_length(p_hashes) / 32))).incarnation_id
@@ -482,7 +495,7 @@ begin
   perform custody_data.live_in(i) from custody_data.incarnations i
   where i.incarnation_id = (select h.incarnation_id from custody_data.ledger_heads h where h.tenant_id = 'system');
   perform custody_data.append_event('ledger.take_over', null, null, 'success', jsonb_build_object('kept', p_kept,
-    'taken', cardinality(v_hashes), 'found', coalesce(v_found, 0), 'lost', cardinality(v_hashes) - coalesce(v_found, 0)), null);
+    'taken', cardinality(v_hashes), 'found', coalesce(v_found, 0), 'lost', cardinality(v_hashes) - coalesce(v_found, 0), 'segments', v_segments), null);
   select h.* into v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
   return jsonb_build_object('tree_size', v_head.tree_size, 'kept', p_kept, 'taken', cardinality(v_hashes),
     'found', coalesce(v_found, 0), 'lost', cardinality(v_hashes) - coalesce(v_found, 0));
@@ -495,6 +508,55 @@ comment on function custody.take_over_leaves(bigint, bytea, jsonb) is
 p_hashes: leaf hashes, 32 bytes each, which the caller has proved against the newest checkpoint in the bucket. p_observed: JSON object of what showed it.
 Returns {"tree_size", "kept", "taken", "found", "lost"}. Both the incarnation and the taking over are events.
 Errors: PC001, PC015 outside tenant system, PC020 a recorded checkpoint covers what would be cut, PC023, PC026, PC041 more kept than there are. Callers: custody_worker.';
+
+create or replace function custody_data.unsealed_events(p_whole boolean, p_below xid8)
+returns table (day date, events bigint, oldest_recorded_at timestamptz)
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+-- as without_leaves
+set enable_nestloop = off
+set enable_hashjoin = on
+set enable_sort = on
+set enable_bitmapscan = on
+set jit = off
+as $$
+declare
+  v_head custody_data.ledger_heads;
+  v_from xid8;
+  v_below constant xid8 := least(case when not p_whole then p_below end, '9223372036854775806');
+  v_first xid8;
+  v_last xid8;
+begin
+  select h.* into v_head from custody_data.ledger_heads h where h.tenant_id = 'system';
+  v_from := case when p_whole then '0' else coalesce(v_head.sealed_to, '0') end;
+  if v_head.tenant_id is null or (v_head.sealed_to > v_head.taken_until and not p_whole) then
+    return query
+    select (a.occurred_at at time zone 'UTC')::date, count(*), min(a.recorded_at)
+    from custody_data.audit_logs a
+    where a.xid >= v_from and a.xid < v_below and (v_head.sealed_to_entry_id is null or (a.xid, a.log_entry_id) > (v_from, v_head.sealed_to_entry_id))
+    group by 1;
+    return;
+  end if;
+  -- Some of them may have leaves from before this life. Of the map only their own transactions are read: after a restore
+  -- the numbers up to taken_until are those of almost all leaves.
+  select min(a.xid), max(a.xid) into v_first, v_last from custody_data.audit_logs a where a.xid >= v_from and a.xid < v_below;
+  if v_first is not null then
+    return query
+    select (a.occurred_at at time zone 'UTC')::date, count(*), min(a.recorded_at)
+    from custody_data.audit_logs a
+    where a.xid >= v_first and a.xid <= v_last
+      and (p_whole or v_head.sealed_to_entry_id is null or (a.xid, a.log_entry_id) > (v_from, v_head.sealed_to_entry_id))
+      and not exists (
+        select from custody_data.leaves_between(v_first::text::bigint, v_last::text::bigint) s
+        where s.xid = a.xid::text::bigint and s.entry_id = a.log_entry_id)
+    group by 1;
+  end if;
+end
+$$;
+revoke all on function custody_data.unsealed_events(boolean, xid8) from public;
+comment on function custody_data.unsealed_events(boolean, xid8) is 'Committed events without a leaf, by day: those of transactions below p_below that the sealer has still to come to, or p_whole, all that are here.';
 
 create or replace view custody.sealing_state with (security_invoker = true) as
 select 0::bigint as unsealed_events, null::timestamptz as oldest_recorded_at, null::interval as age, null::xid8 as sealed_to, null::xid8 as horizon,
@@ -521,12 +583,8 @@ begin
   return query
   select u.events, u.oldest, clock_timestamp() - u.oldest, coalesce(v_head.sealed_to, '0'), v_horizon, b.kind, b.holder, b.datname, b.since
   from (
-    select count(*) as events, min(a.recorded_at) as oldest
-    from custody_data.audit_logs a
-    where a.xid >= coalesce(v_head.sealed_to, '0') and (a.xid > v_head.sealed_to or v_head.sealed_to_entry_id is null or a.log_entry_id > v_head.sealed_to_entry_id)
-      and (v_head.sealed_to > v_head.taken_until or not exists (
-        select from custody_data.leaves_between(v_head.sealed_to::text::bigint, v_head.taken_until::text::bigint) s
-        where s.xid = case when a.xid < '9223372036854775806' then a.xid::text::bigint end and s.entry_id = a.log_entry_id))
+    select coalesce(sum(e.events), 0)::bigint as events, min(e.oldest_recorded_at) as oldest
+    from custody_data.unsealed_events(false, pg_snapshot_xmax(pg_current_snapshot())) e
   ) u
   left join lateral (
     select 'prepared' as kind, p.gid as holder, p.database::text as datname, p.prepared as since

@@ -202,7 +202,7 @@ begin
     'sealed_to', coalesce(v_head.sealed_to, '0')::text, 'sealed_at', custody_data.entry_time(v_head.sealed_at),
     'next_xid', pg_snapshot_xmax(pg_current_snapshot())::text,
     'waiting_since', (select custody_data.entry_time(s.oldest_recorded_at) from custody.sealing_status() s),
-    'retain_until', custody_data.entry_time(custody_data.segment_retain_until((now() at time zone 'UTC')::date) + interval '24 hours'));
+    'retain_until', custody_data.entry_time(custody_data.retain_until(now()) + interval '24 hours'));
 end
 $$;
 revoke all on function custody.ledger_head() from public;

@@ -1,37 +1,57 @@
--- The archive: which events go into which object, the record of each, and the end of archived months.
+-- The archive, segments: which events go into which object, and the record of each.
 -- control: HIPAA 164.312(b), (c)(1), 164.316(b)(2)(i); ISO 27001 A.8.10, A.8.13, A.8.15; SOC 2 CC7.2, A1.2
 -- reviewed by: DBA, auditor
 --
--- A segment covers the events of one UTC day that transactions in [xid_from, xid_to) wrote, from the first to
--- the last of them, as far as they were recorded before it was opened and no earlier part of the day has them.
--- All are sealed (22_ledger.sql) and so older than the oldest transaction that still runs: no row can come into a
--- window any more. A cursor on time or id would lose the rows of transactions that commit late, these windows lose
--- none. Rows that arrive later for an archived day make the next part of that day.
+-- A segment is a set of leaves of the ledger (22_ledger.sql), all of one UTC day: what is sealed has an index that
+-- never changes, whatever clocks, transactions and restores do, and every leaf belongs to one segment. Which day a leaf
+-- is of, the map of leaves says, so opening segments reads no event. Leaves that come for a day that has a segment make
+-- the next part of that day. Lost leaves, whose events nobody has, belong to no segment.
 --
--- Finding what is new costs as much as is new: rows from the newest xid_to on, by the index on xid, and the
--- days that have ended since. Transaction numbers mean nothing in another cluster, so where the database finds
--- itself in one (custody_data.incarnations) it looks at every row once. From then on windows of both clusters
--- overlap, and the time of recording tells their rows apart.
+-- Finding what is new costs as much as is new: leaves from custody_data.archive_heads on.
 --
--- locks: open_segments and drop_archived_partitions take turns by advisory locks. Dropping a month takes ACCESS
--- EXCLUSIVE on the trail, first the parent, then the partition, after everything slow is done; the caller sets
--- lock_timeout, because appenders queue behind a waiting lock.
+-- locks: open_segments takes the sealer's advisory lock, so that one opens at a time, and nobody seals or cuts leaves
+-- off meanwhile. Appenders wait for nothing here.
 
-create or replace function custody_data.segment_retain_until(p_day date)
+create or replace function custody_data.retain_until(p_from timestamptz)
 returns timestamptz
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  -- The longest policy of any tenant, from the end of the day on: a segment holds events of all tenants.
+  -- The longest policy of any tenant: a segment holds events of all tenants.
   select greatest(
-    max(((p_day + 1)::timestamp + p.keep) at time zone 'UTC'),
+    max((p_from at time zone 'UTC' + p.keep) at time zone 'UTC'),
     (now() at time zone 'UTC' + interval '30 days') at time zone 'UTC')
   from custody_data.retention_policies p
   where p.class = 'audit';
 $$;
-revoke all on function custody_data.segment_retain_until(date) from public;
-comment on function custody_data.segment_retain_until(date) is 'Until when a day''s object must at least be locked, if it is recorded now: the end of the policy audit, and 30 days from now.';
+revoke all on function custody_data.retain_until(timestamptz) from public;
+comment on function custody_data.retain_until(timestamptz) is 'Until when an object must at least be locked whose events are kept from p_from on, if it is recorded now: the end of the policy audit, and 30 days from now.';
+
+create or replace function custody_data.segment_kept_from(p_segment custody_data.archive_segments)
+returns timestamptz
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  -- Whoever imports events chooses their time, so those are kept from when they were recorded: before it was opened.
+  select greatest(((p_segment).day + 1)::timestamp at time zone 'UTC', (p_segment).opened_at);
+$$;
+revoke all on function custody_data.segment_kept_from(custody_data.archive_segments) from public;
+comment on function custody_data.segment_kept_from(custody_data.archive_segments) is 'From when on the policy audit counts for a segment: the end of its day, or its opening.';
+
+create or replace function custody_data.segment_retain_until(p_day date, p_part integer)
+returns timestamptz
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select custody_data.retain_until(custody_data.segment_kept_from(s))
+  from custody_data.archive_segments s
+  where s.tenant_id = 'system' and s.day = p_day and s.part = p_part;
+$$;
+revoke all on function custody_data.segment_retain_until(date, integer) from public;
+comment on function custody_data.segment_retain_until(date, integer) is 'Until when a segment''s objects must at least be locked, if it is recorded now.';
 
 create or replace function custody_data.check_archive_day(p_before date)
 returns void
@@ -52,203 +72,81 @@ $$;
 revoke all on function custody_data.check_archive_day(date) from public;
 comment on function custody_data.check_archive_day(date) is 'Raises PC009 for a day after today (UTC), or none.';
 
-create or replace function custody_data.next_xid(p_xid xid8)
-returns xid8
+create or replace function custody_data.leaf_days(p_from bigint, p_to bigint)
+returns table (day integer, leaves int8range)
 language sql
-immutable
-parallel safe
-return (p_xid::text::bigint + 1)::text::xid8;
-revoke all on function custody_data.next_xid(xid8) from public;
-comment on function custody_data.next_xid(xid8) is 'The transaction number after another: xid8 has no arithmetic.';
-
-create or replace function custody.segment_entries(p_day date, p_part integer)
-returns setof custody.audit_entries
-language sql
-stable
-begin atomic
-  -- In SQL-standard form, which the planner takes into the caller's query.
-  select e.*
-  from custody_data.archive_segments s
-  join custody.audit_entries e
-    on e.xid >= s.xid_from and e.xid < s.xid_to and e.recorded_at < s.opened_at
-    and e.occurred_at >= p_day::timestamp at time zone 'UTC' and e.occurred_at < (p_day + 1)::timestamp at time zone 'UTC'
-  -- in a sub-select, which is asked before the rows: without a context there are none to ask it for
-  where (select custody_data.require_context()) is not null
-    and s.tenant_id = 'system' and s.day = p_day and s.part = p_part
-    and not exists (
-      select from custody_data.archive_segments b
-      where b.tenant_id = 'system' and b.day = p_day and b.part < p_part
-        and e.xid >= b.xid_from and e.xid < b.xid_to and e.recorded_at < b.opened_at);
-end;
-revoke all on function custody.segment_entries(date, integer) from public;
-grant execute on function custody.segment_entries(date, integer) to custody_worker;
-comment on function custody.segment_entries(date, integer) is
-'The events of a segment with their entries, in no order: those of its day and window that were recorded before it was opened and that no earlier part of the day has.
-Runs with the caller''s rights: in the context of tenant system the events of all tenants.
-Errors: PC001. Callers: custody_worker.';
-
-create or replace function custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamptz)
-returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamptz)
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-  with segments as materialized (
-    select s.xid_from, s.xid_to, s.opened_at from custody_data.archive_segments s where s.tenant_id = 'system' and s.day = p_day
-  )
-  select p_day, min(a.xid), custody_data.next_xid(max(a.xid)), count(*), max(a.recorded_at)
-  from custody_data.audit_logs a
-  where a.occurred_at >= p_day::timestamp at time zone 'UTC' and a.occurred_at < (p_day + 1)::timestamp at time zone 'UTC'
-    and a.xid >= p_from and (p_to is null or a.xid < p_to)
-    and (p_recorded_before is null or a.recorded_at < p_recorded_before)
-    and not exists (select from segments s where a.xid >= s.xid_from and a.xid < s.xid_to and a.recorded_at < s.opened_at)
-  having count(*) > 0;
-$$;
-revoke all on function custody_data.uncovered_window(date, xid8, xid8, timestamptz) from public;
-comment on function custody_data.uncovered_window(date, xid8, xid8, timestamptz) is
-'The window of the events of a day in [p_from, p_to), recorded before p_recorded_before, that no segment covers; no row where there are none. p_to, p_recorded_before null: no bound.';
-
-create or replace function custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamptz)
-returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamptz)
-language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan
 set jit = off
 as $$
-declare
-  v_from xid8;
-  v_days_end date;
-  v_ended timestamptz;
-  v_before timestamptz;
-  v_month timestamptz;
-  v_day record;
-begin
-  -- All events below v_from on days before v_days_end are covered.
-  select max(s.xid_to), max(s.day) + 1 into v_from, v_days_end
-  from custody_data.archive_segments s
-  where s.tenant_id = 'system' and s.opened_at >= p_opened_at;
-  if v_from > p_horizon then
-    raise exception using
-      errcode = 'PC029',
-      message = 'the archive is ahead of this server''s transactions',
-      detail = format('Segments reach transaction %s, the server is at %s.', v_from, p_horizon),
-      hint = 'The cluster''s transaction counter or its clock was set back. Nothing was archived or dropped; have the case looked at.';
-  end if;
-  v_from := coalesce(v_from, '0');
-  v_ended := coalesce(v_days_end, '-infinity')::timestamp at time zone 'UTC';
-  v_before := p_before::timestamp at time zone 'UTC';
-  v_month := date_trunc('month', v_ended at time zone 'UTC') at time zone 'UTC';
-
-  for v_day in
-    with recursive tenants as (
-      -- From tenant to tenant by the index on tenant and time: the trail has none on time alone, and reading the
-      -- month again for each of its days would cost more than what is new.
-      (select a.tenant_id from custody_data.audit_logs a
-      where v_days_end is not null and a.occurred_at >= v_month and a.occurred_at < v_before
-      order by a.tenant_id limit 1)
-      union all
-      select (
-        select a.tenant_id from custody_data.audit_logs a
-        where a.tenant_id > t.tenant_id and a.occurred_at >= v_month and a.occurred_at < v_before
-        order by a.tenant_id limit 1)
-      from tenants t
-      where t.tenant_id is not null
-    )
-    select d.day, min(d.first) as first, max(d.last) as last, sum(d.rows)::bigint as rows, max(d.recorded_until) as recorded_until
-    from (
-      -- late events of days that have segments, whoever asks for less, by the index on xid
-      select (a.occurred_at at time zone 'UTC')::date as day, min(a.xid) as first, max(a.xid) as last, count(*) as rows,
-        max(a.recorded_at) as recorded_until
-      from custody_data.audit_logs a
-      where a.xid >= v_from and a.xid < p_horizon and a.occurred_at < v_ended
-      group by 1
-      union all
-      -- days that have ended since
-      select n.*
-      from tenants t
-      cross join lateral (
-        select (a.occurred_at at time zone 'UTC')::date, min(a.xid), max(a.xid), count(*), max(a.recorded_at)
-        from custody_data.audit_logs a
-        where a.tenant_id = t.tenant_id and a.occurred_at >= v_ended and a.occurred_at < v_before and a.xid < p_horizon
-        group by 1
-      ) n
-      union all
-      -- none was archived here before: every row is read
-      select (a.occurred_at at time zone 'UTC')::date, min(a.xid), max(a.xid), count(*), max(a.recorded_at)
-      from custody_data.audit_logs a
-      where v_days_end is null and a.occurred_at < v_before and a.xid < p_horizon
-      group by 1
-    ) d
-    group by d.day
-    order by d.day
-  loop
-    if exists (
-      select from custody_data.archive_segments s
-      where s.tenant_id = 'system' and s.day = v_day.day and s.xid_to > v_day.first and s.xid_from <= v_day.last
-    ) then
-      -- Another cluster's numbers lie among this one's.
-      return query select w.* from custody_data.uncovered_window(v_day.day, v_day.first, p_horizon, null) w;
-    else
-      day := v_day.day;
-      xid_from := v_day.first;
-      xid_to := custody_data.next_xid(v_day.last);
-      rows := v_day.rows;
-      recorded_until := v_day.recorded_until;
-      return next;
-    end if;
-  end loop;
-end
+  select ('x' || encode(substr(t.days, p.first * 4 + 1, 4), 'hex'))::bit(32)::integer, int8range(t.tile_index * 256 + p.first, t.tile_index * 256 + p.first + p.leaves)
+  from (
+    -- fetched once a tile
+    select e.tile_index, e.days || ''::bytea as days,
+      greatest(p_from - e.tile_index * 256, 0)::integer as first, least(p_to - e.tile_index * 256, octet_length(e.days) / 4)::integer as last
+    from custody_data.ledger_entries e
+    where e.tenant_id = 'system' and e.tile_index >= p_from / 256 and e.tile_index <= (p_to - 1) / 256
+    offset 0
+  ) t
+  -- As a rule all leaves of a tile are of one day, and a run as they are.
+  cross join lateral (
+    select substr(t.days, t.first * 4 + 1, (t.last - t.first) * 4)
+      = decode(repeat(encode(substr(t.days, t.first * 4 + 1, 4), 'hex'), t.last - t.first), 'hex') as of_one_day
+    offset 0
+  ) d
+  cross join lateral (
+    select t.first, t.last - t.first as leaves where d.of_one_day
+    union all
+    select n, 1 from generate_series(t.first, t.last - 1) n where not d.of_one_day
+  ) p
+  where p_from < p_to and t.first < t.last;
 $$;
-revoke all on function custody_data.unarchived_windows(date, xid8, timestamptz) from public;
-comment on function custody_data.unarchived_windows(date, xid8, timestamptz) is
-'Windows for the events of days before p_before that no segment covers and whose transactions lie below p_horizon. p_opened_at: since when the database has lived in this cluster; infinity if it has not been seen here.';
+revoke all on function custody_data.leaf_days(bigint, bigint) from public;
+comment on function custody_data.leaf_days(bigint, bigint) is 'Leaves from p_from to below p_to in pieces of one day each, in no order. day: since 2000-01-01; the least integer for lost leaves.';
 
-create or replace function custody_data.foreign_windows(p_recorded_before timestamptz)
-returns table (day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamptz)
-language plpgsql
+create or replace function custody_data.leaves_without_segment(p_to bigint)
+returns table (day integer, leaves int8range, is_new boolean)
+language sql
 stable
 set search_path = pg_catalog, pg_temp
-set jit = off
 as $$
-declare
-  -- Of this cluster's transactions only this one's own rows can lie at or beyond the snapshot's end and be seen.
-  v_beyond constant xid8 := greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id_if_assigned()));
-begin
-  -- The newest transaction is the first entry of each partition's index; as a rule that is all there is to read.
-  if (select max(a.xid) from custody_data.audit_logs a) < v_beyond then
-    return;
-  end if;
-  return query
-  select w.*
-  from (
-    select distinct (a.occurred_at at time zone 'UTC')::date as day
-    from custody_data.audit_logs a
-    where a.xid >= v_beyond
-  ) d
-  cross join lateral custody_data.uncovered_window(d.day, v_beyond, null, p_recorded_before) w
-  order by w.day;
-end
+  with head as (
+    select max(h.opened_to) as opened_to, max(h.first_open) as first_open, max(h.days_end) - date '2000-01-01' as days_end
+    from custody_data.archive_heads h
+    where h.tenant_id = 'system'
+  )
+  select d.day, d.leaves, false
+  from head h
+  cross join lateral custody_data.leaf_days(h.first_open, h.opened_to) d
+  where d.day >= h.days_end
+  union all
+  select d.day, d.leaves, true
+  from head h
+  cross join lateral custody_data.leaf_days(coalesce(h.opened_to, 0), p_to) d;
 $$;
-revoke all on function custody_data.foreign_windows(timestamptz) from public;
-comment on function custody_data.foreign_windows(timestamptz) is
-'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
+revoke all on function custody_data.leaves_without_segment(bigint) from public;
+comment on function custody_data.leaves_without_segment(bigint) is 'Leaves below p_to that have no segment, in pieces of one day each, in no order; lost leaves among them. is_new: nobody has looked at them yet.';
 
-create or replace function custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamptz)
+create or replace function custody_data.add_segments(p_day date, p_leaves int8multirange)
 returns void
 language sql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
-  insert into custody_data.archive_segments (tenant_id, day, part, xid_from, xid_to, opened_at)
-  select 'system', p_day, coalesce(max(s.part), 0) + 1, p_from, p_to, p_opened_at
-  from custody_data.archive_segments s
-  where s.tenant_id = 'system' and s.day = p_day;
+  insert into custody_data.archive_segments (day, part, leaves, events)
+  select p_day, coalesce((select max(s.part) from custody_data.archive_segments s where s.tenant_id = 'system' and s.day = p_day), 0) + r.nth,
+    range_agg(r.run), sum(upper(r.run) - lower(r.run))
+  from (
+    -- an import of all times in any order makes a run of almost every leaf
+    select u.run, ((row_number() over (order by u.run) - 1) / 1000000 + 1)::integer as nth from unnest(p_leaves) u (run)
+  ) r
+  group by r.nth;
 $$;
-revoke all on function custody_data.open_segment(date, xid8, xid8, timestamptz) from public;
-comment on function custody_data.open_segment(date, xid8, xid8, timestamptz) is 'Writes a window down as the next part of its day.';
+revoke all on function custody_data.add_segments(date, int8multirange) from public;
+comment on function custody_data.add_segments(date, int8multirange) is 'Writes leaves down as the next part of their day, or as more parts where they have more than a million runs.';
 
--- definer: reads the trail of all tenants and writes segments, which no role may
+-- definer: reads the ledger and writes segments, which no role may
 create or replace function custody.open_segments(
   p_before date default (pg_catalog.now() at time zone 'UTC')::date,
   p_limit integer default 100
@@ -260,9 +158,13 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_incarnation custody_data.incarnations;
-  v_before timestamptz;
-  v_horizon xid8;
+  v_head custody_data.archive_heads;
+  v_size bigint;
+  v_to bigint;
+  v_days_end date;
+  v_first_open bigint;
+  v_leaves bigint;
+  v_day record;
   v_segment custody_data.archive_segments;
 begin
   perform custody_data.require_all_tenants('archive');
@@ -270,34 +172,64 @@ begin
   if p_limit is null or p_limit not between 1 and 10000 then
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 segments.';
   end if;
-  perform pg_advisory_xact_lock(hashtextextended('pgcustody.archive', 0));
+  perform pg_advisory_xact_lock(hashtextextended('pgcustody.ledger', 0));
   -- What goes has its leaf: a payload that left Postgres before could never be proved. As a rule the sealer has been here.
-  loop
+  for v_batch in 1 .. 10 loop
     exit when not (custody.seal_audit_log(100000) ->> 'more')::boolean;
   end loop;
-  v_horizon := least(pg_snapshot_xmin(pg_current_snapshot()),
-    coalesce((select h.sealed_to from custody_data.ledger_heads h where h.tenant_id = 'system'), '0'));
 
-  v_incarnation := custody.open_incarnation();
-  if not exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_incarnation.opened_at) then
-    -- What a restore brought belongs to the time before: its windows must not pass for this cluster's horizon,
-    -- nor take in what this cluster will record under the same numbers.
-    v_before := least(v_incarnation.opened_at - interval '1 microsecond', clock_timestamp());
-    perform custody_data.open_segment(w.day, w.xid_from, w.xid_to, v_before)
-    from custody_data.foreign_windows(v_before) w;
+  insert into custody_data.archive_heads default values on conflict do nothing;
+  select h.* into v_head from custody_data.archive_heads h where h.tenant_id = 'system';
+  v_size := (select h.tree_size from custody_data.ledger_heads h where h.tenant_id = 'system');
+  if v_head.opened_to > v_size then
+    raise exception using
+      errcode = 'PC029',
+      message = 'the archive is ahead of the ledger',
+      detail = format('Segments were opened to leaf %s, the ledger has %s leaves.', v_head.opened_to, v_size),
+      hint = 'Leaves are cut off by custody.take_over_leaves alone, which sets the archive back too. Nothing was archived or dropped; run pgcustody verify and have the case looked at.';
   end if;
-  -- All events of these windows are settled: whatever the clock says, they were recorded before.
-  perform custody_data.open_segment(w.day, w.xid_from, w.xid_to,
-    greatest(clock_timestamp(), v_incarnation.opened_at, w.recorded_until + interval '1 microsecond'))
-  from custody_data.unarchived_windows(p_before, v_horizon, v_incarnation.opened_at) w;
+  -- Whoever archives for the first time after years comes again.
+  v_to := least(v_size, v_head.opened_to + 16777216);
+  -- Late events of days that have segments, whoever asks for less.
+  v_days_end := greatest(v_head.days_end, p_before);
+  for v_day in
+    with looked_at as materialized (
+      select l.day, l.leaves, l.is_new from custody_data.leaves_without_segment(v_to) l
+    )
+    select null::date as day, null::int8multirange as leaves, sum(upper(l.leaves) - lower(l.leaves)) filter (where l.is_new) as looked_at,
+      min(lower(l.leaves)) filter (where l.day >= v_days_end - date '2000-01-01') as first_open
+    from looked_at l
+    union all
+    select date '2000-01-01' + l.day, range_agg(l.leaves), null, null
+    from looked_at l
+    where l.day < v_days_end - date '2000-01-01' and l.day > -2147483648
+    group by l.day
+    order by 1
+  loop
+    if v_day.day is not null then
+      perform custody_data.add_segments(v_day.day, v_day.leaves);
+    else
+      v_leaves := coalesce(v_day.looked_at, 0);
+      v_first_open := coalesce(v_day.first_open, v_to);
+    end if;
+  end loop;
+  if v_leaves <> v_to - v_head.opened_to then
+    raise exception using
+      errcode = 'PC041',
+      message = format('the ledger does not say which events leaves %s to %s are', v_head.opened_to, v_to - 1),
+      detail = format('Of %s leaves it has the days of %s.', v_to - v_head.opened_to, v_leaves),
+      hint = 'The map of leaves is never shortened. Nothing was archived; run pgcustody verify and have the case looked at.';
+  end if;
+  update custody_data.archive_heads h set opened_to = v_to, days_end = v_days_end, first_open = v_first_open
+  where h.tenant_id = 'system' and (h.opened_to, h.days_end, h.first_open) is distinct from (v_to, v_days_end, v_first_open);
 
   for v_segment in
     select s.* from custody_data.archive_segments s
-    where s.tenant_id = 'system' and s.recorded_at is null
+    where s.tenant_id = 'system' and s.recorded_at is null and s.superseded_at is null
     order by s.day, s.part
     limit p_limit
   loop
-    v_segment.retain_until := custody_data.segment_retain_until(v_segment.day) + interval '24 hours';
+    v_segment.retain_until := custody_data.retain_until(custody_data.segment_kept_from(v_segment)) + interval '24 hours';
     return next v_segment;
   end loop;
 end
@@ -305,9 +237,43 @@ $$;
 revoke all on function custody.open_segments(date, integer) from public;
 grant execute on function custody.open_segments(date, integer) to custody_worker;
 comment on function custody.open_segments(date, integer) is
-'Seals what is not sealed, opens segments for all events of days before p_before that no segment covers and that have their leaves, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
+'Seals up to a million events that are not sealed, opens segments for all leaves of days before p_before that no segment has, and returns the open ones in order of day and part. retain_until: until when their objects must be locked, with a day to spare. Call it again until it returns none: of more than 16 million new leaves, or of more than a million events that were not sealed, the rest comes then.
 p_before: not after today (UTC). p_limit: 1 to 10000 segments returned; all are opened.
-Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back, PC039 and PC041 where sealing is refused. Callers: custody_worker.';
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 ahead of the ledger, PC039 and PC041 where sealing is refused or the map of leaves is short. Callers: custody_worker.';
+
+create or replace function custody_data.supersede_segments(p_kept bigint)
+returns text[]
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_segment custody_data.archive_segments;
+  v_rest int8multirange;
+  v_names text[] := '{}';
+begin
+  for v_segment in
+    select s.* from custody_data.archive_segments s
+    where s.tenant_id = 'system' and s.superseded_at is null and upper(s.leaves) > p_kept
+    order by s.day, s.part
+    for update
+  loop
+    update custody_data.archive_segments s set superseded_at = clock_timestamp()
+    where s.tenant_id = 'system' and s.day = v_segment.day and s.part = v_segment.part;
+    v_names := v_names || format('%s.%s', v_segment.day, v_segment.part);
+    v_rest := v_segment.leaves * int8multirange(int8range(0, p_kept));
+    if not isempty(v_rest) then
+      perform custody_data.add_segments(v_segment.day, v_rest);
+    end if;
+  end loop;
+  update custody_data.archive_heads h set opened_to = least(h.opened_to, p_kept), first_open = least(h.first_open, p_kept)
+  where h.tenant_id = 'system';
+  return v_names;
+end
+$$;
+revoke all on function custody_data.supersede_segments(bigint) from public;
+comment on function custody_data.supersede_segments(bigint) is
+'For take_over_leaves: sets the archive back to the first p_kept leaves. A segment that has others stands for nothing any more, recorded or not: its object stays under its lock, what is left of it makes a part of its own. Returns the names of those, DAY.PART.';
 
 create or replace view custody.archive_window with (security_invoker = true) as
 select null::date as day, null::integer as part, 0::bigint as rows, null::timestamptz as retain_until
@@ -323,55 +289,186 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_opened_at timestamptz;
-  v_swept boolean;
+  v_before date;
+  v_is_home boolean;
 begin
   perform custody_data.require_all_tenants('archive');
   perform custody_data.check_archive_day(p_before);
-  select i.opened_at into v_opened_at
-  from (
-    select n.* from custody_data.incarnations n where n.tenant_id = 'system' order by n.opened_at desc limit 1
-  ) i
-  where (i.system_identifier, i.timeline) = (select c.system_identifier, custody_data.wal_timeline() from pg_control_system() c);
-  v_swept := exists (select from custody_data.archive_segments s where s.tenant_id = 'system' and s.opened_at >= v_opened_at);
+  v_before := greatest(p_before, (select h.days_end from custody_data.archive_heads h where h.tenant_id = 'system'));
+  -- Where the database has not been seen here, what it brought along is swept up first.
+  v_is_home := exists (
+    select from (select i.* from custody_data.incarnations i order by i.opened_at desc limit 1) i
+    join custody_data.ledger_heads h on h.tenant_id = 'system' and h.incarnation_id = i.incarnation_id
+    where (i.system_identifier, i.timeline) = (select c.system_identifier, custody_data.wal_timeline() from pg_control_system() c));
 
   return query
-  select s.day, s.part, (select count(*) from custody.segment_entries(s.day, s.part)), custody_data.segment_retain_until(s.day)
+  select s.day, s.part, s.events, custody_data.retain_until(custody_data.segment_kept_from(s))
   from custody_data.archive_segments s
-  where s.tenant_id = 'system' and s.recorded_at is null
+  where s.tenant_id = 'system' and s.recorded_at is null and s.superseded_at is null
   order by s.day, s.part;
   return query
-  select w.day, null::integer, w.rows, custody_data.segment_retain_until(w.day)
+  select d.day, null::integer, sum(d.events)::bigint, custody_data.retain_until(now())
   from (
-    select f.* from custody_data.foreign_windows(coalesce(v_opened_at, clock_timestamp())) f where not v_swept
+    select date '2000-01-01' + l.day as day, upper(l.leaves) - lower(l.leaves) as events
+    from custody_data.leaves_without_segment((select h.tree_size from custody_data.ledger_heads h where h.tenant_id = 'system')) l
+    where l.day < v_before - date '2000-01-01' and l.day > -2147483648
     union all
-    select u.* from custody_data.unarchived_windows(
-      p_before, pg_snapshot_xmin(pg_current_snapshot()), coalesce(v_opened_at, 'infinity')) u
-  ) w
-  order by w.day, w.xid_from;
+    select u.day, u.events
+    from custody_data.unsealed_events(not v_is_home, pg_snapshot_xmin(pg_current_snapshot())) u
+    where u.day < v_before
+  ) d
+  group by d.day
+  order by d.day;
 end
 $$;
 revoke all on function custody.archive_due(date) from public;
 grant execute on function custody.archive_due(date) to custody_worker, custody_auditor;
 comment on function custody.archive_due(date) is
-'What open_segments would return now, with the number of events of each, without opening anything.
-p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant system, PC026, PC029. Callers: custody_worker, custody_auditor.';
+'What is to be archived now, with the number of events: the open segments, and by day what open_segments would open, without opening anything.
+p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
+create or replace view custody.segment_slice with (security_invoker = true) as
+select 0::bigint as first_leaf, ''::bytea as xids, ''::bytea as entry_ids, ''::bytea as hashes
+where false;
+comment on view custody.segment_slice is 'Shape of segment_leaves: leaves that follow one another. xids: 8 bytes a leaf; entry_ids: 16; hashes: 32.';
+
+-- definer: as open_segments
+create or replace function custody.segment_leaves(p_day date, p_part integer, p_from_leaf bigint, p_limit integer)
+returns setof custody.segment_slice
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+set jit = off
+as $$
+declare
+  v_segment custody_data.archive_segments;
+  v_slice record;
+begin
+  perform custody_data.require_all_tenants('archive');
+  if p_limit is null or p_limit not between 1 and 100000 then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 100000 slices.';
+  end if;
+  select s.* into v_segment from custody_data.archive_segments s where s.tenant_id = 'system' and s.day = p_day and s.part = p_part;
+  if not found then
+    raise exception using
+      errcode = 'PC029',
+      message = format('segment %s.%s was never opened', p_day, p_part),
+      hint = 'custody.open_segments opens what is to be archived.';
+  end if;
+  for v_slice in
+    select s.first_leaf, s.leaves,
+      -- each in a sub-select of its own: a slice is fetched of what is stored out of line, by the key
+      (select substr(e.xids, (s.first_leaf % 256 * 8 + 1)::integer, s.leaves * 8)
+        from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = s.first_leaf / 256) as xids,
+      (select substr(e.entry_ids, (s.first_leaf % 256 * 16 + 1)::integer, s.leaves * 16)
+        from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = s.first_leaf / 256) as entry_ids,
+      (select substr(t.hashes, (s.first_leaf % 256 * 32 + 1)::integer, s.leaves * 32)
+        from custody_data.ledger_tiles t where t.tenant_id = 'system' and t.level = 0 and t.tile_index = s.first_leaf / 256) as hashes
+    from (
+      select greatest(r.first, n.tile * 256) as first_leaf, (least(r.behind, n.tile * 256 + 256) - greatest(r.first, n.tile * 256))::integer as leaves
+      from (
+        select greatest(lower(u.run), p_from_leaf) as first, upper(u.run) as behind
+        from unnest(v_segment.leaves) u (run)
+        where p_from_leaf is null or upper(u.run) > p_from_leaf
+        order by u.run
+        limit p_limit
+      ) r
+      -- of a long run no more tiles than are asked for
+      cross join lateral generate_series(r.first / 256, least((r.behind - 1) / 256, r.first / 256 + p_limit)) n (tile)
+      order by 1
+      limit p_limit
+    ) s
+    order by s.first_leaf
+  loop
+    if (octet_length(v_slice.xids), octet_length(v_slice.entry_ids), octet_length(v_slice.hashes))
+        is distinct from (v_slice.leaves * 8, v_slice.leaves * 16, v_slice.leaves * 32) then
+      raise exception using
+        errcode = 'PC041',
+        message = format('the ledger lacks leaves of tile %s', v_slice.first_leaf / 256),
+        detail = format('Segment %s.%s has %s leaves from %s on in it.', p_day, p_part, v_slice.leaves, v_slice.first_leaf),
+        hint = 'Neither tiles nor the map of leaves are ever shortened. Nothing was recorded or dropped; run pgcustody verify and have the case looked at.';
+    end if;
+    return next row(v_slice.first_leaf, v_slice.xids, v_slice.entry_ids, v_slice.hashes)::custody.segment_slice;
+  end loop;
+end
+$$;
+revoke all on function custody.segment_leaves(date, integer, bigint, integer) from public;
+grant execute on function custody.segment_leaves(date, integer, bigint, integer) to custody_worker, custody_auditor, custody_privacy;
+comment on function custody.segment_leaves(date, integer, bigint, integer) is
+'The leaves of a segment from leaf p_from_leaf (null: the first) on, in order, in slices that lie in one tile each: which events they are, and their hashes.
+p_day, p_part: the segment. p_limit: 1 to 100000 slices; go on behind the last leaf. Each call passes over all runs of the segment, so ask for many slices where it has many runs.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, PC041 the ledger lacks leaves. Callers: custody_worker, custody_auditor, custody_privacy.';
+
+create or replace function custody_data.read_manifest(p_manifest jsonb)
+returns custody_data.archive_segments
+language plpgsql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_segment custody_data.archive_segments;
+begin
+  v_segment.day := (p_manifest ->> 'day')::date;
+  v_segment.part := (p_manifest ->> 'part')::integer;
+  v_segment.events := (p_manifest ->> 'rows')::bigint;
+  v_segment.object_key := p_manifest ->> 'object_key';
+  v_segment.plain_bytes := (p_manifest ->> 'plain_bytes')::bigint;
+  v_segment.compressed_bytes := (p_manifest ->> 'compressed_bytes')::bigint;
+  v_segment.stored_bytes := (p_manifest ->> 'stored_bytes')::bigint;
+  v_segment.plain_sha256 := decode(p_manifest ->> 'plain_sha256', 'hex');
+  v_segment.compressed_sha256 := decode(p_manifest ->> 'compressed_sha256', 'hex');
+  v_segment.stored_sha256 := decode(p_manifest ->> 'stored_sha256', 'hex');
+  v_segment.root_hash := decode(p_manifest ->> 'root', 'hex');
+  v_segment.first_occurred_at := (p_manifest ->> 'first_occurred_at')::timestamptz;
+  v_segment.last_occurred_at := (p_manifest ->> 'last_occurred_at')::timestamptz;
+  v_segment.people := decode(p_manifest ->> 'people', 'base64');
+  v_segment.recipients := array(select jsonb_array_elements_text(p_manifest -> 'recipients'));
+  return v_segment;
+exception when data_exception then
+  return null;
+end
+$$;
+revoke all on function custody_data.read_manifest(jsonb) from public;
+comment on function custody_data.read_manifest(jsonb) is 'What a manifest says of its segment, but for the leaves; null where it cannot be read.';
+
+create or replace function custody_data.manifest_misfit(p_manifest jsonb, p_read custody_data.archive_segments, p_segment custody_data.archive_segments)
+returns text
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select min(m.name) filter (where m.fits is not true)
+  from (
+    values
+      ('version', p_manifest -> 'version' = '2'),
+      ('compression', p_manifest ->> 'compression' = 'zstd'),
+      ('encryption', p_manifest ->> 'encryption' = 'age'),
+      ('recipients', cardinality(p_read.recipients) > 0 and array_position(p_read.recipients, null) is null),
+      ('day', p_read.day = p_segment.day),
+      ('part', p_read.part = p_segment.part),
+      ('rows', p_read.events = p_segment.events),
+      ('leaves', p_manifest -> 'leaves' = (
+        select jsonb_agg(jsonb_build_array(lower(u.run), upper(u.run) - lower(u.run)) order by u.run) from unnest(p_segment.leaves) u (run))),
+      ('first_occurred_at', (p_read.first_occurred_at at time zone 'UTC')::date = p_segment.day),
+      ('last_occurred_at', (p_read.last_occurred_at at time zone 'UTC')::date = p_segment.day and p_read.last_occurred_at >= p_read.first_occurred_at),
+      ('plain_bytes', p_read.plain_bytes > 0),
+      ('compressed_bytes', p_read.compressed_bytes > 0),
+      ('stored_bytes', p_read.stored_bytes > 0),
+      ('plain_sha256', octet_length(p_read.plain_sha256) = 32),
+      ('compressed_sha256', octet_length(p_read.compressed_sha256) = 32),
+      ('stored_sha256', octet_length(p_read.stored_sha256) = 32),
+      ('root', octet_length(p_read.root_hash) = 32),
+      ('people', octet_length(p_read.people) >= 128 and octet_length(p_read.people) & (octet_length(p_read.people) - 1) = 0)
+  ) m (name, fits);
+$$;
+revoke all on function custody_data.manifest_misfit(jsonb, custody_data.archive_segments, custody_data.archive_segments) from public;
+comment on function custody_data.manifest_misfit(jsonb, custody_data.archive_segments, custody_data.archive_segments) is 'The first member of a manifest, by name, that does not fit its segment; null where all do. p_read: as read_manifest has it.';
 
 -- definer: as open_segments
 create or replace function custody.record_segment(
-  p_day date,
-  p_part integer,
-  p_object_key text,
-  p_manifest_key text,
-  p_rows bigint,
-  p_plain_bytes bigint,
-  p_stored_bytes bigint,
-  p_plain_sha256 bytea,
-  p_stored_sha256 bytea,
-  p_first_occurred_at timestamptz,
-  p_last_occurred_at timestamptz,
-  p_retain_until timestamptz,
-  p_manifest jsonb
+  p_day date, p_part integer, p_object_key text, p_manifest_key text, p_manifest jsonb, p_manifest_sha256 bytea, p_retain_until timestamptz, p_people bytea
 )
 returns custody_data.archive_segments
 language plpgsql
@@ -381,19 +478,18 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_segment custody_data.archive_segments;
+  v_read custody_data.archive_segments;
   v_name constant text := format('%s.%s', p_day, p_part);
-  v_rows bigint;
-  v_first timestamptz;
-  v_last timestamptz;
+  v_retain_until timestamptz;
+  v_misfit text;
 begin
   perform custody_data.require_all_tenants('archive');
-  if p_day is null or p_part is null or p_object_key is null or p_manifest_key is null or p_rows is null or p_plain_bytes is null
-      or p_stored_bytes is null or p_first_occurred_at is null or p_last_occurred_at is null or p_retain_until is null
-      or p_manifest is null or octet_length(p_plain_sha256) is distinct from 32 or octet_length(p_stored_sha256) is distinct from 32 then
+  if p_day is null or p_part is null or p_object_key is null or p_manifest_key is null or p_manifest is null
+      or octet_length(p_manifest_sha256) is distinct from 32 or p_retain_until is null or p_people is null then
     raise exception using
       errcode = 'PC023',
       message = 'a segment is recorded whole',
-      hint = 'Give every argument, and digests of 32 bytes.';
+      hint = 'Give every argument, and a digest of 32 bytes.';
   end if;
   select s.* into v_segment
   from custody_data.archive_segments s
@@ -405,290 +501,163 @@ begin
       message = format('segment %s was never opened', v_name),
       hint = 'custody.open_segments opens what is to be archived.';
   end if;
+  if v_segment.superseded_at is not null then
+    raise exception using
+      errcode = 'PC029',
+      message = format('segment %s stands for nothing any more', v_name),
+      detail = 'Its leaves were cut off, because the bucket has others in their places.',
+      hint = 'Its events have another segment: custody.open_segments returns it. The object stays where it is, under its lock.';
+  end if;
   if v_segment.recorded_at is not null then
-    if (v_segment.object_key, v_segment.manifest_key, v_segment.rows_archived, v_segment.plain_bytes, v_segment.stored_bytes, v_segment.plain_sha256, v_segment.stored_sha256)
-        is distinct from (p_object_key, p_manifest_key, p_rows, p_plain_bytes, p_stored_bytes, p_plain_sha256, p_stored_sha256) then
+    if (v_segment.object_key, v_segment.manifest_key, v_segment.manifest_sha256) is distinct from (p_object_key, p_manifest_key, p_manifest_sha256) then
       raise exception using
         errcode = 'PC029',
         message = format('segment %s was recorded with other content', v_name),
-        detail = format('Recorded: %s rows in %s. Given: %s rows in %s.', v_segment.rows_archived, v_segment.object_key, p_rows, p_object_key),
+        detail = format('Recorded: %s, its manifest with SHA-256 %s. Given: %s, %s.',
+          v_segment.object_key, encode(v_segment.manifest_sha256, 'hex'), p_object_key, encode(p_manifest_sha256, 'hex')),
         hint = 'What is recorded stands; compare both objects.';
     end if;
     return v_segment;
   end if;
 
-  if p_retain_until < custody_data.segment_retain_until(p_day) then
+  v_retain_until := custody_data.retain_until(custody_data.segment_kept_from(v_segment));
+  if p_retain_until < v_retain_until then
     raise exception using
       errcode = 'PC029',
       message = format('the lock of segment %s ends too early', v_name),
-      detail = format('It ends %s; the policy asks for %s.', custody_data.entry_time(p_retain_until), custody_data.entry_time(custody_data.segment_retain_until(p_day))),
+      detail = format('It ends %s; the policy asks for %s.', custody_data.entry_time(p_retain_until), custody_data.entry_time(v_retain_until)),
       hint = 'Lengthen the lock of both objects and record the segment again.';
   end if;
-  if (p_manifest ->> 'object_key', p_manifest ->> 'rows', p_manifest ->> 'plain_sha256', p_manifest ->> 'stored_sha256')
-      is distinct from (p_object_key, p_rows::text, encode(p_plain_sha256, 'hex'), encode(p_stored_sha256, 'hex')) then
+  v_read := custody_data.read_manifest(p_manifest);
+  v_misfit := case when v_read is null then 'its form'
+    when v_read.object_key is distinct from p_object_key then 'object_key'
+    when v_read.people is distinct from p_people then 'people'
+    else custody_data.manifest_misfit(p_manifest, v_read, v_segment) end;
+  if v_misfit is not null then
     raise exception using
       errcode = 'PC029',
-      message = format('the manifest of segment %s does not fit its object', v_name),
-      hint = 'The manifest names another object, number of rows or digest.';
-  end if;
-  select count(*), min(e.occurred_at), max(e.occurred_at) into v_rows, v_first, v_last
-  from custody.segment_entries(p_day, p_part) e;
-  if (v_rows, v_first, v_last) is distinct from (p_rows, p_first_occurred_at, p_last_occurred_at) then
-    raise exception using
-      errcode = 'PC029',
-      message = format('segment %s does not hold what the trail holds', v_name),
-      detail = format('Archived: %s rows from %s to %s. In the trail: %s rows from %s to %s.',
-        p_rows, custody_data.entry_time(p_first_occurred_at), custody_data.entry_time(p_last_occurred_at),
-        v_rows, coalesce(custody_data.entry_time(v_first), '-'), coalesce(custody_data.entry_time(v_last), '-')),
-      hint = 'Rows came or went behind the archive''s back. Nothing was recorded or dropped; have the case looked at.';
+      message = format('the manifest of segment %s does not fit it', v_name),
+      detail = format('What does not fit: %s.', v_misfit),
+      hint = 'Nothing was recorded. The object is of another segment, or of another version of pgcustody; compare it with what custody.segment_leaves returns.';
   end if;
 
   update custody_data.archive_segments s
-  set object_key = p_object_key, manifest_key = p_manifest_key, rows_archived = p_rows, plain_bytes = p_plain_bytes,
-    stored_bytes = p_stored_bytes, plain_sha256 = p_plain_sha256, stored_sha256 = p_stored_sha256,
-    first_occurred_at = p_first_occurred_at, last_occurred_at = p_last_occurred_at, retain_until = p_retain_until,
-    manifest = p_manifest, recorded_at = clock_timestamp()
+  set object_key = p_object_key, manifest_key = p_manifest_key, manifest_sha256 = p_manifest_sha256, people = p_people,
+    plain_bytes = v_read.plain_bytes, compressed_bytes = v_read.compressed_bytes, stored_bytes = v_read.stored_bytes,
+    plain_sha256 = v_read.plain_sha256, compressed_sha256 = v_read.compressed_sha256, stored_sha256 = v_read.stored_sha256,
+    root_hash = v_read.root_hash, first_occurred_at = v_read.first_occurred_at, last_occurred_at = v_read.last_occurred_at,
+    recipients = v_read.recipients, retain_until = p_retain_until, recorded_at = clock_timestamp()
   where s.tenant_id = 'system' and s.day = p_day and s.part = p_part
   returning s.* into v_segment;
   perform custody_data.append_event('archive.segment', 'archive_segment', v_name, 'success',
-    jsonb_build_object('day', p_day, 'part', p_part, 'rows', p_rows, 'bytes', p_plain_bytes, 'stored_bytes', p_stored_bytes,
-      'retain_until', custody_data.entry_time(p_retain_until)), null);
+    jsonb_build_object('day', p_day, 'part', p_part, 'rows', v_segment.events, 'bytes', v_segment.plain_bytes, 'stored_bytes', v_segment.stored_bytes,
+      'manifest_sha256', encode(p_manifest_sha256, 'hex'), 'retain_until', custody_data.entry_time(p_retain_until)), null);
   return v_segment;
 end
 $$;
-revoke all on function custody.record_segment(date, integer, text, text, bigint, bigint, bigint, bytea, bytea, timestamptz, timestamptz, timestamptz, jsonb) from public;
-grant execute on function custody.record_segment(date, integer, text, text, bigint, bigint, bigint, bytea, bytea, timestamptz, timestamptz, timestamptz, jsonb) to custody_worker;
-comment on function custody.record_segment(date, integer, text, text, bigint, bigint, bigint, bytea, bytea, timestamptz, timestamptz, timestamptz, jsonb) is
-'Records that an open segment is in a locked object that was read back and compared; the same again changes nothing. Counts the rows of its window anew. The record is an event (archive.segment) of the same transaction.
-p_day, p_part: the segment. p_retain_until: end of the objects'' lock as read from the store. p_manifest: as read back from the store.
-Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, recorded with other content, lock too short, or not what the trail holds. Callers: custody_worker.';
+revoke all on function custody.record_segment(date, integer, text, text, jsonb, bytea, timestamptz, bytea) from public;
+grant execute on function custody.record_segment(date, integer, text, text, jsonb, bytea, timestamptz, bytea) to custody_worker;
+comment on function custody.record_segment(date, integer, text, text, jsonb, bytea, timestamptz, bytea) is
+'Records that an open segment is in a locked object that was read back and compared; the same again changes nothing. What is recorded of it is what the manifest says, whose leaves, as [first, count] for each run in order, are those of the segment. The record is an event (archive.segment) of the same transaction.
+p_day, p_part: the segment. p_manifest, p_manifest_sha256: as read back from the store, and the digest of its bytes. p_retain_until: end of the objects'' lock as read from the store. p_people: the filter that custody.segment_may_hold asks.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, superseded, recorded with other content, lock too short, or a manifest that does not fit. Callers: custody_worker.';
+
+create or replace function custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid)
+returns boolean
+language sql
+immutable
+parallel safe
+set search_path = pg_catalog, pg_temp
+as $$
+  -- A Bloom filter of a power of two bits: each of 8 places is a number in the digest, big-endian, modulo the bits.
+  select coalesce(bool_and(get_bit(p_people, ('x' || encode(substr(d.digest, n * 4 + 1, 4), 'hex'))::bit(32)::bigint & (octet_length(p_people)::bigint * 8 - 1)) = 1), true)
+  from (select sha256(convert_to(p_tenant || coalesce('/' || p_identity::text, ''), 'UTF8')) as digest) d
+  cross join generate_series(0, 7) n
+  where octet_length(p_people) > 0;
+$$;
+revoke all on function custody.segment_may_hold(bytea, text, uuid) from public;
+grant execute on function custody.segment_may_hold(bytea, text, uuid) to custody_worker, custody_auditor, custody_privacy;
+comment on function custody.segment_may_hold(bytea, text, uuid) is
+'Whether a segment with this filter may hold events of a tenant, or where p_identity is given, events about or by that identity; true where it has no filter. False is certain, true is not: one in a few hundred is mistaken.
+The filter has m bits, m a power of two, at least 1024 and 12 for each member; members are the tenants, and TENANT/IDENTITY for actors and subjects, in UTF-8. Of a member''s SHA-256 each of the 8 big-endian numbers of 4 bytes modulo m is a bit that is set; bit b is in byte b / 8, its value there 1 << (b % 8).
+Callers: custody_worker, custody_auditor, custody_privacy.';
+
+create or replace function custody_data.leaves_of(p_log_entry_id uuid, p_from timestamptz, p_to timestamptz)
+returns table (leaf bigint, day integer)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set enable_sort = off
+as $$
+  select e.tile_index * 256 + n.n, ('x' || encode(substr(e.days, n.n * 4 + 1, 4), 'hex'))::bit(32)::integer
+  from (
+    select m.tile_index, m.entry_ids || '' as entry_ids, m.days || '' as days
+    from custody_data.ledger_entries m
+    where m.tenant_id = 'system' and m.first_occurred_at < p_to and m.last_occurred_at >= p_from
+      and position(uuid_send(p_log_entry_id) in m.entry_ids) > 0
+    offset 0
+  ) e
+  cross join lateral generate_series(0, octet_length(e.entry_ids) / 16 - 1) n (n)
+  where substr(e.entry_ids, n.n * 16 + 1, 16) = uuid_send(p_log_entry_id);
+$$;
+revoke all on function custody_data.leaves_of(uuid, timestamptz, timestamptz) from public;
+comment on function custody_data.leaves_of(uuid, timestamptz, timestamptz) is 'Leaves of events of this id, of whatever tenant, that occurred from p_from to before p_to, with their days since 2000-01-01.';
+
+-- definer: as open_segments
+create or replace function custody.find_segments(
+  p_from date, p_to date, p_identity uuid default null, p_log_entry_id uuid default null, p_tenant text default null
+)
+returns setof custody_data.archive_segments
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_from constant timestamptz := coalesce(p_from::timestamp at time zone 'UTC', '-infinity');
+  v_to constant timestamptz := coalesce((p_to + 1)::timestamp at time zone 'UTC', 'infinity');
+  v_in_id constant tstzrange := custody_data.time_in_id(p_log_entry_id);
+  v_leaves bigint[];
+  v_segment custody_data.archive_segments;
+begin
+  perform custody_data.require_all_tenants('archive');
+  if p_to < p_from then
+    raise exception using errcode = 'PC009', message = 'time out of range: p_to is before p_from', hint = 'Give the first and the last day.';
+  end if;
+  if p_identity is not null and p_tenant is null then
+    raise exception using errcode = 'PC023', message = 'an identity without its tenant', hint = 'Give p_tenant too.';
+  end if;
+  if p_log_entry_id is not null then
+    -- An id that the server drew says when it happened; a client may give one that looks like it.
+    v_leaves := array(select l.leaf from custody_data.leaves_of(p_log_entry_id, greatest(v_from, lower(v_in_id)), least(v_to, upper(v_in_id))) l);
+    if v_leaves = '{}' and v_in_id is not null then
+      v_leaves := array(select l.leaf from custody_data.leaves_of(p_log_entry_id, v_from, v_to) l);
+    end if;
+  end if;
+  for v_segment in
+    select s.* from custody_data.archive_segments s
+    where s.tenant_id = 'system' and s.recorded_at is not null and s.expired_at is null and s.superseded_at is null
+      and s.last_occurred_at >= v_from and s.first_occurred_at < v_to
+      and (p_tenant is null or custody.segment_may_hold(s.people, p_tenant, p_identity))
+      and (v_leaves is null or exists (select from unnest(v_leaves) l (leaf) where s.leaves @> l.leaf))
+    order by s.day, s.part
+  loop
+    v_segment.people := null;
+    return next v_segment;
+  end loop;
+end
+$$;
+revoke all on function custody.find_segments(date, date, uuid, uuid, text) from public;
+grant execute on function custody.find_segments(date, date, uuid, uuid, text) to custody_worker, custody_auditor, custody_privacy;
+comment on function custody.find_segments(date, date, uuid, uuid, text) is
+'Recorded segments whose objects are still there and can hold such events, in order of day and part; their people are not shown.
+p_from, p_to: first and last day (UTC), null without bound. p_tenant: with events of that tenant. p_identity: with events about or by that identity of p_tenant. p_log_entry_id: with an event of that id, known by its leaf; of an id that a client gave, give days too, or the whole map of leaves is read.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker, custody_auditor, custody_privacy.';
 
 create or replace view custody.archive_segments with (security_invoker = true) as
-select s.day, s.part, s.xid_from, s.xid_to, s.opened_at, s.object_key, s.manifest_key, s.rows_archived, s.plain_bytes, s.stored_bytes,
-  s.plain_sha256, s.stored_sha256, s.first_occurred_at, s.last_occurred_at, s.retain_until, s.manifest, s.recorded_at
+select s.day, s.part, s.leaves, s.events, s.opened_at, s.object_key, s.manifest_key, s.plain_bytes, s.compressed_bytes, s.stored_bytes,
+  s.plain_sha256, s.compressed_sha256, s.stored_sha256, s.manifest_sha256, s.root_hash, s.first_occurred_at, s.last_occurred_at, s.recipients,
+  s.retain_until, s.recorded_at, s.superseded_at, s.legal_hold, s.expired_at, s.objects_deleted_at
 from custody_data.archive_segments s;
 grant select on custody.archive_segments to custody_worker, custody_auditor, custody_privacy;
 comment on view custody.archive_segments is 'The archive''s segments; open ones have no recorded_at. Readers: custody_worker, custody_auditor, custody_privacy.';
-
-create or replace view custody.audit_month with (security_invoker = true) as
-select ''::text as partition_name, null::timestamptz as range_from, null::timestamptz as range_to, ''::text as state,
-  0::bigint as rows, ''::text as detail
-where false;
-comment on view custody.audit_month is
-'Shape of audit_months. state: hot; open (segments that are not recorded yet), unarchived (events in no segment), held (a legal hold covers an event) and mismatch (the trail does not hold what its segments say) keep a month; due: may be dropped. rows: counted for unarchived, mismatch and due, else estimated.';
-
-create or replace function custody_data.audit_partitions()
-returns setof custody.audit_month
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-set datestyle = 'ISO'
-as $$
-  -- The bounds, not the name, say what a partition holds: somebody may have attached one by hand.
-  select c.relname::text, b.bounds[1]::timestamptz, b.bounds[2]::timestamptz, 'hot'::text, greatest(c.reltuples, 0)::bigint, null::text
-  from pg_inherits i
-  join pg_class c on c.oid = i.inhrelid
-  cross join lateral (
-    select regexp_match(pg_get_expr(c.relpartbound, c.oid), '^FOR VALUES FROM \(''([^'']+)''\) TO \(''([^'']+)''\)$') as bounds
-  ) b
-  where i.inhparent = 'custody_data.audit_logs'::regclass and not i.inhdetachpending and c.relkind = 'r'
-    and c.relnamespace = 'custody_data'::regnamespace and b.bounds is not null
-  order by 2;
-$$;
-revoke all on function custody_data.audit_partitions() from public;
-comment on function custody_data.audit_partitions() is 'The partitions of the trail that have both bounds, oldest first.';
-
-create or replace function custody_data.covering_segments(p_from timestamptz, p_to timestamptz)
-returns setof custody_data.archive_segments
-language sql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-  -- Events that were archived before their month was dropped are not in the trail any more.
-  select s.*
-  from custody_data.archive_segments s
-  where s.tenant_id = 'system' and s.recorded_at is not null
-    and s.day >= (p_from at time zone 'UTC')::date and s.day < (p_to at time zone 'UTC')::date
-    and not exists (
-      select from custody_data.partition_drops d
-      where d.tenant_id = 'system' and d.range_from <= s.first_occurred_at and d.range_to > s.last_occurred_at
-        and d.dropped_at >= s.recorded_at);
-$$;
-revoke all on function custody_data.covering_segments(timestamptz, timestamptz) from public;
-comment on function custody_data.covering_segments(timestamptz, timestamptz) is 'Recorded segments whose events are still in the trail, of the days from p_from to p_to.';
-
-create or replace function custody_data.assess_month(p_month custody.audit_month)
-returns custody.audit_month
-language plpgsql
-stable
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_month custody.audit_month := p_month;
-  v_rows bigint;
-  v_unarchived bigint;
-begin
-  select format('%s segments, the first of %s', count(*), min(s.day)) into v_month.detail
-  from custody_data.archive_segments s
-  where s.tenant_id = 'system' and s.recorded_at is null
-    and s.day >= (v_month.range_from at time zone 'UTC')::date and s.day < (v_month.range_to at time zone 'UTC')::date
-  having count(*) > 0;
-  if found then
-    v_month.state := 'open';
-    return v_month;
-  end if;
-  if custody_data.month_is_held(v_month.range_from) then
-    v_month.state := 'held';
-    return v_month;
-  end if;
-
-  with segments as materialized (
-    select s.* from custody_data.covering_segments(v_month.range_from, v_month.range_to) s
-  ), found as materialized (
-    select s.day, s.part, count(*) as rows
-    from custody_data.audit_logs a
-    left join segments s on s.day = (a.occurred_at at time zone 'UTC')::date and a.xid >= s.xid_from and a.xid < s.xid_to
-      and a.recorded_at < s.opened_at
-      and not exists (
-        select from segments b
-        where b.day = s.day and b.part < s.part and a.xid >= b.xid_from and a.xid < b.xid_to and a.recorded_at < b.opened_at)
-    where a.occurred_at >= v_month.range_from and a.occurred_at < v_month.range_to
-    group by s.day, s.part
-  )
-  select
-    coalesce((select sum(f.rows) from found f), 0),
-    coalesce((select f.rows from found f where f.day is null), 0),
-    (select format('segment %s.%s holds %s events, the trail %s of them', s.day, s.part, s.rows_archived, coalesce(f.rows, 0))
-      from segments s left join found f on f.day = s.day and f.part = s.part
-      where s.rows_archived <> coalesce(f.rows, 0)
-      order by s.day, s.part limit 1)
-  into v_rows, v_unarchived, v_month.detail;
-  v_month.rows := v_rows;
-  if v_month.detail is not null then
-    v_month.state := 'mismatch';
-  elsif v_unarchived > 0 then
-    v_month.state := 'unarchived';
-    v_month.detail := format('%s events', v_unarchived);
-  else
-    v_month.state := 'due';
-  end if;
-  return v_month;
-end
-$$;
-revoke all on function custody_data.assess_month(custody.audit_month) from public;
-comment on function custody_data.assess_month(custody.audit_month) is 'Whether a month past the hot period may be dropped, or what keeps it; counts its events against its segments.';
-
--- definer: as open_segments
-create or replace function custody.audit_months(p_as_of timestamptz default pg_catalog.now())
-returns setof custody.audit_month
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_hot interval;
-  v_month custody.audit_month;
-begin
-  perform custody_data.require_all_tenants('archive');
-  if p_as_of is null or not isfinite(p_as_of) then
-    raise exception using errcode = 'PC009', message = 'time out of range: p_as_of', hint = 'Give a finite time.';
-  end if;
-  v_hot := custody_data.keep_of('audit_hot');
-  for v_month in select m.* from custody_data.audit_partitions() m loop
-    if (v_month.range_to at time zone 'UTC' + v_hot) at time zone 'UTC' <= p_as_of then
-      v_month := custody_data.assess_month(v_month);
-    end if;
-    return next v_month;
-  end loop;
-end
-$$;
-revoke all on function custody.audit_months(timestamptz) from public;
-grant execute on function custody.audit_months(timestamptz) to custody_worker, custody_auditor;
-comment on function custody.audit_months(timestamptz) is
-'The months of the trail in Postgres, oldest first, and what keeps each or that it may go. Counts the events of those past the hot period.
-p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
-
--- definer: drops partitions, which only the owner may
-create or replace function custody.drop_archived_partitions(p_limit integer default 1, p_as_of timestamptz default pg_catalog.now())
-returns setof custody_data.partition_drops
-language plpgsql
-volatile
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_hot interval;
-  v_month custody.audit_month;
-  v_horizon xid8;
-  v_holds uuid[];
-  v_drop custody_data.partition_drops;
-  v_dropped integer := 0;
-begin
-  perform custody_data.require_all_tenants('archive');
-  if p_limit is null or p_limit not between 1 and 100 then
-    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 100 months.';
-  end if;
-  if p_as_of is null or not isfinite(p_as_of) or p_as_of > now() then
-    raise exception using
-      errcode = 'PC009',
-      message = 'time out of range: p_as_of is in the future',
-      hint = 'Nothing goes before its time; custody.audit_months shows what would.';
-  end if;
-  v_hot := custody_data.keep_of('audit_hot');
-  -- One at a time: two that read the trail and then wait for its lock would wait for each other.
-  perform pg_advisory_xact_lock(hashtextextended('pgcustody.partition_drops', 0));
-
-  for v_month in
-    select m.* from custody_data.audit_partitions() m
-    where (m.range_to at time zone 'UTC' + v_hot) at time zone 'UTC' <= p_as_of
-  loop
-    exit when v_dropped >= p_limit;
-    -- What is slow comes before the lock. What can change until the lock is there is looked at again below.
-    v_horizon := pg_snapshot_xmin(pg_current_snapshot());
-    v_holds := array(select h.hold_id from custody_data.active_holds() h order by h.hold_id);
-    v_month := custody_data.assess_month(v_month);
-    if v_month.state = 'mismatch' then
-      raise exception using
-        errcode = 'PC029',
-        message = format('month %s does not hold what its archive says', v_month.partition_name),
-        detail = v_month.detail || '.',
-        hint = 'Rows came or went behind the archive''s back. Nothing was dropped; run pgcustody archive verify and have the case looked at.',
-        schema = 'custody_data', table = v_month.partition_name;
-    end if;
-    continue when v_month.state <> 'due';
-
-    lock table only custody_data.audit_logs in access exclusive mode;
-    continue when not exists (
-      select from custody_data.audit_partitions() m
-      where m.partition_name = v_month.partition_name and m.range_from = v_month.range_from and m.range_to = v_month.range_to);
-    -- Whoever places a hold or appends an event holds a lock on the trail until it commits, so nobody is half-way now.
-    continue when v_holds <> array(select h.hold_id from custody_data.active_holds() h order by h.hold_id);
-    continue when exists (
-      select from custody_data.audit_logs a
-      where a.occurred_at >= v_month.range_from and a.occurred_at < v_month.range_to and a.xid >= v_horizon
-        and not exists (
-          select from custody_data.covering_segments(v_month.range_from, v_month.range_to) s
-          where s.day = (a.occurred_at at time zone 'UTC')::date and a.xid >= s.xid_from and a.xid < s.xid_to
-            and a.recorded_at < s.opened_at));
-
-    execute format('alter table custody_data.audit_logs detach partition custody_data.%I', v_month.partition_name);
-    execute format('drop table custody_data.%I', v_month.partition_name);
-    insert into custody_data.partition_drops (partition_name, range_from, range_to, rows_dropped)
-    values (v_month.partition_name, v_month.range_from, v_month.range_to, v_month.rows)
-    returning * into v_drop;
-    perform custody_data.append_event('partition.drop', 'partition', v_month.partition_name, 'success',
-      jsonb_build_object('partition', v_month.partition_name, 'rows', v_month.rows,
-        'range_from', custody_data.entry_time(v_month.range_from), 'range_to', custody_data.entry_time(v_month.range_to)), null);
-    v_dropped := v_dropped + 1;
-    return next v_drop;
-  end loop;
-end
-$$;
-revoke all on function custody.drop_archived_partitions(integer, timestamptz) from public;
-grant execute on function custody.drop_archived_partitions(integer, timestamptz) to custody_worker;
-comment on function custody.drop_archived_partitions(integer, timestamptz) is
-'Drops the oldest months of the trail that ended more than audit_hot before p_as_of, whose events are all in recorded segments, one for one, and none under a legal hold; returns what it dropped, no row when nothing may go. Months that something keeps are passed over: custody.audit_months says by what. Each drop is an event (partition.drop) of the same transaction.
-Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03 try again later.
-p_limit: 1 to 100 months; one a transaction keeps the lock short. p_as_of: not in the future.
-Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026, PC029 a month does not hold what its segments say. Callers: custody_worker.';

@@ -112,10 +112,9 @@ begin
           when v_last.system_identifier <> v_here then 'restored_or_copied'
           when v_last.timeline <> v_timeline then 'promoted_or_recovered'
           else 'set_back_or_cloned' end)) || v_observed;
-      -- Later than all that another clock dated: what is older belongs to the lives before.
+      -- Later than what another clock dated: what is older belongs to the lives before.
       insert into custody_data.incarnations (system_identifier, timeline, observed, opened_at)
-      values (v_here, v_timeline, v_observed, greatest(clock_timestamp(), v_last.opened_at + interval '1 microsecond',
-        (select max(s.opened_at) + interval '1 microsecond' from custody_data.archive_segments s)))
+      values (v_here, v_timeline, v_observed, greatest(clock_timestamp(), v_last.opened_at + interval '1 microsecond'))
       returning * into v_last;
       perform custody_data.append_event('incarnation.open', null, null, 'success', jsonb_build_object(
         'incarnation_id', v_last.incarnation_id, 'system_identifier', v_here::text, 'timeline', v_timeline, 'observed', v_observed), null);

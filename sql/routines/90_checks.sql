@@ -32,7 +32,7 @@ with tables as (
   where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
   union all
   select t.name, 'a_reject_delete' as trigger_name from tables t
-  where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments',
+  where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments',
     'audit_actions', 'audit_resource_types', 'retention_policies', 'key_encryption_keys', 'data_keys')
   union all
   select t.name, g.trigger_name from tables t

@@ -222,13 +222,14 @@ security definer
 begin atomic
   insert into custody_data.incarnations (system_identifier, timeline) values (1, 1);
   insert into custody_data.ledger_tiles (level, tile_index, hashes) values (7, 0, decode(repeat('00', 32), 'hex'));
-  insert into custody_data.ledger_entries (tile_index, xids, entry_ids, first_xid, last_xid, first_occurred_at, last_occurred_at)
-  values (1000000000, decode(repeat('00', 8), 'hex'), decode(repeat('00', 16), 'hex'), 0, 0, '2020-01-01', '2020-01-01');
+  insert into custody_data.ledger_entries (tile_index, xids, entry_ids, days, first_xid, last_xid, first_occurred_at, last_occurred_at)
+  values (1000000000, decode(repeat('00', 8), 'hex'), decode(repeat('00', 16), 'hex'), date_send('2020-01-01'), 0, 0, '2020-01-01', '2020-01-01');
   insert into custody_data.ledger_stretches (first_leaf, kind, incarnation_id) values (1000000000000, 'lost', gen_random_uuid());
   insert into custody_data.ledger_heads default values on conflict do nothing;
   insert into custody_data.ledger_checkpoints (number, tree_size, root_hash, note, object_key, anchored_at)
   values (1000000000, 0, sha256(''), '', '', now());
-  insert into custody_data.archive_segments (day, part, xid_from, xid_to) values ('2020-01-01', 1, '3', '4');
+  insert into custody_data.archive_heads default values on conflict do nothing;
+  insert into custody_data.archive_segments (day, part, leaves, events) values ('2020-01-01', 1, '{[256000000000,256000000001)}', 1);
   insert into custody_data.partition_drops (partition_name, range_from, range_to, rows_dropped)
   values ('audit_logs_2020_01', '2020-01-01 00:00:00+00', '2020-02-01 00:00:00+00', 1);
 end;

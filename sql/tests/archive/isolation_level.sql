@@ -8,6 +8,6 @@ select refuses($$select custody.open_segments()$$, 'PC026', 'opening');
 select refuses($$select custody.archive_due()$$, 'PC026', 'what is due');
 select refuses($$select custody.audit_months()$$, 'PC026', 'the months');
 select refuses($$select custody.drop_archived_partitions()$$, 'PC026', 'dropping');
-select refuses($$select custody.record_segment('2001-01-01', 1, 'k', 'm', 1, 1, 1, sha256('x'), sha256('x'), now(), now(), now(), '{}')$$, 'PC026', 'recording');
+select refuses($$select custody.record_segment('2001-01-01', 1, 'k', 'm', '{}', sha256('x'), now(), '')$$, 'PC026', 'recording');
 select * from finish();
 rollback;

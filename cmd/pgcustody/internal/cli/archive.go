@@ -157,7 +157,7 @@ func (a *archive) List(ctx context.Context) error {
 		rows, err := db.New().ArchiveSegments(ctx, tx)
 		for _, s := range rows {
 			segments = append(segments, listedSegment{
-				Day: s.Day.Format(time.DateOnly), Part: s.Part, Object: s.ObjectKey, Manifest: s.ManifestKey, Events: s.Rows,
+				Day: s.Day.Format(time.DateOnly), Part: s.Part, Object: s.ObjectKey, Manifest: s.ManifestKey, Events: s.Events,
 				PlainBytes: s.PlainBytes, StoredBytes: s.StoredBytes,
 				PlainSHA256: hex.EncodeToString(s.PlainSha256), StoredSHA256: hex.EncodeToString(s.StoredSha256),
 				First: s.FirstOccurredAt.UTC(), Last: s.LastOccurredAt.UTC(), RetainUntil: s.RetainUntil.UTC(), RecordedAt: s.RecordedAt.UTC(),
