@@ -175,7 +175,8 @@ func (q *Queries) ArchivedSince(ctx context.Context, db DBTX, since *time.Time) 
 }
 
 const auditMonths = `-- name: AuditMonths :many
-select m.partition_name, m.range_from::timestamptz as range_from, m.range_to::timestamptz as range_to, m.state, m.rows, coalesce(m.detail, '')::text as detail
+select m.partition_name, coalesce(m.range_from, '0001-01-01')::timestamptz as range_from, coalesce(m.range_to, '0001-01-01')::timestamptz as range_to,
+  m.state, m.rows, coalesce(m.rows_kept, 0)::bigint as rows_kept, coalesce(m.detail, '')::text as detail
 from custody.audit_months() m
 `
 
@@ -185,9 +186,11 @@ type AuditMonthsRow struct {
 	RangeTo       time.Time
 	State         string
 	Rows          int64
+	RowsKept      int64
 	Detail        string
 }
 
+// A partition that was attached by hand may have no bounds in time.
 func (q *Queries) AuditMonths(ctx context.Context, db DBTX) ([]AuditMonthsRow, error) {
 	rows, err := db.Query(ctx, auditMonths)
 	if err != nil {
@@ -203,6 +206,7 @@ func (q *Queries) AuditMonths(ctx context.Context, db DBTX) ([]AuditMonthsRow, e
 			&i.RangeTo,
 			&i.State,
 			&i.Rows,
+			&i.RowsKept,
 			&i.Detail,
 		); err != nil {
 			return nil, err
@@ -216,7 +220,7 @@ func (q *Queries) AuditMonths(ctx context.Context, db DBTX) ([]AuditMonthsRow, e
 }
 
 const dropArchivedPartitions = `-- name: DropArchivedPartitions :many
-select d.partition_name, d.range_from, d.range_to, d.rows_dropped, d.dropped_at
+select d.partition_name, d.range_from, d.range_to, d.rows_dropped, d.rows_kept, d.dropped_at
 from custody.drop_archived_partitions($1) d
 `
 
@@ -225,6 +229,7 @@ type DropArchivedPartitionsRow struct {
 	RangeFrom     time.Time
 	RangeTo       time.Time
 	RowsDropped   int64
+	RowsKept      int64
 	DroppedAt     time.Time
 }
 
@@ -242,7 +247,49 @@ func (q *Queries) DropArchivedPartitions(ctx context.Context, db DBTX, maxMonths
 			&i.RangeFrom,
 			&i.RangeTo,
 			&i.RowsDropped,
+			&i.RowsKept,
 			&i.DroppedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const expireSegments = `-- name: ExpireSegments :many
+select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.events, s.stored_bytes::bigint as stored_bytes
+from custody.expire_segments($1) s
+`
+
+type ExpireSegmentsRow struct {
+	Day         time.Time
+	Part        int32
+	ObjectKey   string
+	ManifestKey string
+	Events      int64
+	StoredBytes int64
+}
+
+func (q *Queries) ExpireSegments(ctx context.Context, db DBTX, maxSegments int32) ([]ExpireSegmentsRow, error) {
+	rows, err := db.Query(ctx, expireSegments, maxSegments)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ExpireSegmentsRow{}
+	for rows.Next() {
+		var i ExpireSegmentsRow
+		if err := rows.Scan(
+			&i.Day,
+			&i.Part,
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.Events,
+			&i.StoredBytes,
 		); err != nil {
 			return nil, err
 		}
@@ -310,6 +357,46 @@ func (q *Queries) FindSegments(ctx context.Context, db DBTX, arg FindSegmentsPar
 			&i.StoredBytes,
 			&i.FirstOccurredAt,
 			&i.LastOccurredAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const heldSegments = `-- name: HeldSegments :many
+select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted
+from custody.held_segments() h
+`
+
+type HeldSegmentsRow struct {
+	Day         time.Time
+	Part        int32
+	ObjectKey   string
+	ManifestKey string
+	Wanted      bool
+}
+
+// Whose objects the store is to put under legal hold (wanted), or to free from it.
+func (q *Queries) HeldSegments(ctx context.Context, db DBTX) ([]HeldSegmentsRow, error) {
+	rows, err := db.Query(ctx, heldSegments)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []HeldSegmentsRow{}
+	for rows.Next() {
+		var i HeldSegmentsRow
+		if err := rows.Scan(
+			&i.Day,
+			&i.Part,
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.Wanted,
 		); err != nil {
 			return nil, err
 		}
@@ -435,6 +522,39 @@ func (q *Queries) RecordSegment(ctx context.Context, db DBTX, arg RecordSegmentP
 	var recorded_at time.Time
 	err := row.Scan(&recorded_at)
 	return recorded_at, err
+}
+
+const recordSegmentGone = `-- name: RecordSegmentGone :one
+select custody.record_segment_gone(($1::text)::date, $2)::boolean as changed
+`
+
+type RecordSegmentGoneParams struct {
+	Day  string
+	Part int32
+}
+
+func (q *Queries) RecordSegmentGone(ctx context.Context, db DBTX, arg RecordSegmentGoneParams) (bool, error) {
+	row := db.QueryRow(ctx, recordSegmentGone, arg.Day, arg.Part)
+	var changed bool
+	err := row.Scan(&changed)
+	return changed, err
+}
+
+const recordSegmentHold = `-- name: RecordSegmentHold :one
+select custody.record_segment_hold(($1::text)::date, $2, $3)::boolean as changed
+`
+
+type RecordSegmentHoldParams struct {
+	Day  string
+	Part int32
+	IsOn bool
+}
+
+func (q *Queries) RecordSegmentHold(ctx context.Context, db DBTX, arg RecordSegmentHoldParams) (bool, error) {
+	row := db.QueryRow(ctx, recordSegmentHold, arg.Day, arg.Part, arg.IsOn)
+	var changed bool
+	err := row.Scan(&changed)
+	return changed, err
 }
 
 const schemaVersion = `-- name: SchemaVersion :one
