@@ -369,16 +369,18 @@ func (q *Queries) FindSegments(ctx context.Context, db DBTX, arg FindSegmentsPar
 }
 
 const heldSegments = `-- name: HeldSegments :many
-select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted
+select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted, s.manifest_sha256
 from custody.held_segments() h
+join custody.archive_segments s on s.day = h.day and s.part = h.part
 `
 
 type HeldSegmentsRow struct {
-	Day         time.Time
-	Part        int32
-	ObjectKey   string
-	ManifestKey string
-	Wanted      bool
+	Day            time.Time
+	Part           int32
+	ObjectKey      string
+	ManifestKey    string
+	Wanted         bool
+	ManifestSha256 []byte
 }
 
 // Whose objects the store is to put under legal hold (wanted), or to free from it.
@@ -397,6 +399,7 @@ func (q *Queries) HeldSegments(ctx context.Context, db DBTX) ([]HeldSegmentsRow,
 			&i.ObjectKey,
 			&i.ManifestKey,
 			&i.Wanted,
+			&i.ManifestSha256,
 		); err != nil {
 			return nil, err
 		}

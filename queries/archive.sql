@@ -46,8 +46,9 @@ from custody.find_segments(nullif(@from_day::text, '')::date, nullif(@to_day::te
 
 -- name: HeldSegments :many
 -- Whose objects the store is to put under legal hold (wanted), or to free from it.
-select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted
-from custody.held_segments() h;
+select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted, s.manifest_sha256
+from custody.held_segments() h
+join custody.archive_segments s on s.day = h.day and s.part = h.part;
 
 -- name: LockSegment :one
 -- One worker at a time streams a segment; the lock ends with the transaction.
