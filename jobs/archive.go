@@ -12,6 +12,7 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
 )
 
 // ArchiveArgs asks for one run of the archive: the events of closed days go to
@@ -42,6 +43,9 @@ type ArchiveConfig struct {
 	// Defaults 2 s and 5.
 	DropPause    time.Duration
 	DropAttempts int
+	// Accept names findings about the store in spite of which it is written to
+	// (store.FindingNames).
+	Accept []string
 }
 
 func (c ArchiveConfig) withDefaults() ArchiveConfig {
@@ -113,7 +117,7 @@ func (w *ArchiveWorker) all(ctx context.Context, run *Run, config ArchiveConfig)
 	if err := w.archive(ctx, run, config); err != nil {
 		return err
 	}
-	for _, part := range []func(context.Context, *Run) error{w.index} {
+	for _, part := range []func(context.Context, *Run) error{w.hold, w.expire, w.index, w.remove} {
 		if err := part(ctx, run); err != nil {
 			return err
 		}
@@ -146,7 +150,11 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 		}
 		if !checked {
 			// Settings are not believed; what could be deleted again is not archived.
-			if err := w.Store.Check(ctx); err != nil {
+			findings, err := w.Store.Check(ctx)
+			if err == nil {
+				err = store.Accept(findings, config.Accept)
+			}
+			if err != nil {
 				return fail("check store", err)
 			}
 			checked = true

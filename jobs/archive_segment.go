@@ -418,6 +418,10 @@ func (a *archiving) readManifest(ctx context.Context) error {
 // lockObjects makes sure that the store holds both under lock long enough: an
 // earlier attempt may have locked them for a shorter time.
 func (a *archiving) lockObjects(ctx context.Context) error {
+	if slices.Contains(a.config.Accept, store.NoLock) {
+		a.retained = a.row.RetainUntil // as long as nobody deletes them
+		return nil
+	}
 	for _, object := range []struct{ key, version string }{{a.name.ObjectKey(), a.manifest.ObjectVersion}, {a.name.ManifestKey(), ""}} {
 		info, err := a.Store.Head(ctx, object.key, object.version)
 		if err != nil {
@@ -433,7 +437,7 @@ func (a *archiving) lockObjects(ctx context.Context) error {
 		}
 		if !info.LockedUntil(a.row.RetainUntil) {
 			return &ArchiveFinding{Object: object.key, What: "object is not locked long enough",
-				Do: "run pgcustody archive check; nothing was recorded or dropped"}
+				Do: "run pgcustody store check; nothing was recorded or dropped"}
 		}
 		if a.retained.IsZero() || info.RetainUntil.Before(a.retained) {
 			a.retained = info.RetainUntil

@@ -26,6 +26,7 @@ import (
 	"pgcustody/cmd/devstack/stack"
 	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/db"
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
 )
@@ -184,6 +185,10 @@ var opens = func() *age.X25519Identity {
 }()
 
 func identities() []age.Identity { return []age.Identity{opens} }
+
+func recipients() agekeys.Recipients {
+	return agekeys.Recipients{Keys: []age.Recipient{opens.Recipient()}, Text: []string{opens.Recipient().String()}}
+}
 
 func (b *archiveBench) manifest(name segment.Name) *segment.Manifest {
 	b.Helper()
@@ -535,12 +540,12 @@ type breaking struct {
 	// answer, if it returns an error, replaces the answer to a Put that was done.
 	answer func(key string) error
 	get    func(key string) (*store.Object, error)
-	check  error
+	check  []store.Finding
 }
 
-func (s *breaking) Check(ctx context.Context) error {
+func (s *breaking) Check(ctx context.Context) ([]store.Finding, error) {
 	if s.check != nil {
-		return s.check
+		return s.check, nil
 	}
 	return s.Store.Check(ctx)
 }
@@ -625,7 +630,7 @@ func TestArchiveStoreFails(t *testing.T) {
 		b := newArchiveBench(t)
 		b.events(tenant, b.day(1), 10)
 		_, err := b.direct(t.Context(), func(w *ArchiveWorker) {
-			w.Store = &breaking{Store: w.Store, check: &store.Error{Op: "check", Kind: store.ErrNotLocked}}
+			w.Store = &breaking{Store: w.Store, check: []store.Finding{{Name: store.CanaryDeleted}}}
 		})
 		require.ErrorIs(t, err, store.ErrNotLocked)
 		require.Empty(t, b.versions(), "it was written to all the same")

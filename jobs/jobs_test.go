@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -22,7 +21,6 @@ import (
 
 	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/db"
-	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 )
@@ -68,7 +66,7 @@ func newLockedBench(t *testing.T) *bench {
 	b := &bench{T: t, database: d, app: d.Pool(t, "custody_app"), reports: &reports{}}
 	b.deps = Deps{
 		Pool: d.Pool(t, "custody_runner"), Store: newStore(t), Actor: "runner",
-		Recipients: agekeys.Recipients{Keys: []age.Recipient{opens.Recipient()}, Text: []string{opens.Recipient().String()}},
+		Recipients: recipients(),
 		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
 		OnReport:   b.reports.add,
 		Config:     Config{Notify: NotifyConfig{Key: make([]byte, 32), Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}},
