@@ -568,7 +568,7 @@ func (f *fixture) setBack(size int64) {
 	if (size-1)/256 < int64(len(f.events)-1)/256 {
 		f.exec("delete from custody_data.ledger_entries where tile_index > $1", (size-1)/256)
 	}
-	f.exec("update custody_data.ledger_entries set xids = substr(xids, 1, $2), entry_ids = substr(entry_ids, 1, 2 * $2) where tile_index = $1", (size-1)/256, int32((size-1)%256*8+8)) //nolint:gosec // small
+	f.exec("update custody_data.ledger_entries set xids = substr(xids, 1, $2), entry_ids = substr(entry_ids, 1, 2 * $2), days = substr(days, 1, $2 / 2) where tile_index = $1", (size-1)/256, int32((size-1)%256*8+8)) //nolint:gosec // small
 	f.exec("update custody_data.ledger_heads set tree_size = $1, sealed_to = $2::text::xid8, sealed_to_entry_id = null", size, fmt.Sprint(f.events[size-1].xid+1))
 	f.exec("delete from custody_data.ledger_checkpoints where tree_size > $1", size)
 	f.exec("delete from custody_data.audit_logs where xid > $1::text::xid8", fmt.Sprint(f.events[size-1].xid))
