@@ -102,53 +102,6 @@ CREATE FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p
 COMMENT ON FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer) IS 'Adds a message, {"role", "text", "at"}, and returns how many there are now. p_if_version: only where the conversation still has this version.
 Errors: PC001, PC003, PC009, PC011, PC014, PC015, PC023, PC027 unknown conversation, PC033 locked, PC035 altered. Callers: custody_readwrite.';
 
--- Name: retention_changes; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.retention_changes (
-    tenant_id custody_data.tenant_name NOT NULL,
-    change_id uuid DEFAULT gen_random_uuid() NOT NULL,
-    class text NOT NULL COLLATE pg_catalog."C",
-    keep interval NOT NULL,
-    keep_before interval NOT NULL,
-    basis text NOT NULL,
-    proposed_by uuid NOT NULL,
-    proposed_login text DEFAULT SESSION_USER NOT NULL,
-    proposed_at timestamp with time zone DEFAULT now() NOT NULL,
-    expires_at timestamp with time zone DEFAULT (now() + '30 days'::interval) NOT NULL,
-    decision text,
-    decided_by uuid,
-    decided_login text,
-    decided_at timestamp with time zone,
-    reason text,
-    CONSTRAINT retention_changes_approved_by_a_second_check CHECK (((decision <> 'approved'::text) OR ((decided_by <> proposed_by) AND (decided_login <> proposed_login)))),
-    CONSTRAINT retention_changes_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_changes_decided_whole_check CHECK ((((decision IS NULL) = (decided_at IS NULL)) AND ((decision IS NULL) = (decided_by IS NULL)) AND ((decision IS NULL) = (decided_login IS NULL)))),
-    CONSTRAINT retention_changes_decision_is_known_check CHECK ((decision = ANY (ARRAY['set'::text, 'approved'::text, 'rejected'::text, 'withdrawn'::text, 'replaced'::text, 'expired'::text]))),
-    CONSTRAINT retention_changes_reason_length_is_at_most_1000_check CHECK ((char_length(reason) <= 1000))
-);
-
-ALTER TABLE ONLY custody_data.retention_changes FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE retention_changes; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.retention_changes IS 'Every change of a retention policy: who proposed it, who decided, by which logins. What shortens waits 30 days for the approval of a second person. Rows are decided once, never deleted.';
-
--- Name: COLUMN retention_changes.reason; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.retention_changes.reason IS 'Why it was rejected or withdrawn; must not name the person. @custody{"sensitivity":"content","retention":"audit"}';
-
--- Name: approve_retention_change(uuid); Type: FUNCTION; Schema: custody
-
-CREATE FUNCTION custody.approve_retention_change(p_change_id uuid) RETURNS custody_data.retention_changes
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION approve_retention_change(p_change_id uuid); Type: COMMENT; Schema: custody
-
-COMMENT ON FUNCTION custody.approve_retention_change(p_change_id uuid) IS 'Approves a shorter policy that somebody else proposed, which then holds: another actor, by another login of the database. Events: retention.approve and retention.policy.
-Errors: PC001, PC015 confined to one person, PC026 isolation level, PC043 proposed by the same actor or login, PC044 unknown, decided, expired or overtaken. Callers: custody_privacy, custody_admin.';
-
 -- Name: archive_window; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.archive_window WITH (security_invoker='true') AS
@@ -171,8 +124,8 @@ CREATE FUNCTION custody.archive_due(p_before date DEFAULT ((now() AT TIME ZONE '
 
 -- Name: FUNCTION archive_due(p_before date); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.archive_due(p_before date) IS 'What open_segments would return now, with the number of events of each, without opening anything.
-p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant system, PC026, PC029. Callers: custody_worker, custody_auditor.';
+COMMENT ON FUNCTION custody.archive_due(p_before date) IS 'What is to be archived now, with the number of events: the open segments, and by day what open_segments would open, without opening anything.
+p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: audit_complete_from(); Type: FUNCTION; Schema: custody
 
@@ -427,12 +380,13 @@ CREATE VIEW custody.audit_month WITH (security_invoker='true') AS
     NULL::timestamp with time zone AS range_to,
     ''::text AS state,
     (0)::bigint AS rows,
+    (0)::bigint AS rows_kept,
     ''::text AS detail
   WHERE false;
 
 -- Name: VIEW audit_month; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.audit_month IS 'Shape of audit_months. state: hot; open (segments that are not recorded yet), unarchived (events in no segment), held (a legal hold covers an event) and mismatch (the trail does not hold what its segments say) keep a month; due: may be dropped. rows: counted for unarchived, mismatch and due, else estimated.';
+COMMENT ON VIEW custody.audit_month IS 'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
 
 -- Name: audit_months(timestamp with time zone); Type: FUNCTION; Schema: custody
 
@@ -443,7 +397,7 @@ CREATE FUNCTION custody.audit_months(p_as_of timestamp with time zone DEFAULT no
 
 -- Name: FUNCTION audit_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.audit_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres, oldest first, and what keeps each or that it may go. Counts the events of those past the hot period.
+COMMENT ON FUNCTION custody.audit_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres, oldest first, and what keeps each or that it may leave. Compares the events of those past the hot period with their leaves.
 p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: cancel_request(uuid, text); Type: FUNCTION; Schema: custody
@@ -711,6 +665,7 @@ CREATE TABLE custody_data.partition_drops (
     range_from timestamp with time zone NOT NULL,
     range_to timestamp with time zone NOT NULL,
     rows_dropped bigint NOT NULL,
+    rows_kept bigint DEFAULT 0 NOT NULL,
     dropped_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
@@ -719,6 +674,10 @@ ALTER TABLE ONLY custody_data.partition_drops FORCE ROW LEVEL SECURITY;
 -- Name: TABLE partition_drops; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.partition_drops IS 'Months of the audit trail that left Postgres after their archive was proved: append-only.';
+
+-- Name: COLUMN partition_drops.rows_kept; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.partition_drops.rows_kept IS 'Events that may not go yet, and stand in a new partition of the month.';
 
 -- Name: drop_archived_partitions(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
 
@@ -729,9 +688,9 @@ CREATE FUNCTION custody.drop_archived_partitions(p_limit integer DEFAULT 1, p_as
 
 -- Name: FUNCTION drop_archived_partitions(p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of timestamp with time zone) IS 'Drops the oldest months of the trail that ended more than audit_hot before p_as_of, whose events are all in recorded segments, one for one, and none under a legal hold; returns what it dropped, no row when nothing may go. Months that something keeps are passed over: custody.audit_months says by what. Each drop is an event (partition.drop) of the same transaction.
-Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03 try again later.
-p_limit: 1 to 100 months; one a transaction keeps the lock short. p_as_of: not in the future.
+COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of timestamp with time zone) IS 'Drops the oldest months of the trail that ended more than audit_hot (at least a week) before p_as_of, of whose events at least half may go: those in a segment that was recorded a week ago, not imported within the hot period, and under no legal hold. What may not go stands in a new partition of the same month afterwards. Returns what it dropped, no row when nothing may go; months that something keeps are passed over: custody.audit_months says by what. Each drop is an event (partition.drop) of the same transaction.
+Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03, which a hold that is placed meanwhile raises too, try again later. Imports into the month wait until the end.
+p_limit: 1 to 100 months. p_as_of: not in the future.
 Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026, PC029 a month does not hold what its segments say. Callers: custody_worker.';
 
 -- Name: requests; Type: TABLE; Schema: custody_data
@@ -878,6 +837,84 @@ CREATE FUNCTION custody.expire_data_keys(p_limit integer DEFAULT 1000) RETURNS b
 COMMENT ON FUNCTION custody.expire_data_keys(p_limit integer) IS 'Destroys up to p_limit (1 to 10000) data keys that were replaced so long ago that everything they sealed has expired: evidence and events in the database, in the archive (policy audit) and in backups. Returns how many; 0 at the end.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
 
+-- Name: archive_segments; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.archive_segments (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    day date NOT NULL,
+    part integer NOT NULL,
+    leaves int8multirange NOT NULL,
+    events bigint NOT NULL,
+    opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    object_key text,
+    manifest_key text,
+    plain_bytes bigint,
+    compressed_bytes bigint,
+    stored_bytes bigint,
+    plain_sha256 bytea,
+    compressed_sha256 bytea,
+    stored_sha256 bytea,
+    manifest_sha256 bytea,
+    root_hash bytea,
+    first_occurred_at timestamp with time zone,
+    last_occurred_at timestamp with time zone,
+    people bytea,
+    recipients text[],
+    retain_until timestamp with time zone,
+    recorded_at timestamp with time zone,
+    superseded_at timestamp with time zone,
+    legal_hold boolean DEFAULT false NOT NULL,
+    expired_at timestamp with time zone,
+    objects_deleted_at timestamp with time zone,
+    CONSTRAINT archive_segments_goes_in_order_check CHECK ((((expired_at IS NULL) OR (recorded_at IS NOT NULL)) AND ((objects_deleted_at IS NULL) OR (expired_at IS NOT NULL)))),
+    CONSTRAINT archive_segments_leaves_are_not_empty_check CHECK (((NOT isempty(leaves)) AND (events > 0))),
+    CONSTRAINT archive_segments_part_starts_at_1_check CHECK ((part >= 1)),
+    CONSTRAINT archive_segments_recorded_whole_check CHECK (((recorded_at IS NULL) OR ((object_key IS NOT NULL) AND (manifest_key IS NOT NULL) AND (plain_bytes IS NOT NULL) AND (compressed_bytes IS NOT NULL) AND (stored_bytes IS NOT NULL) AND (plain_sha256 IS NOT NULL) AND (compressed_sha256 IS NOT NULL) AND (stored_sha256 IS NOT NULL) AND (manifest_sha256 IS NOT NULL) AND (root_hash IS NOT NULL) AND (first_occurred_at IS NOT NULL) AND (last_occurred_at IS NOT NULL) AND ((people IS NOT NULL) OR (objects_deleted_at IS NOT NULL)) AND (recipients IS NOT NULL) AND (retain_until IS NOT NULL))))
+);
+
+ALTER TABLE ONLY custody_data.archive_segments FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE archive_segments; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.archive_segments IS 'Which events are in which locked object: the leaves of a UTC day, as the ledger has them. Open until the stored object was read back and checked; then its facts never change, and it stays when the objects are gone.';
+
+-- Name: COLUMN archive_segments.leaves; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.leaves IS 'Indexes of its leaves, in the order of its lines; no other segment that is not superseded has one of them.';
+
+-- Name: COLUMN archive_segments.root_hash; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.root_hash IS 'Root (RFC 6962 section 2.1) over the leaf hashes of its own lines.';
+
+-- Name: COLUMN archive_segments.people; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.people IS 'Bloom filter over the tenants and identities of its events, by which custody.segment_may_hold passes over it; empty once its objects are gone.';
+
+-- Name: COLUMN archive_segments.superseded_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.superseded_at IS 'When its leaves were cut off (custody.take_over_leaves): it stands for nothing any more, and its events get other leaves and another segment.';
+
+-- Name: COLUMN archive_segments.legal_hold; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.legal_hold IS 'Whether the store has its objects under legal hold.';
+
+-- Name: COLUMN archive_segments.expired_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.expired_at IS 'When its retention had ended and its objects were given free to be deleted.';
+
+-- Name: expire_segments(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.expire_segments(p_limit integer DEFAULT 100, p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF custody_data.archive_segments
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION expire_segments(p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.expire_segments(p_limit integer, p_as_of timestamp with time zone) IS 'Segments whose objects may be deleted: their lock and the longest policy audit of any tenant ended before p_as_of, Postgres has no partition of their month, neither the database nor the store holds them. Each is an event (archive.expire), with the SHA-256 of its manifest and of its leaves as text ({[0,5),[7,9)}). Those that expired before and were not deleted come again. Delete both objects in all versions after the commit, and call record_segment_gone.
+p_limit: 1 to 10000 segments. p_as_of: not in the future.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
+
 -- Name: export_item; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.export_item WITH (security_invoker='true') AS
@@ -950,6 +987,19 @@ CREATE FUNCTION custody.find_erased(p_user_id text) RETURNS SETOF uuid
 
 COMMENT ON FUNCTION custody.find_erased(p_user_id text) IS 'The requests by which somebody with this user_id was erased, as far as the tenant remembers them (custody.remember_erased). Nothing compares ids by itself; each look is an event that does not name the id.
 Errors: PC001, PC003, PC015 confined to one person, PC033 locked. Callers: custody_privacy.';
+
+-- Name: find_segments(date, date, uuid, uuid, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.find_segments(p_from date, p_to date, p_identity uuid DEFAULT NULL::uuid, p_log_entry_id uuid DEFAULT NULL::uuid, p_tenant text DEFAULT NULL::text) RETURNS SETOF custody_data.archive_segments
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION find_segments(p_from date, p_to date, p_identity uuid, p_log_entry_id uuid, p_tenant text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.find_segments(p_from date, p_to date, p_identity uuid, p_log_entry_id uuid, p_tenant text) IS 'Recorded segments whose objects are still there and can hold such events, in order of day and part; their people are not shown.
+p_from, p_to: first and last day (UTC), null without bound. p_tenant: with events of that tenant. p_identity: with events about or by that identity of p_tenant. p_log_entry_id: with an event of that id, known by its leaf; of an id that a client gave, give days too, or the whole map of leaves is read.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker, custody_auditor, custody_privacy.';
 
 -- Name: find_subject(text, text, integer, text); Type: FUNCTION; Schema: custody
 
@@ -1048,6 +1098,32 @@ CREATE FUNCTION custody.has_consent(p_user_id text, p_purpose text, p_min_policy
 
 COMMENT ON FUNCTION custody.has_consent(p_user_id text, p_purpose text, p_min_policy_version text) IS 'Whether the newest record for the purpose is a grant, under p_min_policy_version or later (compared as text, byte by byte); false for the unknown.
 Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+
+-- Name: held_segment; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.held_segment WITH (security_invoker='true') AS
+ SELECT NULL::date AS day,
+    0 AS part,
+    ''::text AS object_key,
+    ''::text AS manifest_key,
+    false AS wanted
+  WHERE false;
+
+-- Name: VIEW held_segment; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.held_segment IS 'Shape of held_segments. wanted: whether the store is to hold the objects, or to let them go.';
+
+-- Name: held_segments(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.held_segments() RETURNS SETOF custody.held_segment
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION held_segments(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.held_segments() IS 'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: import_audit_events(uuid, bytea, boolean); Type: FUNCTION; Schema: custody
 
@@ -1446,38 +1522,6 @@ COMMENT ON FUNCTION custody.open_incarnation(p_observed jsonb) IS 'The incarnati
 p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case. Recorded beside it: identifier and timeline before, and the greatest transaction number of an event where it lies beyond the server''s next.
 Errors: PC001. Callers: custody_worker.';
 
--- Name: archive_segments; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.archive_segments (
-    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
-    day date NOT NULL,
-    part integer NOT NULL,
-    xid_from xid8 NOT NULL,
-    xid_to xid8 NOT NULL,
-    opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    object_key text,
-    manifest_key text,
-    rows_archived bigint,
-    plain_bytes bigint,
-    stored_bytes bigint,
-    plain_sha256 bytea,
-    stored_sha256 bytea,
-    first_occurred_at timestamp with time zone,
-    last_occurred_at timestamp with time zone,
-    retain_until timestamp with time zone,
-    manifest jsonb,
-    recorded_at timestamp with time zone,
-    CONSTRAINT archive_segments_part_starts_at_1_check CHECK ((part >= 1)),
-    CONSTRAINT archive_segments_recorded_whole_check CHECK (((recorded_at IS NULL) OR ((object_key IS NOT NULL) AND (manifest_key IS NOT NULL) AND (rows_archived IS NOT NULL) AND (plain_bytes IS NOT NULL) AND (stored_bytes IS NOT NULL) AND (plain_sha256 IS NOT NULL) AND (stored_sha256 IS NOT NULL) AND (first_occurred_at IS NOT NULL) AND (last_occurred_at IS NOT NULL) AND (retain_until IS NOT NULL) AND (manifest IS NOT NULL)))),
-    CONSTRAINT archive_segments_window_is_not_empty_check CHECK ((xid_to > xid_from))
-);
-
-ALTER TABLE ONLY custody_data.archive_segments FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE archive_segments; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.archive_segments IS 'Which events are in which locked object: those of the UTC day that transactions in [xid_from, xid_to) wrote before opened_at, less those of earlier parts of the day. Open until the stored object was read back and checked, unchangeable afterwards.';
-
 -- Name: open_segments(date, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.open_segments(p_before date DEFAULT ((now() AT TIME ZONE 'UTC'::text))::date, p_limit integer DEFAULT 100) RETURNS SETOF custody_data.archive_segments
@@ -1487,9 +1531,9 @@ CREATE FUNCTION custody.open_segments(p_before date DEFAULT ((now() AT TIME ZONE
 
 -- Name: FUNCTION open_segments(p_before date, p_limit integer); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.open_segments(p_before date, p_limit integer) IS 'Seals what is not sealed, opens segments for all events of days before p_before that no segment covers and that have their leaves, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
+COMMENT ON FUNCTION custody.open_segments(p_before date, p_limit integer) IS 'Seals up to a million events that are not sealed, opens segments for all leaves of days before p_before that no segment has, and returns the open ones in order of day and part. retain_until: until when their objects must be locked, with a day to spare. Call it again until it returns none: of more than 16 million new leaves, or of more than a million events that were not sealed, the rest comes then.
 p_before: not after today (UTC). p_limit: 1 to 10000 segments returned; all are opened.
-Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back, PC039 and PC041 where sealing is refused. Callers: custody_worker.';
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 ahead of the ledger, PC039 and PC041 where sealing is refused or the map of leaves is short. Callers: custody_worker.';
 
 -- Name: open_value(uuid, text, text, text, bytea); Type: FUNCTION; Schema: custody
 
@@ -1687,18 +1731,42 @@ COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_gra
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
 Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
 
--- Name: record_segment(date, integer, text, text, bigint, bigint, bigint, bytea, bytea, timestamp with time zone, timestamp with time zone, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody
+-- Name: record_segment(date, integer, text, text, jsonb, bytea, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_rows bigint, p_plain_bytes bigint, p_stored_bytes bigint, p_plain_sha256 bytea, p_stored_sha256 bytea, p_first_occurred_at timestamp with time zone, p_last_occurred_at timestamp with time zone, p_retain_until timestamp with time zone, p_manifest jsonb) RETURNS custody_data.archive_segments
+CREATE FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_manifest jsonb, p_manifest_sha256 bytea, p_retain_until timestamp with time zone, p_people bytea) RETURNS custody_data.archive_segments
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_rows bigint, p_plain_bytes bigint, p_stored_bytes bigint, p_plain_sha256 bytea, p_stored_sha256 bytea, p_first_occurred_at timestamp with time zone, p_last_occurred_at timestamp with time zone, p_retain_until timestamp with time zone, p_manifest jsonb); Type: COMMENT; Schema: custody
+-- Name: FUNCTION record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_manifest jsonb, p_manifest_sha256 bytea, p_retain_until timestamp with time zone, p_people bytea); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_rows bigint, p_plain_bytes bigint, p_stored_bytes bigint, p_plain_sha256 bytea, p_stored_sha256 bytea, p_first_occurred_at timestamp with time zone, p_last_occurred_at timestamp with time zone, p_retain_until timestamp with time zone, p_manifest jsonb) IS 'Records that an open segment is in a locked object that was read back and compared; the same again changes nothing. Counts the rows of its window anew. The record is an event (archive.segment) of the same transaction.
-p_day, p_part: the segment. p_retain_until: end of the objects'' lock as read from the store. p_manifest: as read back from the store.
-Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, recorded with other content, lock too short, or not what the trail holds. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_manifest jsonb, p_manifest_sha256 bytea, p_retain_until timestamp with time zone, p_people bytea) IS 'Records that an open segment is in a locked object that was read back and compared; the same again changes nothing. What is recorded of it is what the manifest says, whose leaves, as [first, count] for each run in order, are those of the segment. The record is an event (archive.segment) of the same transaction.
+p_day, p_part: the segment. p_manifest, p_manifest_sha256: as read back from the store, and the digest of its bytes. p_retain_until: end of the objects'' lock as read from the store. p_people: the filter that custody.segment_may_hold asks.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, superseded, recorded with other content, lock too short, or a manifest that does not fit. Callers: custody_worker.';
+
+-- Name: record_segment_gone(date, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_segment_gone(p_day date, p_part integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_segment_gone(p_day date, p_part integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_segment_gone(p_day date, p_part integer) IS 'Records that the objects of an expired segment were deleted; false where that is on record.
+Errors: PC001, PC015 outside tenant system, PC026, PC029 not expired. Callers: custody_worker.';
+
+-- Name: record_segment_hold(date, integer, boolean); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_segment_hold(p_day date, p_part integer, p_on boolean) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_segment_hold(p_day date, p_part integer, p_on boolean); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_segment_hold(p_day date, p_part integer, p_on boolean) IS 'Records that the store holds the objects of a segment, or has let them go; false where that is on record. The change is an event (archive.hold).
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 a segment without objects. Callers: custody_worker.';
 
 -- Name: refuse_import(text, text); Type: FUNCTION; Schema: custody
 
@@ -1790,18 +1858,6 @@ CREATE FUNCTION custody.reindex_profiles(p_limit integer DEFAULT 500, p_after uu
 COMMENT ON FUNCTION custody.reindex_profiles(p_limit integer, p_after uuid) IS 'Indexes up to p_limit (1 to 10000) profiles of the tenant anew that are not indexed under the newest index key, in the order of identities from p_after on. Where, asked from the beginning (p_after null), none is left, it destroys the older index keys, and with them what is remembered of erased people.
 Returns {"version", "profiles", "destroyed", "over", "last"}: how many profiles, which versions of the key it destroyed, whether none but the newest is left, and what to give as p_after to go on. Call it, commit, and repeat from the beginning until it is over. Several may run at once: each passes over what another has locked.
 Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC033 locked, PC035 a value was altered. Callers: custody_worker.';
-
--- Name: reject_retention_change(uuid, text); Type: FUNCTION; Schema: custody
-
-CREATE FUNCTION custody.reject_retention_change(p_change_id uuid, p_reason text) RETURNS custody_data.retention_changes
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION reject_retention_change(p_change_id uuid, p_reason text); Type: COMMENT; Schema: custody
-
-COMMENT ON FUNCTION custody.reject_retention_change(p_change_id uuid, p_reason text) IS 'Rejects a shorter policy that somebody proposed, or withdraws it where the actor in context proposed it. p_reason: why, 1 to 1000 characters, naming nobody.
-Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC044 unknown, decided or expired. Callers: custody_privacy, custody_admin.';
 
 -- Name: release_hold(uuid, text); Type: FUNCTION; Schema: custody
 
@@ -2050,55 +2106,46 @@ COMMENT ON FUNCTION custody.search_residue(p_request_id uuid) IS 'Searches the w
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
 Errors: PC001, PC015 confined to one person, PC016, PC018, PC035 the profile was altered: search while locked. Callers: custody_privacy, custody_worker.';
 
--- Name: require_context(); Type: FUNCTION; Schema: custody_data
+-- Name: segment_slice; Type: VIEW; Schema: custody
 
-CREATE FUNCTION custody_data.require_context() RETURNS text
-    LANGUAGE plpgsql STABLE PARALLEL SAFE
+CREATE VIEW custody.segment_slice WITH (security_invoker='true') AS
+ SELECT (0)::bigint AS first_leaf,
+    '\x'::bytea AS xids,
+    '\x'::bytea AS entry_ids,
+    '\x'::bytea AS hashes
+  WHERE false;
+
+-- Name: VIEW segment_slice; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.segment_slice IS 'Shape of segment_leaves: leaves that follow one another. xids: 8 bytes a leaf; entry_ids: 16; hashes: 32.';
+
+-- Name: segment_leaves(date, integer, bigint, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.segment_leaves(p_day date, p_part integer, p_from_leaf bigint, p_limit integer) RETURNS SETOF custody.segment_slice
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION segment_leaves(p_day date, p_part integer, p_from_leaf bigint, p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.segment_leaves(p_day date, p_part integer, p_from_leaf bigint, p_limit integer) IS 'The leaves of a segment from leaf p_from_leaf (null: the first) on, in order, in slices that lie in one tile each: which events they are, and their hashes.
+p_day, p_part: the segment. p_limit: 1 to 100000 slices; go on behind the last leaf. Each call passes over all runs of the segment, so ask for many slices where it has many runs.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, PC041 the ledger lacks leaves. Callers: custody_worker, custody_auditor, custody_privacy.';
+
+-- Name: segment_may_hold(bytea, text, uuid); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION require_context(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION segment_may_hold(p_people bytea, p_tenant text, p_identity uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody_data.require_context() IS 'Tenant of the context; raises PC001 without one, PC015 for tenant system where the role may not.';
-
--- Name: audit_entries; Type: VIEW; Schema: custody
-
-CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
- SELECT a.tenant_id,
-    a.occurred_at,
-    a.xid,
-    a.recorded_at,
-    a.log_entry_id,
-    custody.audit_entry(a.*) AS entry
-   FROM custody_data.audit_logs a;
-
--- Name: VIEW audit_entries; Type: COMMENT; Schema: custody
-
-COMMENT ON VIEW custody.audit_entries IS 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
-
--- Name: segment_entries(date, integer); Type: FUNCTION; Schema: custody
-
-CREATE FUNCTION custody.segment_entries(p_day date, p_part integer) RETURNS SETOF custody.audit_entries
-    LANGUAGE sql STABLE
-    BEGIN ATOMIC
- SELECT e.tenant_id,
-     e.occurred_at,
-     e.xid,
-     e.recorded_at,
-     e.log_entry_id,
-     e.entry
-    FROM (custody_data.archive_segments s
-      JOIN custody.audit_entries e ON (((e.xid >= s.xid_from) AND (e.xid < s.xid_to) AND (e.recorded_at < s.opened_at) AND (e.occurred_at >= ((segment_entries.p_day)::timestamp without time zone AT TIME ZONE 'UTC'::text)) AND (e.occurred_at < (((segment_entries.p_day + 1))::timestamp without time zone AT TIME ZONE 'UTC'::text)))))
-   WHERE ((( SELECT custody_data.require_context() AS require_context) IS NOT NULL) AND ((s.tenant_id)::text = 'system'::text) AND (s.day = segment_entries.p_day) AND (s.part = segment_entries.p_part) AND (NOT (EXISTS ( SELECT
-            FROM custody_data.archive_segments b
-           WHERE (((b.tenant_id)::text = 'system'::text) AND (b.day = segment_entries.p_day) AND (b.part < segment_entries.p_part) AND (e.xid >= b.xid_from) AND (e.xid < b.xid_to) AND (e.recorded_at < b.opened_at))))));
-END;
-
--- Name: FUNCTION segment_entries(p_day date, p_part integer); Type: COMMENT; Schema: custody
-
-COMMENT ON FUNCTION custody.segment_entries(p_day date, p_part integer) IS 'The events of a segment with their entries, in no order: those of its day and window that were recorded before it was opened and that no earlier part of the day has.
-Runs with the caller''s rights: in the context of tenant system the events of all tenants.
-Errors: PC001. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid) IS 'Whether a segment with this filter may hold events of a tenant, or where p_identity is given, events about or by that identity; true where it has no filter. False is certain, true is not: one in a few hundred is mistaken.
+The filter has m bits, m a power of two, at least 1024 and 12 for each member; members are the tenants, and TENANT/IDENTITY for actors and subjects, in UTF-8. Of a member''s SHA-256 each of the 8 big-endian numbers of 4 bytes modulo m is a bit that is set; bit b is in byte b / 8, its value there 1 << (b % 8).
+Callers: custody_worker, custody_auditor, custody_privacy.';
 
 -- Name: set_context(text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -2117,16 +2164,16 @@ Callers: every group role but custody_backup.';
 
 -- Name: set_retention_policy(text, interval, text); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) RETURNS custody_data.retention_changes
+CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) RETURNS interval
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
-Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
+COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class and returns how long it was kept before. In tenant system it sets the shared policy.
+p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
 
@@ -2295,6 +2342,17 @@ CREATE FUNCTION custody_data.active_holds() RETURNS SETOF custody_data.legal_hol
 
 COMMENT ON FUNCTION custody_data.active_holds() IS 'Holds of the tenant in context that stand now; of all tenants in tenant system.';
 
+-- Name: add_segments(date, int8multirange); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.add_segments(p_day date, p_leaves int8multirange) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_segments(p_day date, p_leaves int8multirange); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.add_segments(p_day date, p_leaves int8multirange) IS 'Writes leaves down as the next part of their day, or as more parts where they have more than a million runs.';
+
 -- Name: aes_cbc(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.aes_cbc(p_plain bytea, p_key bytea, p_iv bytea) RETURNS bytea
@@ -2357,7 +2415,7 @@ CREATE FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids
 
 -- Name: FUNCTION append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]) IS 'Appends leaves and says which events they are; opens a stretch where the last one is of another kind or life.';
+COMMENT ON FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]) IS 'Appends leaves and says which events they are, and of which days (null: nobody knows); opens a stretch where the last one is of another kind or life.';
 
 -- Name: append_record_events(text, text, custody_data.touched_rows[]); Type: FUNCTION; Schema: custody_data
 
@@ -2370,16 +2428,50 @@ CREATE FUNCTION custody_data.append_record_events(p_operation text, p_table text
 
 COMMENT ON FUNCTION custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[]) IS 'Appends record.insert, record.update or record.delete to the trail: one event for each person that a statement touched (and, for updates, for each set of changed columns), naming every row and no value.';
 
--- Name: assess_month(custody.audit_month); Type: FUNCTION; Schema: custody_data
+-- Name: archived_leaves(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.assess_month(p_month custody.audit_month) RETURNS custody.audit_month
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION custody_data.archived_leaves(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(day date, leaves int8multirange, events bigint)
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION assess_month(p_month custody.audit_month); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION archived_leaves(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.assess_month(p_month custody.audit_month) IS 'Whether a month past the hot period may be dropped, or what keeps it; counts its events against its segments.';
+COMMENT ON FUNCTION custody_data.archived_leaves(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) IS 'Leaves of the days from p_from to p_to in segments that were recorded before p_recorded_before, and whose leaves nobody can cut off any more.';
+
+-- Name: assess_month(custody.audit_month, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.assess_month(p_month custody.audit_month, p_as_of timestamp with time zone, OUT month custody.audit_month, OUT kept tid[]) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION assess_month(p_month custody.audit_month, p_as_of timestamp with time zone, OUT month custody.audit_month, OUT kept tid[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.assess_month(p_month custody.audit_month, p_as_of timestamp with time zone, OUT month custody.audit_month, OUT kept tid[]) IS 'Whether a month past the hot period may leave, and which of its events would stay: where they stand in its partition.';
+
+-- Name: attach_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.attach_month(p_table text, p_month timestamp without time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION attach_month(p_table text, p_month timestamp without time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.attach_month(p_table text, p_month timestamp without time zone) IS 'Attaches the table of a month to the trail.';
+
+-- Name: audit_ends_at(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.audit_ends_at(p_from timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION audit_ends_at(p_from timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.audit_ends_at(p_from timestamp with time zone) IS 'End of the longest policy audit of any tenant, for what is kept from p_from on.';
 
 -- Name: audit_partitions(); Type: FUNCTION; Schema: custody_data
 
@@ -2391,7 +2483,7 @@ CREATE FUNCTION custody_data.audit_partitions() RETURNS SETOF custody.audit_mont
 
 -- Name: FUNCTION audit_partitions(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.audit_partitions() IS 'The partitions of the trail that have both bounds, oldest first.';
+COMMENT ON FUNCTION custody_data.audit_partitions() IS 'The partitions of the trail, oldest first; without bounds where they are not two times.';
 
 -- Name: baseline(); Type: FUNCTION; Schema: custody_data
 
@@ -2690,6 +2782,17 @@ CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid
 
 COMMENT ON FUNCTION custody_data.conversation_holds() IS 'People and conversations of the tenant in context that holds cover; without a conversation_id, all of the person. A hold on the tenant is not among them.';
 
+-- Name: copy_month(custody.audit_month, tid[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.copy_month(p_month custody.audit_month, p_kept tid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION copy_month(p_month custody.audit_month, p_kept tid[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.copy_month(p_month custody.audit_month, p_kept tid[]) IS 'Copies events of a month as they are into a table of their own, ready to take its place. Errors: PC029.';
+
 -- Name: count_unwrapped(text, integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.count_unwrapped(p_tenant text, p_kek_version integer) RETURNS bigint
@@ -2700,17 +2803,6 @@ CREATE FUNCTION custody_data.count_unwrapped(p_tenant text, p_kek_version intege
 -- Name: FUNCTION count_unwrapped(p_tenant text, p_kek_version integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.count_unwrapped(p_tenant text, p_kek_version integer) IS 'How many data keys of a tenant a key-encryption key does not wrap.';
-
--- Name: covering_segments(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.covering_segments(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS SETOF custody_data.archive_segments
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION covering_segments(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.covering_segments(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Recorded segments whose events are still in the trail, of the days from p_from to p_to.';
 
 -- Name: data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
@@ -2912,7 +3004,7 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- Name: fold_hashes(bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -2925,17 +3017,16 @@ CREATE FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) RETURN
 
 COMMENT ON FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) IS 'Nodes above a row of hashes, p_times levels up: of up to 2^p_times hashes their root. An odd last one goes up as it is.';
 
--- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: guard_month(text, text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION custody_data.guard_month(p_table text, p_name text) RETURNS void
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET jit TO 'off'
     AS $$ … $$;
 
--- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION guard_month(p_table text, p_name text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
+COMMENT ON FUNCTION custody_data.guard_month(p_table text, p_name text) IS 'Puts up on the table of a month what a partition does not inherit: row-level security, the policy of backups, the guard of statements. p_name: what the table will be called.';
 
 -- Name: hashes_json(bytea[]); Type: FUNCTION; Schema: custody_data
 
@@ -2958,6 +3049,29 @@ CREATE FUNCTION custody_data.height_of(p_leaves bigint) RETURNS integer
 
 COMMENT ON FUNCTION custody_data.height_of(p_leaves bigint) IS 'Height of a tree of so many leaves. RFC 6962 splits it at 2 to the power of one less.';
 
+-- Name: held_events(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS TABLE(row_id tid)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION held_events(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Where in the partition of p_from to p_to the events stand that a legal hold of any tenant covers.';
+
+-- Name: held_leaves(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.held_leaves() RETURNS TABLE(leaf bigint)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION held_leaves(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.held_leaves() IS 'Leaves of events that are themselves under legal hold.';
+
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.holds_on(p_identity_id uuid) RETURNS uuid[]
@@ -2968,6 +3082,17 @@ CREATE FUNCTION custody_data.holds_on(p_identity_id uuid) RETURNS uuid[]
 -- Name: FUNCTION holds_on(p_identity_id uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.holds_on(p_identity_id uuid) IS 'Holds that keep a person of the tenant in context from erasure: on the tenant, the person, or a row about the person.';
+
+-- Name: hot_period(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hot_period() RETURNS interval
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION hot_period(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hot_period() IS 'How long events stay in Postgres: the policy audit_hot, never less than a week.';
 
 -- Name: identifier_needles(text[]); Type: FUNCTION; Schema: custody_data
 
@@ -3148,6 +3273,19 @@ CREATE FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) IS 'What an erasure keeps, with reason and until when.';
 
+-- Name: leaf_days(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaf_days(p_from bigint, p_to bigint) RETURNS TABLE(day integer, leaves int8range)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaf_days(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaf_days(p_from bigint, p_to bigint) IS 'Leaves from p_from to below p_to in pieces of one day each, in no order. day: since 2000-01-01; the least integer for lost leaves.';
+
 -- Name: leaf_hash(custody_data.audit_logs); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.leaf_hash(p_row custody_data.audit_logs) RETURNS bytea
@@ -3191,6 +3329,29 @@ CREATE FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) RETURNS 
 
 COMMENT ON FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) IS 'Leaves of events whose xid lies between two, both inclusive; lost leaves have xid 0.';
 
+-- Name: leaves_of(uuid, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone) RETURNS TABLE(leaf bigint, day integer)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone) IS 'Leaves of events of this id, of whatever tenant, that occurred from p_from to before p_to, with their days since 2000-01-01.';
+
+-- Name: leaves_without_segment(bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaves_without_segment(p_to bigint) RETURNS TABLE(day integer, leaves int8range, is_new boolean)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaves_without_segment(p_to bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaves_without_segment(p_to bigint) IS 'Leaves below p_to that have no segment, in pieces of one day each, in no order; lost leaves among them. is_new: nobody has looked at them yet.';
+
 -- Name: live_in(custody_data.incarnations); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.live_in(p_incarnation custody_data.incarnations) RETURNS void
@@ -3224,17 +3385,6 @@ CREATE FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean DEFAU
 
 COMMENT ON FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean) IS 'Lock between placing holds and deleting, for one tenant, until the transaction ends.';
 
--- Name: lock_policy(text, text); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.lock_policy(p_tenant text, p_class text) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION lock_policy(p_tenant text, p_class text); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.lock_policy(p_tenant text, p_class text) IS 'Changes of one policy take turns, until the transaction ends. Raises PC026 at repeatable read and above.';
-
 -- Name: lock_unique_fields(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.lock_unique_fields() RETURNS void
@@ -3267,6 +3417,28 @@ CREATE FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_version
 -- Name: FUNCTION make_data_keys(p_identity_ids uuid[], p_key_versions integer[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[]) IS 'Makes versions of identities'' data keys and wraps them; returns how many, without those that another transaction has made meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
+
+-- Name: make_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.make_month(p_table text, p_month timestamp without time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION make_month(p_table text, p_month timestamp without time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.make_month(p_table text, p_month timestamp without time zone) IS 'Makes the table of a month of the trail, apart from it.';
+
+-- Name: manifest_misfit(jsonb, custody_data.archive_segments, custody_data.archive_segments); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.manifest_misfit(p_manifest jsonb, p_read custody_data.archive_segments, p_segment custody_data.archive_segments) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION manifest_misfit(p_manifest jsonb, p_read custody_data.archive_segments, p_segment custody_data.archive_segments); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.manifest_misfit(p_manifest jsonb, p_read custody_data.archive_segments, p_segment custody_data.archive_segments) IS 'The first member of a manifest, by name, that does not fit its segment; null where all do. p_read: as read_manifest has it.';
 
 -- Name: merge_patch(jsonb, jsonb); Type: FUNCTION; Schema: custody_data
 
@@ -3520,17 +3692,6 @@ CREATE FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) RETU
 
 COMMENT ON FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) IS 'The values of a profile, in the order of profile_fields. Errors: PC001, PC015, PC033, PC035.';
 
--- Name: open_segment(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) IS 'Writes a window down as the next part of its day.';
-
 -- Name: open_values(uuid, text, text, text[], bytea[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) RETURNS text[]
@@ -3573,17 +3734,6 @@ CREATE FUNCTION custody_data.profile_object(p_values text[]) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.profile_object(p_values text[]) IS 'The values of a profile as a JSON object of its fields.';
 
--- Name: put_policy(custody_data.retention_changes, uuid); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.put_policy(p_change custody_data.retention_changes, p_replaces uuid) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION put_policy(p_change custody_data.retention_changes, p_replaces uuid); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.put_policy(p_change custody_data.retention_changes, p_replaces uuid) IS 'Puts a decided change into force, with its event.';
-
 -- Name: random_bytes(integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.random_bytes(p_count integer) RETURNS bytea
@@ -3593,6 +3743,17 @@ CREATE FUNCTION custody_data.random_bytes(p_count integer) RETURNS bytea
 -- Name: FUNCTION random_bytes(p_count integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.random_bytes(p_count integer) IS 'Random bytes of the operating system.';
+
+-- Name: read_manifest(jsonb); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.read_manifest(p_manifest jsonb) RETURNS custody_data.archive_segments
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION read_manifest(p_manifest jsonb); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.read_manifest(p_manifest jsonb) IS 'What a manifest says of its segment, but for the leaves; null where it cannot be read.';
 
 -- Name: receive_request(text, text, text, uuid); Type: FUNCTION; Schema: custody_data
 
@@ -3693,6 +3854,17 @@ CREATE FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size big
 
 COMMENT ON FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size bigint) IS 'The newest signed checkpoint, or the one of p_tree_size leaves, that covers the first p_covers leaves. Errors: PC040.';
 
+-- Name: require_context(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_context() RETURNS text
+    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_context(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_context() IS 'Tenant of the context; raises PC001 without one, PC015 for tenant system where the role may not.';
+
 -- Name: require_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_data_key(p_identity_id uuid, p_key_version integer) RETURNS bytea
@@ -3714,17 +3886,6 @@ CREATE FUNCTION custody_data.require_kek() RETURNS integer
 -- Name: FUNCTION require_kek(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.require_kek() IS 'Version of the key-encryption key of this transaction. Errors: PC033 without one.';
-
--- Name: require_open_change(uuid); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.require_open_change(p_change_id uuid) RETURNS custody_data.retention_changes
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION require_open_change(p_change_id uuid); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.require_open_change(p_change_id uuid) IS 'The proposed change of that id, locked until the transaction ends; raises PC044 where it is unknown, decided or expired.';
 
 -- Name: require_partition(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -3803,6 +3964,17 @@ CREATE FUNCTION custody_data.reseal_values(p_identity_id uuid, p_table text, p_r
 -- Name: FUNCTION reseal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_key bytea, p_key_version integer, p_old_key bytea, p_old_version integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.reseal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_key bytea, p_key_version integer, p_old_key bytea, p_old_version integer) IS 'Values of one row, sealed under a version of the identity''s data key. p_old_key: the key of p_old_version, under which most of them are.';
+
+-- Name: retain_until(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.retain_until(p_from timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION retain_until(p_from timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.retain_until(p_from timestamp with time zone) IS 'Until when an object must at least be locked whose events are kept from p_from on, if it is recorded now: the end of the policy audit, and 30 days from now.';
 
 -- Name: rights(aclitem[]); Type: FUNCTION; Schema: custody_data
 
@@ -3937,16 +4109,38 @@ CREATE FUNCTION custody_data.searched_for() RETURNS text[]
 
 COMMENT ON FUNCTION custody_data.searched_for() IS 'Which identifiers identifiers_of has in this transaction.';
 
--- Name: segment_retain_until(date); Type: FUNCTION; Schema: custody_data
+-- Name: segment_kept_from(custody_data.archive_segments); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.segment_retain_until(p_day date) RETURNS timestamp with time zone
+CREATE FUNCTION custody_data.segment_kept_from(p_segment custody_data.archive_segments) RETURNS timestamp with time zone
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION segment_retain_until(p_day date); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION segment_kept_from(p_segment custody_data.archive_segments); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.segment_retain_until(p_day date) IS 'Until when a day''s object must at least be locked, if it is recorded now: the end of the policy audit, and 30 days from now.';
+COMMENT ON FUNCTION custody_data.segment_kept_from(p_segment custody_data.archive_segments) IS 'From when on the policy audit counts for a segment: the end of its day, or its opening.';
+
+-- Name: segment_retain_until(date, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION segment_retain_until(p_day date, p_part integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) IS 'Until when a segment''s objects must at least be locked, if it is recorded now.';
+
+-- Name: segments_on_hold(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.segments_on_hold() RETURNS TABLE(day date, part integer)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION segments_on_hold(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.segments_on_hold() IS 'Segments with objects that may hold an event that a legal hold covers: of a held tenant, by or about a held person, or held itself.';
 
 -- Name: settle_refused(text, boolean); Type: FUNCTION; Schema: custody_data
 
@@ -3970,17 +4164,6 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key te
 
 COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
--- Name: shortens(text, interval, interval); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) RETURNS boolean
-    LANGUAGE sql IMMUTABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION shortens(p_class text, p_keep interval, p_before interval); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) IS 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do: no data goes by them.';
-
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.store_resealed_conversations(p_rows custody_data.conversations[]) RETURNS void
@@ -4002,6 +4185,17 @@ CREATE FUNCTION custody_data.subtree_hash(p_from bigint, p_to bigint) RETURNS by
 -- Name: FUNCTION subtree_hash(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.subtree_hash(p_from bigint, p_to bigint) IS 'MTH(D[p_from:p_to]) of RFC 6962 section 2.1, of at least one leaf.';
+
+-- Name: supersede_segments(bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.supersede_segments(p_kept bigint) RETURNS text[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION supersede_segments(p_kept bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.supersede_segments(p_kept bigint) IS 'For take_over_leaves: sets the archive back to the first p_kept leaves. A segment that has others stands for nothing any more, recorded or not: its object stays under its lock, what is left of it makes a part of its own. Returns the names of those, DAY.PART.';
 
 -- Name: suspect_events(text, text[]); Type: FUNCTION; Schema: custody_data
 
@@ -4129,7 +4323,7 @@ CREATE FUNCTION custody_data.tg_reject_column_change() RETURNS trigger
 
 -- Name: FUNCTION tg_reject_column_change(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.tg_reject_column_change() IS 'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020).';
+COMMENT ON FUNCTION custody_data.tg_reject_column_change() IS 'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020); =column: once it is set it stays (PC020).';
 
 -- Name: tg_reject_early_delete(); Type: FUNCTION; Schema: custody_data
 
@@ -4163,17 +4357,6 @@ CREATE FUNCTION custody_data.tg_reject_mutation() RETURNS trigger
 -- Name: FUNCTION tg_reject_mutation(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_reject_mutation() IS 'Guard of statements and of rows: raises PC020 whatever the statement would touch.';
-
--- Name: tg_require_approval(); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.tg_require_approval() RETURNS trigger
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION tg_require_approval(); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.tg_require_approval() IS 'Row guard of retention_policies: raises PC043 for a policy that shortens what held before, unless its change_id is a change of that class and length that a second person approved at the time of set_at.';
 
 -- Name: tg_require_live_identity(); Type: FUNCTION; Schema: custody_data
 
@@ -4241,29 +4424,21 @@ CREATE FUNCTION custody_data.time_in_id(p_log_entry_id uuid) RETURNS tstzrange
 
 COMMENT ON FUNCTION custody_data.time_in_id(p_log_entry_id uuid) IS 'When an event occurred whose id the server drew (RFC 9562 version 7), to the second; null for other ids.';
 
--- Name: unarchived_windows(date, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: unarchived_events(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION custody_data.unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(row_id tid)
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET work_mem TO '64MB'
     SET jit TO 'off'
     AS $$ … $$;
 
--- Name: FUNCTION unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) IS 'Windows for the events of days before p_before that no segment covers and whose transactions lie below p_horizon. p_opened_at: since when the database has lived in this cluster; infinity if it has not been seen here.';
-
--- Name: uncovered_window(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone) IS 'The window of the events of a day in [p_from, p_to), recorded before p_recorded_before, that no segment covers; no row where there are none. p_to, p_recorded_before null: no bound.';
+COMMENT ON FUNCTION custody_data.unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) IS 'Where in the partition of p_from to p_to the events stand that are in no such segment as archived_leaves returns.';
 
 -- Name: unknown_conversation(); Type: FUNCTION; Schema: custody_data
 
@@ -4286,6 +4461,23 @@ CREATE FUNCTION custody_data.unknown_record(p_what text) RETURNS void
 -- Name: FUNCTION unknown_record(p_what text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.unknown_record(p_what text) IS 'Raises PC011.';
+
+-- Name: unsealed_events(boolean, xid8); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.unsealed_events(p_whole boolean, p_below xid8) RETURNS TABLE(day date, events bigint, oldest_recorded_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET enable_sort TO 'on'
+    SET enable_bitmapscan TO 'on'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION unsealed_events(p_whole boolean, p_below xid8); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.unsealed_events(p_whole boolean, p_below xid8) IS 'Committed events without a leaf, by day: those of transactions below p_below that the sealer has still to come to, or p_whole, all that are here.';
 
 -- Name: wrapped_keys; Type: TABLE; Schema: custody_keys
 
@@ -4383,26 +4575,48 @@ COMMENT ON FUNCTION custody_data.writes_system() IS 'Whether the caller may chan
 CREATE VIEW custody.archive_segments WITH (security_invoker='true') AS
  SELECT s.day,
     s.part,
-    s.xid_from,
-    s.xid_to,
+    s.leaves,
+    s.events,
     s.opened_at,
     s.object_key,
     s.manifest_key,
-    s.rows_archived,
     s.plain_bytes,
+    s.compressed_bytes,
     s.stored_bytes,
     s.plain_sha256,
+    s.compressed_sha256,
     s.stored_sha256,
+    s.manifest_sha256,
+    s.root_hash,
     s.first_occurred_at,
     s.last_occurred_at,
+    s.recipients,
     s.retain_until,
-    s.manifest,
-    s.recorded_at
+    s.recorded_at,
+    s.superseded_at,
+    s.legal_hold,
+    s.expired_at,
+    s.objects_deleted_at
    FROM custody_data.archive_segments s;
 
 -- Name: VIEW archive_segments; Type: COMMENT; Schema: custody
 
 COMMENT ON VIEW custody.archive_segments IS 'The archive''s segments; open ones have no recorded_at. Readers: custody_worker, custody_auditor, custody_privacy.';
+
+-- Name: audit_entries; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
+ SELECT a.tenant_id,
+    a.occurred_at,
+    a.xid,
+    a.recorded_at,
+    a.log_entry_id,
+    custody.audit_entry(a.*) AS entry
+   FROM custody_data.audit_logs a;
+
+-- Name: VIEW audit_entries; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.audit_entries IS 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
 
 -- Name: holds; Type: VIEW; Schema: custody
 
@@ -4491,34 +4705,6 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
--- Name: retention_changes; Type: VIEW; Schema: custody
-
-CREATE VIEW custody.retention_changes WITH (security_invoker='true') AS
- SELECT c.tenant_id,
-    c.change_id,
-    c.class,
-    c.keep,
-    c.keep_before,
-    c.basis,
-    COALESCE(c.decision,
-        CASE
-            WHEN (c.expires_at <= now()) THEN 'expired'::text
-            ELSE 'proposed'::text
-        END) AS status,
-    c.proposed_by,
-    c.proposed_login,
-    c.proposed_at,
-    c.expires_at,
-    c.decided_by,
-    c.decided_login,
-    c.decided_at,
-    c.reason
-   FROM custody_data.retention_changes c;
-
--- Name: VIEW retention_changes; Type: COMMENT; Schema: custody
-
-COMMENT ON VIEW custody.retention_changes IS 'Changes of retention policies of the tenant in context with the status of each: proposed, set, approved, rejected, withdrawn, replaced or expired. Readers: custody_worker, custody_privacy, custody_auditor, custody_admin.';
-
 -- Name: retention_due; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.retention_due WITH (security_invoker='true') AS
@@ -4544,8 +4730,6 @@ CREATE TABLE custody_data.retention_policies (
     basis text NOT NULL,
     set_by uuid,
     set_at timestamp with time zone DEFAULT now() NOT NULL,
-    change_id uuid,
-    CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
     CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
@@ -4556,10 +4740,6 @@ ALTER TABLE ONLY custody_data.retention_policies FORCE ROW LEVEL SECURITY;
 -- Name: TABLE retention_policies; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.retention_policies IS 'How long each class of data is kept and on what legal basis. Rows of tenant system hold for all; a tenant''s own row goes before.';
-
--- Name: COLUMN retention_policies.change_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.retention_policies.change_id IS 'The row of retention_changes that set it; empty for what is shipped.';
 
 -- Name: retention_policies; Type: VIEW; Schema: custody
 
@@ -4607,7 +4787,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -4615,7 +4795,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
+         VALUES ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
         ), exposing(place, setting) AS (
          SELECT 'this session'::name AS "?column?",
             l.setting
@@ -4923,6 +5103,34 @@ CREATE VIEW custody_check.personal_columns WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody_check.personal_columns IS 'Every column that holds personal data, with its sensitivity and retention class, as its comment says, and whether its values are sealed. Not sealed are the external ids, by which people are found, blind indexes, and reasons that must name nobody.';
 
+-- Name: archive_heads; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.archive_heads (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    opened_to bigint DEFAULT 0 NOT NULL,
+    days_end date DEFAULT '1970-01-01'::date NOT NULL,
+    first_open bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT archive_heads_first_open_is_looked_at_check CHECK (((first_open >= 0) AND (first_open <= opened_to)))
+);
+
+ALTER TABLE ONLY custody_data.archive_heads FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.archive_heads IS 'How far the archive is: one row. What is opened next costs what is new.';
+
+-- Name: COLUMN archive_heads.opened_to; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.opened_to IS 'So many leaves of the ledger were looked at.';
+
+-- Name: COLUMN archive_heads.days_end; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.days_end IS 'Of those, all of days before this one have a segment, but for lost leaves.';
+
+-- Name: COLUMN archive_heads.first_open; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.first_open IS 'No leaf below this one is still without a segment, but for lost leaves.';
+
 -- Name: audit_actions; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.audit_actions (
@@ -5065,11 +5273,12 @@ CREATE TABLE custody_data.ledger_entries (
     tile_index bigint NOT NULL,
     xids bytea NOT NULL,
     entry_ids bytea NOT NULL,
+    days bytea NOT NULL,
     first_xid bigint NOT NULL,
     last_xid bigint NOT NULL,
     first_occurred_at timestamp with time zone NOT NULL,
     last_occurred_at timestamp with time zone NOT NULL,
-    CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND ((octet_length(entry_ids) % 16) = 0)))
+    CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND (octet_length(entry_ids) = (4 * octet_length(days))) AND ((octet_length(entry_ids) % 16) = 0)))
 )
 WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
 ALTER TABLE ONLY custody_data.ledger_entries ALTER COLUMN entry_ids SET STORAGE EXTERNAL;
@@ -5087,6 +5296,10 @@ COMMENT ON COLUMN custody_data.ledger_entries.xids IS 'xid of each leaf''s event
 -- Name: COLUMN ledger_entries.entry_ids; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.ledger_entries.entry_ids IS 'log_entry_id of each leaf''s event, 16 bytes each; zeros for a lost leaf.';
+
+-- Name: COLUMN ledger_entries.days; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.days IS 'UTC day of each leaf''s event, 4 bytes each, days since 2000-01-01 as Postgres sends a date; -infinity (80000000) for a lost leaf. What the archive knows days by.';
 
 -- Name: COLUMN ledger_entries.first_xid; Type: COMMENT; Schema: custody_data
 
@@ -5307,6 +5520,11 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version befo
 
 COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
 
+-- Name: archive_heads archive_heads_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.archive_heads
+    ADD CONSTRAINT archive_heads_pkey PRIMARY KEY (tenant_id);
+
 -- Name: archive_segments archive_segments_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.archive_segments
@@ -5427,11 +5645,6 @@ ALTER TABLE ONLY custody_data.partition_drops
 ALTER TABLE ONLY custody_data.requests
     ADD CONSTRAINT requests_pkey PRIMARY KEY (tenant_id, request_id);
 
--- Name: retention_changes retention_changes_pkey; Type: CONSTRAINT; Schema: custody_data
-
-ALTER TABLE ONLY custody_data.retention_changes
-    ADD CONSTRAINT retention_changes_pkey PRIMARY KEY (tenant_id, change_id);
-
 -- Name: retention_policies retention_policies_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.retention_policies
@@ -5484,11 +5697,11 @@ ALTER TABLE ONLY custody_keys.wrapped_keys
 
 -- Name: archive_segments_open_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX archive_segments_open_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE (recorded_at IS NULL);
+CREATE INDEX archive_segments_open_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE ((recorded_at IS NULL) AND (superseded_at IS NULL));
 
--- Name: archive_segments_xid_to_idx; Type: INDEX; Schema: custody_data
+-- Name: archive_segments_retain_until_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX archive_segments_xid_to_idx ON custody_data.archive_segments USING btree (tenant_id, xid_to DESC);
+CREATE INDEX archive_segments_retain_until_idx ON custody_data.archive_segments USING btree (tenant_id, retain_until) WHERE (objects_deleted_at IS NULL);
 
 -- Name: audit_entry_ids_recorded_at_idx; Type: INDEX; Schema: custody_data
 
@@ -5598,14 +5811,6 @@ CREATE INDEX requests_received_at_idx ON custody_data.requests USING btree (tena
 
 CREATE INDEX requests_status_idx ON custody_data.requests USING btree (tenant_id, kind, received_at) WHERE (status = ANY (ARRAY['received'::text, 'held'::text]));
 
--- Name: retention_changes_open_idx; Type: INDEX; Schema: custody_data
-
-CREATE UNIQUE INDEX retention_changes_open_idx ON custody_data.retention_changes USING btree (tenant_id, class) WHERE (decision IS NULL);
-
--- Name: retention_changes_proposed_at_idx; Type: INDEX; Schema: custody_data
-
-CREATE INDEX retention_changes_proposed_at_idx ON custody_data.retention_changes USING btree (tenant_id, proposed_at DESC);
-
 -- Name: user_profiles_tenant_id_email_index_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX user_profiles_tenant_id_email_index_idx ON custody_data.user_profiles USING btree (tenant_id, email_index) WHERE (email_index IS NOT NULL);
@@ -5635,6 +5840,12 @@ ALTER TABLE custody_data.ledger_stretches ENABLE ALWAYS TRIGGER a_keep_anchored;
 CREATE TRIGGER a_keep_anchored BEFORE DELETE OR UPDATE ON custody_data.ledger_tiles FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_tiles();
 
 ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_keep_anchored;
+
+-- Name: archive_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.archive_heads ENABLE ALWAYS TRIGGER a_reject_delete;
 
 -- Name: archive_segments a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -5696,12 +5907,6 @@ CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.request
 
 ALTER TABLE custody_data.requests ENABLE ALWAYS TRIGGER a_reject_delete;
 
--- Name: retention_changes a_reject_delete; Type: TRIGGER; Schema: custody_data
-
-CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.retention_changes FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
-
-ALTER TABLE custody_data.retention_changes ENABLE ALWAYS TRIGGER a_reject_delete;
-
 -- Name: retention_policies a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.retention_policies FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -5746,7 +5951,7 @@ ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
 -- Name: archive_segments a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_segments FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'day', 'part', 'xid_from', 'xid_to', 'opened_at', '+recorded_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_segments FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'day', 'part', 'leaves', 'events', 'opened_at', '=object_key', '=manifest_key', '=plain_bytes', '=compressed_bytes', '=stored_bytes', '=plain_sha256', '=compressed_sha256', '=stored_sha256', '=manifest_sha256', '=root_hash', '=first_occurred_at', '=last_occurred_at', '=recipients', '=retain_until', '=recorded_at', '=superseded_at', '=expired_at', '=objects_deleted_at');
 
 ALTER TABLE custody_data.archive_segments ENABLE ALWAYS TRIGGER a_reject_key_change;
 
@@ -5785,12 +5990,6 @@ ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.requests FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'request_id', 'kind', 'identity_id', 'reason', 'requested_by', 'received_at', 'xid', '+closed_at');
 
 ALTER TABLE custody_data.requests ENABLE ALWAYS TRIGGER a_reject_key_change;
-
--- Name: retention_changes a_reject_key_change; Type: TRIGGER; Schema: custody_data
-
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.retention_changes FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'change_id', 'class', 'keep', 'keep_before', 'basis', 'proposed_by', 'proposed_login', 'proposed_at', 'expires_at', '+decided_at');
-
-ALTER TABLE custody_data.retention_changes ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: user_preferences a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
@@ -5942,12 +6141,6 @@ CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.user_profiles F
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_truncate;
 
--- Name: retention_policies a_require_approval; Type: TRIGGER; Schema: custody_data
-
-CREATE TRIGGER a_require_approval BEFORE INSERT OR UPDATE ON custody_data.retention_policies FOR EACH ROW EXECUTE FUNCTION custody_data.tg_require_approval();
-
-ALTER TABLE custody_data.retention_policies ENABLE ALWAYS TRIGGER a_require_approval;
-
 -- Name: consent_records a_require_live_identity; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_require_live_identity AFTER INSERT ON custody_data.consent_records REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_require_live_identity();
@@ -6091,6 +6284,42 @@ ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_keys.wrapped_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: archive_heads; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.archive_heads ENABLE ROW LEVEL SECURITY;
+
+-- Name: archive_heads archive_heads_all_insert; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_all_insert ON custody_data.archive_heads FOR INSERT WITH CHECK (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+
+-- Name: POLICY archive_heads_all_insert ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_all_insert ON custody_data.archive_heads IS 'New rows belong to the tenant in context.';
+
+-- Name: archive_heads archive_heads_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_all_select ON custody_data.archive_heads FOR SELECT USING (((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY archive_heads_all_select ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_all_select ON custody_data.archive_heads IS 'Who may see: the tenant in context, where rows are its own, and what is shared.';
+
+-- Name: archive_heads archive_heads_all_update; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_all_update ON custody_data.archive_heads FOR UPDATE USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+
+-- Name: POLICY archive_heads_all_update ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_all_update ON custody_data.archive_heads IS 'Only rows of the tenant in context change.';
+
+-- Name: archive_heads archive_heads_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_backup_select ON custody_data.archive_heads FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY archive_heads_backup_select ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_backup_select ON custody_data.archive_heads IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: archive_segments; Type: ROW SECURITY; Schema: custody_data
 
@@ -6719,26 +6948,6 @@ CREATE POLICY requests_owner_select ON custody_data.requests FOR SELECT TO custo
 -- Name: POLICY requests_owner_select ON requests; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY requests_owner_select ON custody_data.requests IS 'Who asked for an erasure under a subject finds it by its id once the person is gone.';
-
--- Name: retention_changes; Type: ROW SECURITY; Schema: custody_data
-
-ALTER TABLE custody_data.retention_changes ENABLE ROW LEVEL SECURITY;
-
--- Name: retention_changes retention_changes_all_all; Type: POLICY; Schema: custody_data
-
-CREATE POLICY retention_changes_all_all ON custody_data.retention_changes USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
-
--- Name: POLICY retention_changes_all_all ON retention_changes; Type: COMMENT; Schema: custody_data
-
-COMMENT ON POLICY retention_changes_all_all ON custody_data.retention_changes IS 'Rows of the tenant in context, and of its subject where it names one; none without a context.';
-
--- Name: retention_changes retention_changes_backup_select; Type: POLICY; Schema: custody_data
-
-CREATE POLICY retention_changes_backup_select ON custody_data.retention_changes FOR SELECT TO custody_backup USING (true);
-
--- Name: POLICY retention_changes_backup_select ON retention_changes; Type: COMMENT; Schema: custody_data
-
-COMMENT ON POLICY retention_changes_backup_select ON custody_data.retention_changes IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: retention_policies; Type: ROW SECURITY; Schema: custody_data
 
