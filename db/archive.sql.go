@@ -126,6 +126,54 @@ func (q *Queries) ArchiveSegments(ctx context.Context, db DBTX) ([]ArchiveSegmen
 	return items, nil
 }
 
+const archivedSince = `-- name: ArchivedSince :many
+select s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.manifest_sha256, s.retain_until::timestamptz as retain_until,
+  s.recorded_at::timestamptz as recorded_at, (s.expired_at is not null)::boolean as expired,
+  (case when s.expired_at is not null then s.leaves::text else '' end)::text as leaves
+from custody.archive_segments s
+where s.recorded_at >= $1 or s.expired_at >= $1
+order by s.recorded_at, s.day, s.part
+`
+
+type ArchivedSinceRow struct {
+	ObjectKey      string
+	ManifestKey    string
+	ManifestSha256 []byte
+	RetainUntil    time.Time
+	RecordedAt     time.Time
+	Expired        bool
+	Leaves         string
+}
+
+// Segments that were recorded, or have expired, at or after a time.
+func (q *Queries) ArchivedSince(ctx context.Context, db DBTX, since *time.Time) ([]ArchivedSinceRow, error) {
+	rows, err := db.Query(ctx, archivedSince, since)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ArchivedSinceRow{}
+	for rows.Next() {
+		var i ArchivedSinceRow
+		if err := rows.Scan(
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.ManifestSha256,
+			&i.RetainUntil,
+			&i.RecordedAt,
+			&i.Expired,
+			&i.Leaves,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const auditMonths = `-- name: AuditMonths :many
 select m.partition_name, coalesce(m.range_from, '0001-01-01')::timestamptz as range_from, coalesce(m.range_to, '0001-01-01')::timestamptz as range_to,
   m.state, m.rows, coalesce(m.rows_kept, 0)::bigint as rows_kept, coalesce(m.detail, '')::text as detail
@@ -321,16 +369,18 @@ func (q *Queries) FindSegments(ctx context.Context, db DBTX, arg FindSegmentsPar
 }
 
 const heldSegments = `-- name: HeldSegments :many
-select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted
+select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted, s.manifest_sha256
 from custody.held_segments() h
+join custody.archive_segments s on s.day = h.day and s.part = h.part
 `
 
 type HeldSegmentsRow struct {
-	Day         time.Time
-	Part        int32
-	ObjectKey   string
-	ManifestKey string
-	Wanted      bool
+	Day            time.Time
+	Part           int32
+	ObjectKey      string
+	ManifestKey    string
+	Wanted         bool
+	ManifestSha256 []byte
 }
 
 // Whose objects the store is to put under legal hold (wanted), or to free from it.
@@ -349,6 +399,7 @@ func (q *Queries) HeldSegments(ctx context.Context, db DBTX) ([]HeldSegmentsRow,
 			&i.ObjectKey,
 			&i.ManifestKey,
 			&i.Wanted,
+			&i.ManifestSha256,
 		); err != nil {
 			return nil, err
 		}
@@ -405,7 +456,7 @@ func (q *Queries) OpenArchiveSegments(ctx context.Context, db DBTX) ([]OpenArchi
 }
 
 const openSegments = `-- name: OpenSegments :many
-select s.day, s.part, s.events, s.opened_at, s.retain_until::timestamptz as retain_until
+select s.day, s.part, s.events, s.leaves::text as leaves, s.retain_until::timestamptz as retain_until
 from custody.open_segments(p_limit => $1) s
 `
 
@@ -413,7 +464,7 @@ type OpenSegmentsRow struct {
 	Day         time.Time
 	Part        int32
 	Events      int64
-	OpenedAt    time.Time
+	Leaves      string
 	RetainUntil time.Time
 }
 
@@ -430,7 +481,7 @@ func (q *Queries) OpenSegments(ctx context.Context, db DBTX, maxSegments int32) 
 			&i.Day,
 			&i.Part,
 			&i.Events,
-			&i.OpenedAt,
+			&i.Leaves,
 			&i.RetainUntil,
 		); err != nil {
 			return nil, err
@@ -520,6 +571,24 @@ func (q *Queries) SchemaVersion(ctx context.Context, db DBTX) (int64, error) {
 	return version, err
 }
 
+const segmentIsOpen = `-- name: SegmentIsOpen :one
+select exists (
+  select from custody.archive_segments s
+  where s.day = ($1::text)::date and s.part = $2 and s.recorded_at is null and s.superseded_at is null)::boolean as open
+`
+
+type SegmentIsOpenParams struct {
+	Day  string
+	Part int32
+}
+
+func (q *Queries) SegmentIsOpen(ctx context.Context, db DBTX, arg SegmentIsOpenParams) (bool, error) {
+	row := db.QueryRow(ctx, segmentIsOpen, arg.Day, arg.Part)
+	var open bool
+	err := row.Scan(&open)
+	return open, err
+}
+
 const segmentLeaves = `-- name: SegmentLeaves :many
 select l.first_leaf, l.xids, l.entry_ids, l.hashes
 from custody.segment_leaves(($1::text)::date, $2, $3, $4) l
@@ -570,5 +639,15 @@ select pg_catalog.set_config('client_connection_check_interval', $1::text, true)
 // The server ends a statement of this transaction once it notices that the client is gone.
 func (q *Queries) SetConnectionCheck(ctx context.Context, db DBTX, checkInterval string) error {
 	_, err := db.Exec(ctx, setConnectionCheck, checkInterval)
+	return err
+}
+
+const stayOpen = `-- name: StayOpen :exec
+select pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true)
+`
+
+// A transaction that holds a lock while its worker reads and writes the store.
+func (q *Queries) StayOpen(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, stayOpen)
 	return err
 }

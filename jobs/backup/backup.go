@@ -49,6 +49,8 @@ type Config struct {
 	Runner *pgxpool.Pool
 	Actor  string
 	Store  store.Store
+	// Accept names findings about the store in spite of which it is written to.
+	Accept []string
 	// Recipients may open it.
 	Recipients Recipients
 	// KeepData and KeepKeys are how long each is locked, and kept.
@@ -102,7 +104,11 @@ func Run(ctx context.Context, config Config) (*Result, error) {
 		return nil, err
 	}
 	r := &run{Config: &config, server: server}
-	if err := config.Store.CheckSettings(ctx); err != nil {
+	findings, err := config.Store.CheckSettings(ctx)
+	if err == nil {
+		err = store.Accept(findings, config.Accept)
+	}
+	if err != nil {
 		return nil, err
 	}
 	if r.conn, err = server.connect(ctx, Job); err != nil {
@@ -250,7 +256,7 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 func (r *run) takeSnapshot(ctx context.Context) error {
 	m := &Manifest{
 		Format: manifestFormat, Version: manifestVersion, StartedAt: time.Now().UTC().Truncate(time.Second),
-		Database: r.server.config.Database, Recipients: r.Recipients.text, Actor: r.Actor, Login: r.server.config.User, Binary: binary(),
+		Database: r.server.config.Database, Recipients: r.Recipients.Text, Actor: r.Actor, Login: r.server.config.User, Binary: binary(),
 		Roles: []string{}, Extensions: []Extension{}, KEKs: []TenantKEKs{},
 	}
 	m.Host, _ = os.Hostname()
@@ -393,7 +399,7 @@ func (r *run) upload(ctx context.Context, what, key string, lock time.Duration, 
 	dumped := make(chan error, 1)
 	go func() {
 		err := func() error {
-			cipher, err := age.Encrypt(io.MultiWriter(writer, sum, size), r.Recipients.keys...)
+			cipher, err := age.Encrypt(io.MultiWriter(writer, sum, size), r.Recipients.Keys...)
 			if err == nil {
 				_, err = io.Copy(cipher, plain)
 			}
@@ -450,7 +456,7 @@ func (r *run) prove(ctx context.Context, object *Stored, until time.Time) error 
 	}
 	if !info.LockedUntil(until) {
 		return &store.Error{Op: "lock", Object: r.Store.URL() + "/" + object.Key, Kind: store.ErrNotLocked,
-			Hint: "the store reports no COMPLIANCE lock until " + until.Format(time.RFC3339) + ": pgcustody archive check tries it"}
+			Hint: "the store reports no COMPLIANCE lock until " + until.Format(time.RFC3339) + ": pgcustody store check tries it"}
 	}
 	object.LockedUntil = info.RetainUntil.UTC()
 	return nil

@@ -6,21 +6,22 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 )
 
 // ManifestVersion is the version of the manifest's own form.
-const ManifestVersion = 1
+const ManifestVersion = 2
 
-// manifestLimit is more than a manifest can need.
-const manifestLimit = 64 << 10
+// manifestLimit is more than a manifest can need: most of it are the runs of its
+// leaves.
+const manifestLimit = 64 << 20
 
 // Manifest says what an object of the archive holds. It is a JSON document under
 // the same lock. Every field is required.
 type Manifest struct {
-	// Version of this form: 1.
+	// Version of this form: 2.
 	Version int `json:"version"`
 	// EntryVersion is the version of the canonical entry that each line is.
 	EntryVersion int `json:"entry_version"`
@@ -33,11 +34,13 @@ type Manifest struct {
 	// that came after the day was archived make the next part.
 	Day  Date `json:"day"`
 	Part int  `json:"part"`
-	// XIDFrom and XIDTo bound the transactions that wrote the events, the second
-	// exclusive. Within the cluster that wrote them, no other events of the day lie
-	// between.
-	XIDFrom XID `json:"xid_from"`
-	XIDTo   XID `json:"xid_to"`
+	// Leaves of the ledger's tree that the lines are, as runs [first, count] in the
+	// order of the lines.
+	Leaves Runs `json:"leaves"`
+	// Root of a tree (RFC 6962) of the lines alone, in their order. The leaf hashes
+	// are those of the ledger's tree, so that whoever has its tiles can make it
+	// without the lines.
+	Root SHA256 `json:"root"`
 
 	// Rows is the number of lines; FirstOccurredAt and LastOccurredAt are the
 	// earliest and the latest time in them.
@@ -47,16 +50,24 @@ type Manifest struct {
 
 	// ObjectKey is the key of the object, ObjectVersion the version that was
 	// written and read back: whatever lies over it is not the archive's.
-	ObjectKey     string `json:"object_key"`
-	ObjectVersion string `json:"object_version"`
-	// Compression is zstd.
-	Compression string `json:"compression"`
-	// PlainBytes and PlainSHA256 are over the lines with their line feeds,
-	// StoredBytes and StoredSHA256 over the object as it is stored.
-	PlainBytes   int64  `json:"plain_bytes"`
-	PlainSHA256  SHA256 `json:"plain_sha256"`
-	StoredBytes  int64  `json:"stored_bytes"`
-	StoredSHA256 SHA256 `json:"stored_sha256"`
+	// SupersededVersions are those that attempts left which died.
+	ObjectKey          string   `json:"object_key"`
+	ObjectVersion      string   `json:"object_version"`
+	SupersededVersions []string `json:"superseded_versions"`
+	// Compression is zstd, Encryption age, to Recipients.
+	Compression string   `json:"compression"`
+	Encryption  string   `json:"encryption"`
+	Recipients  []string `json:"recipients"`
+	// Plain is the lines with their line feeds, Compressed what age encrypted,
+	// Stored the object.
+	PlainBytes       int64  `json:"plain_bytes"`
+	PlainSHA256      SHA256 `json:"plain_sha256"`
+	CompressedBytes  int64  `json:"compressed_bytes"`
+	CompressedSHA256 SHA256 `json:"compressed_sha256"`
+	StoredBytes      int64  `json:"stored_bytes"`
+	StoredSHA256     SHA256 `json:"stored_sha256"`
+	// People tells of whom the lines may be: a filter, see [People].
+	People []byte `json:"people"`
 
 	// RetainUntil is until when both objects were locked when the manifest was
 	// written. The lock may have been lengthened since.
@@ -74,20 +85,37 @@ func (m *Manifest) Name() Name {
 	return name
 }
 
-// Encode writes the manifest as it is stored.
+// Encode writes the manifest as it is stored: a member a line.
 func (m *Manifest) Encode() ([]byte, error) {
+	if m.SupersededVersions == nil {
+		m.SupersededVersions = []string{}
+	}
 	if err := m.check(); err != nil {
 		return nil, err
 	}
-	out, err := json.MarshalIndent(m, "", "  ")
+	text, err := json.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("encode manifest: %w", err)
 	}
-	return append(out, '\n'), nil
+	out := make([]byte, 0, len(text)+256)
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	_, _ = decoder.Token()
+	for separator := "{"; decoder.More(); separator = "," {
+		var value json.RawMessage
+		name, err := decoder.Token()
+		if err == nil {
+			err = decoder.Decode(&value)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("encode manifest: %w", err)
+		}
+		out = append(fmt.Appendf(out, "%s\n  %q: ", separator, name), value...)
+	}
+	return append(out, "\n}\n"...), nil
 }
 
-// DecodeManifest reads a manifest and refuses one with unknown, repeated or
-// impossible fields: it decides what may be dropped.
+// DecodeManifest reads a manifest and refuses one with unknown or impossible
+// fields: it decides what may be dropped.
 func DecodeManifest(r io.Reader) (*Manifest, error) {
 	text, err := io.ReadAll(io.LimitReader(r, manifestLimit+1))
 	if err != nil {
@@ -124,18 +152,24 @@ func (m *Manifest) check() error {
 		{m.SoftwareVersion != "", "software_version", m.SoftwareVersion},
 		{!day.IsZero(), "day", m.Day},
 		{m.Part >= 1, "part", m.Part},
-		{m.XIDFrom >= 1, "xid_from", m.XIDFrom},
-		{m.XIDTo > m.XIDFrom, "xid_to", m.XIDTo},
-		{m.Rows >= 1, "rows", m.Rows},
+		{m.Leaves.valid(), "leaves", len(m.Leaves)},
+		{m.Rows == m.Leaves.Count(), "rows", m.Rows},
+		{m.Root != SHA256{}, "root", m.Root},
 		{!m.FirstOccurredAt.Before(day), "first_occurred_at", m.FirstOccurredAt},
 		{!m.LastOccurredAt.Before(m.FirstOccurredAt) && m.LastOccurredAt.Before(day.AddDate(0, 0, 1)), "last_occurred_at", m.LastOccurredAt},
 		{m.ObjectKey == m.Name().ObjectKey(), "object_key", m.ObjectKey},
 		{m.ObjectVersion != "", "object_version", m.ObjectVersion},
+		{m.SupersededVersions != nil && !slices.Contains(m.SupersededVersions, m.ObjectVersion), "superseded_versions", m.SupersededVersions},
 		{m.Compression == "zstd", "compression", m.Compression},
+		{m.Encryption == "age", "encryption", m.Encryption},
+		{len(m.Recipients) >= 1, "recipients", m.Recipients},
 		{m.PlainBytes >= 2*m.Rows, "plain_bytes", m.PlainBytes},
 		{m.PlainSHA256 != SHA256{}, "plain_sha256", m.PlainSHA256},
+		{m.CompressedBytes >= 1, "compressed_bytes", m.CompressedBytes},
+		{m.CompressedSHA256 != SHA256{}, "compressed_sha256", m.CompressedSHA256},
 		{m.StoredBytes >= 1, "stored_bytes", m.StoredBytes},
 		{m.StoredSHA256 != SHA256{}, "stored_sha256", m.StoredSHA256},
+		{checkPeople(m.People), "people", len(m.People)},
 		{!m.RetainUntil.IsZero(), "retain_until", m.RetainUntil},
 		{!m.ArchivedAt.IsZero(), "archived_at", m.ArchivedAt},
 	} {
@@ -146,16 +180,13 @@ func (m *Manifest) check() error {
 	return nil
 }
 
-// Same tells whether two manifests are about the same stored bytes. When and by
-// which version they were written may differ.
-func (m *Manifest) Same(other *Manifest) bool {
-	a, b := *m, *other
-	for _, x := range []*Manifest{&a, &b} {
-		x.SchemaVersion, x.SoftwareVersion = 0, ""
-		x.RetainUntil, x.ArchivedAt = time.Time{}, time.Time{}
-		x.FirstOccurredAt, x.LastOccurredAt = x.FirstOccurredAt.UTC(), x.LastOccurredAt.UTC()
-	}
-	return a == b
+// SameEvents tells whether two manifests are about the same lines. How they were
+// compressed, encrypted and stored may differ, and when.
+func (m *Manifest) SameEvents(other *Manifest) bool {
+	return m.EntryVersion == other.EntryVersion && m.Day == other.Day && m.Part == other.Part && m.ObjectKey == other.ObjectKey &&
+		slices.Equal(m.Leaves, other.Leaves) && m.Rows == other.Rows && m.Root == other.Root &&
+		m.FirstOccurredAt.Equal(other.FirstOccurredAt) && m.LastOccurredAt.Equal(other.LastOccurredAt) &&
+		m.PlainBytes == other.PlainBytes && m.PlainSHA256 == other.PlainSHA256 && bytes.Equal(m.People, other.People)
 }
 
 // Date is a day in UTC, written as in 2026-11-20.
@@ -191,21 +222,4 @@ func (s *SHA256) UnmarshalText(text []byte) error {
 	}
 	_, err := hex.Decode(s[:], text)
 	return err
-}
-
-// XID is a transaction number, written as a string since JSON readers lose
-// digits beyond 2^53.
-type XID uint64
-
-// MarshalText writes the number.
-func (x XID) MarshalText() ([]byte, error) { return strconv.AppendUint(nil, uint64(x), 10), nil }
-
-// UnmarshalText reads a number.
-func (x *XID) UnmarshalText(text []byte) error {
-	n, err := strconv.ParseUint(string(text), 10, 64)
-	if err != nil {
-		return fmt.Errorf("%q is not a transaction number", text)
-	}
-	*x = XID(n)
-	return nil
 }

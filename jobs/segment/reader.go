@@ -3,30 +3,29 @@ package segment
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"strconv"
 	"time"
 
-	"github.com/google/uuid"
+	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
 )
 
-// ErrDamaged is what every finding about an object's content wraps. Errors of
-// reading the store do not.
-var ErrDamaged = errors.New("segment is damaged")
+var (
+	// ErrDamaged is what every finding about an object's content wraps. Errors of
+	// reading the store do not.
+	ErrDamaged = errors.New("segment is damaged")
+	// ErrIdentity is returned where none of the identities opens an object.
+	ErrIdentity = errors.New("none of the identities opens the segment")
+)
 
 func damaged(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrDamaged, fmt.Sprintf(format, args...))
 }
-
-// timeForm is how canonical entries write a time.
-const timeForm = "2006-01-02T15:04:05.000000Z"
 
 const (
 	// maxWindow bounds the memory that a hostile object may ask for.
@@ -37,25 +36,38 @@ const (
 
 // Read streams an object: line, if it is not nil, is called with every line
 // without its line feed and may keep nothing of it. What it returns is over the
-// bytes as they were read.
-func Read(r io.Reader, line func(line []byte) error) (Sums, error) {
-	source := &source{r: r, sum: sha256.New()}
+// bytes as they were read; with ErrIdentity those of the stored object alone.
+func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) (Sums, error) {
+	var sums Sums
+	stored := &source{r: r, sum: sha256.New()}
+	finish := func(err error) (Sums, error) {
+		sums.StoredBytes, sums.StoredSHA256 = stored.n, stored.digest()
+		if stored.err != nil {
+			return sums, stored.err // not the object's fault
+		}
+		return sums, err
+	}
+	if len(identities) == 0 {
+		identities = []age.Identity{nobody{}}
+	}
+	decrypted, err := age.Decrypt(stored, identities...)
+	if closed := new(age.NoIdentityMatchError); errors.As(err, &closed) {
+		if _, err := io.Copy(io.Discard, stored); err != nil {
+			return finish(err)
+		}
+		return finish(ErrIdentity)
+	}
+	if err != nil {
+		return finish(damaged("not of age: %s", err))
+	}
+	compressed := &source{r: decrypted, sum: sha256.New()}
 	// In this mode the decoder starts no goroutines.
 	decoder, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow))
 	if err != nil {
 		return Sums{}, fmt.Errorf("open zstd: %w", err)
 	}
 	defer decoder.Close()
-
-	var sums Sums
-	finish := func(err error) (Sums, error) {
-		sums.StoredBytes, sums.StoredSHA256 = source.n, source.digest()
-		if source.err != nil {
-			return sums, source.err // not the object's fault
-		}
-		return sums, err
-	}
-	if err := decoder.Reset(source); err != nil {
+	if err := decoder.Reset(compressed); err != nil {
 		return finish(damaged("%s", err))
 	}
 	plain := sha256.New()
@@ -73,6 +85,7 @@ func Read(r io.Reader, line func(line []byte) error) (Sums, error) {
 			continue
 		case err == io.EOF && len(piece) == 0 && len(long) == 0:
 			plain.Sum(sums.PlainSHA256[:0])
+			sums.CompressedBytes, sums.CompressedSHA256 = compressed.n, compressed.digest()
 			return finish(nil)
 		case err == io.EOF:
 			return finish(damaged("line %d has no end", sums.Rows+1))
@@ -91,6 +104,18 @@ func Read(r io.Reader, line func(line []byte) error) (Sums, error) {
 		}
 		long = long[:0]
 	}
+}
+
+// nobody has no key, so that an object is only opened as far as its header.
+type nobody struct{}
+
+func (nobody) Unwrap([]*age.Stanza) ([]byte, error) { return nil, age.ErrIncorrectIdentity }
+
+// Digest reads an object from its first to its last byte, which needs no identity.
+func Digest(r io.Reader) (size int64, sum SHA256, err error) {
+	s := &source{r: r, sum: sha256.New()}
+	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, s, make([]byte, 64<<10))
+	return s.n, s.digest(), err
 }
 
 // source counts and hashes what is read and keeps its error apart from the
@@ -118,117 +143,77 @@ func (s *source) digest() (sum SHA256) {
 }
 
 // Verify reads an object against its manifest: every line must be an event of
-// the manifest's day and window, in order and with no event twice, and counts,
-// times and digests must be those of the manifest.
-func Verify(r io.Reader, m *Manifest) error {
-	check := lineCheck{manifest: m}
-	sums, err := Read(r, check.line)
-	if err != nil {
+// the manifest's day, the lines in their order must make its root, and counts,
+// times and digests must be those of the manifest. line, if it is not nil, is
+// called with every line; what it is given is proved only once Verify has returned.
+// Without an identity that opens it, only the stored bytes are held against the
+// manifest, and where they are as they should be ErrIdentity is returned.
+func Verify(r io.Reader, identities []age.Identity, m *Manifest, line func(line []byte, e *Entry) error) error {
+	check := lineCheck{manifest: m, hasher: NewHasher(), root: NewRoot(), then: line}
+	sums, err := Read(r, identities, check.line)
+	closed := errors.Is(err, ErrIdentity)
+	if err != nil && !closed {
 		return err
 	}
-	for _, claim := range []struct {
+	type claim struct {
 		what      string
 		want, got any
-	}{
-		{"rows", m.Rows, sums.Rows},
-		{"stored_bytes", m.StoredBytes, sums.StoredBytes},
-		{"stored_sha256", m.StoredSHA256, sums.StoredSHA256},
-		{"plain_bytes", m.PlainBytes, sums.PlainBytes},
-		{"plain_sha256", m.PlainSHA256, sums.PlainSHA256},
-		{"first_occurred_at", m.FirstOccurredAt.UTC(), check.first},
-		{"last_occurred_at", m.LastOccurredAt.UTC(), check.latest},
-	} {
-		if claim.want != claim.got {
-			return damaged("%s is %v, the manifest says %v", claim.what, claim.got, claim.want)
+	}
+	claims := []claim{{"stored_bytes", m.StoredBytes, sums.StoredBytes}, {"stored_sha256", m.StoredSHA256, sums.StoredSHA256}}
+	if !closed {
+		claims = append(claims, []claim{
+			{"rows", m.Rows, sums.Rows},
+			{"compressed_bytes", m.CompressedBytes, sums.CompressedBytes},
+			{"compressed_sha256", m.CompressedSHA256, sums.CompressedSHA256},
+			{"plain_bytes", m.PlainBytes, sums.PlainBytes},
+			{"plain_sha256", m.PlainSHA256, sums.PlainSHA256},
+			{"root", m.Root, check.root.Sum()},
+			{"first_occurred_at", m.FirstOccurredAt.UTC(), check.first},
+			{"last_occurred_at", m.LastOccurredAt.UTC(), check.latest},
+		}...)
+	}
+	for _, c := range claims {
+		if c.want != c.got {
+			return damaged("%s is %v, the manifest says %v", c.what, c.got, c.want)
 		}
 	}
-	return nil
+	return err
 }
 
 // lineCheck holds lines against a manifest. Errors name lines by number: what
 // stands in them may be personal.
 type lineCheck struct {
 	manifest      *Manifest
+	hasher        *Hasher
+	root          *Root
+	then          func([]byte, *Entry) error
 	n             int64
-	last          position
 	first, latest time.Time
-}
-
-// position of a line in its object: ids are unique within a tenant only.
-type position struct {
-	xid        XID
-	id         uuid.UUID
-	tenant     string
-	occurredAt time.Time
-}
-
-func (p position) compare(other position) int {
-	return cmp.Or(
-		cmp.Compare(p.xid, other.xid), bytes.Compare(p.id[:], other.id[:]),
-		cmp.Compare(p.tenant, other.tenant), p.occurredAt.Compare(other.occurredAt))
-}
-
-// parseEntry reads the members of a canonical entry that place it. They stand at
-// fixed places: all but the last before any text that people wrote.
-func parseEntry(text []byte) (p position, version int, ok bool) {
-	rest := text
-	member := func(name, end string) []byte {
-		var value []byte
-		after, found := bytes.CutPrefix(rest, []byte(name))
-		if value, rest, ok = bytes.Cut(after, []byte(end)); !ok || !found {
-			ok, rest = false, nil
-		}
-		return value
-	}
-	version, err := strconv.Atoi(string(member(`{"v":`, `,`)))
-	if !ok || err != nil {
-		return p, version, false
-	}
-	if p.id, err = uuid.ParseBytes(member(`"log_entry_id":"`, `",`)); !ok || err != nil {
-		return p, version, false
-	}
-	if p.occurredAt, err = time.Parse(timeForm, string(member(`"occurred_at":"`, `",`))); !ok || err != nil {
-		return p, version, false
-	}
-	if member(`"recorded_at":"`, `",`); !ok {
-		return p, version, false
-	}
-	if p.tenant = string(member(`"tenant_id":"`, `",`)); !ok || p.tenant == "" {
-		return p, version, false
-	}
-	i := bytes.LastIndexByte(rest, ',')
-	digits, found := bytes.CutPrefix(rest[i+1:], []byte(`"xid":"`))
-	digits, ended := bytes.CutSuffix(digits, []byte(`"}`))
-	if !found || !ended || p.xid.UnmarshalText(digits) != nil {
-		return p, version, false
-	}
-	return p, version, true
 }
 
 func (c *lineCheck) line(text []byte) error {
 	c.n++
-	here, version, ok := parseEntry(text)
+	here, ok := ParseEntry(text)
 	if !ok || !json.Valid(text) {
 		return damaged("line %d is not an entry", c.n)
 	}
 	day := time.Time(c.manifest.Day)
-	at := here.occurredAt
+	at := here.OccurredAt
 	switch {
-	case version != c.manifest.EntryVersion:
-		return damaged("line %d has entry version %d, the manifest says %d", c.n, version, c.manifest.EntryVersion)
+	case here.Version != c.manifest.EntryVersion:
+		return damaged("line %d has entry version %d, the manifest says %d", c.n, here.Version, c.manifest.EntryVersion)
 	case at.Before(day) || !at.Before(day.AddDate(0, 0, 1)):
 		return damaged("line %d is of another day", c.n)
-	case here.xid < c.manifest.XIDFrom || here.xid >= c.manifest.XIDTo:
-		return damaged("line %d is of a transaction outside the window", c.n)
-	case c.n > 1 && here.compare(c.last) <= 0:
-		return damaged("line %d is out of order or repeated", c.n)
 	}
-	c.last = here
+	c.root.Append(c.hasher.Leaf(text))
 	if c.first.IsZero() || at.Before(c.first) {
 		c.first = at
 	}
 	if at.After(c.latest) {
 		c.latest = at
+	}
+	if c.then != nil {
+		return c.then(text, &here)
 	}
 	return nil
 }

@@ -2,10 +2,11 @@
 // late part of it, in one object, and a manifest beside it that says what the
 // object holds.
 //
-// An object is JSON Lines in one zstd frame. Each line is exactly the canonical
-// entry of one event, as custody.audit_entry writes it, ended by a line feed; the
-// lines are ordered by transaction and id. So `zstd -dc | sha256sum` gives the
-// manifest's plain_sha256, and nothing of this program is needed to read one.
+// An object is JSON Lines in one zstd frame in one age file. Each line is exactly
+// the canonical entry of one event, as custody.audit_entry writes it, ended by a
+// line feed; the lines are in the order of their leaves in the ledger's tree. So
+// `age -d | zstd -dc | sha256sum` gives the manifest's plain_sha256, and nothing of
+// this program is needed to read one.
 package segment
 
 import (
@@ -19,13 +20,13 @@ import (
 const Prefix = "audit-archives/"
 
 const (
-	objectSuffix   = ".jsonl.zst"
+	objectSuffix   = ".jsonl.zst.age"
 	manifestSuffix = ".manifest.json"
 )
 
 // ContentType of the objects and of their manifests.
 const (
-	ContentType         = "application/zstd"
+	ContentType         = "application/octet-stream"
 	ManifestContentType = "application/json"
 )
 

@@ -8,35 +8,50 @@ import (
 	"hash"
 	"io"
 
+	"filippo.io/age"
 	"github.com/klauspost/compress/zstd"
 )
 
-// Sums is what is known of a segment's bytes once all have passed.
+// Sums is what is known of a segment's bytes once all have passed: plain are the
+// lines with their line feeds, compressed is what age encrypted, stored is the
+// object.
 type Sums struct {
-	Rows                      int64
-	PlainBytes, StoredBytes   int64
-	PlainSHA256, StoredSHA256 SHA256
+	Rows                                        int64
+	PlainBytes, CompressedBytes, StoredBytes    int64
+	PlainSHA256, CompressedSHA256, StoredSHA256 SHA256
 }
 
-// Writer turns entries into the bytes of an object. It holds one compression
-// window and no line.
+// Writer turns entries into the bytes of an object. It holds a few compression
+// windows and no line. Compression runs beside its caller; after an error, too,
+// Close must be called.
 type Writer struct {
-	out    counter
-	plain  counter
-	encode *zstd.Encoder
-	rows   int64
-	done   bool
+	stored, compressed, plain counter
+	encrypt                   io.WriteCloser
+	compress                  *zstd.Encoder
+	rows                      int64
+	done                      bool
 }
 
-// NewWriter writes an object to w. Close ends it.
-func NewWriter(w io.Writer) (*Writer, error) {
-	s := &Writer{out: counter{to: w, sum: sha256.New()}}
-	encoder, err := zstd.NewWriter(&s.out, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true), zstd.WithWindowSize(window))
+// ErrNoRecipients is returned where nobody could open what would be written.
+var ErrNoRecipients = errors.New("no recipients: the archive is always encrypted")
+
+// NewWriter writes an object to w that the recipients can open. Close ends it.
+func NewWriter(w io.Writer, recipients []age.Recipient) (*Writer, error) {
+	if len(recipients) == 0 {
+		return nil, ErrNoRecipients
+	}
+	s := &Writer{stored: counter{to: w, sum: sha256.New()}}
+	var err error
+	if s.encrypt, err = age.Encrypt(&s.stored, recipients...); err != nil {
+		return nil, fmt.Errorf("open age: %w", err)
+	}
+	s.compressed = counter{to: s.encrypt, sum: sha256.New()}
+	// Two: one block is filled while another is compressed.
+	s.compress, err = zstd.NewWriter(&s.compressed, zstd.WithEncoderConcurrency(2), zstd.WithEncoderCRC(true), zstd.WithWindowSize(window))
 	if err != nil {
 		return nil, fmt.Errorf("open zstd: %w", err)
 	}
-	s.encode = encoder
-	s.plain = counter{to: encoder, sum: sha256.New()}
+	s.plain = counter{to: s.compress, sum: sha256.New()}
 	return s, nil
 }
 
@@ -62,6 +77,15 @@ func (w *Writer) WriteEntry(entry []byte) error {
 	return nil
 }
 
+// WriteLines adds n events that end in a line feed each.
+func (w *Writer) WriteLines(lines []byte, n int64) error {
+	if _, err := w.plain.Write(lines); err != nil {
+		return err
+	}
+	w.rows += n
+	return nil
+}
+
 // Rows is the number of entries so far.
 func (w *Writer) Rows() int64 { return w.rows }
 
@@ -72,12 +96,15 @@ func (w *Writer) Close() (Sums, error) {
 		return Sums{}, errors.New("segment is closed")
 	}
 	w.done = true
-	if err := w.encode.Close(); err != nil {
+	if err := w.compress.Close(); err != nil {
+		return Sums{}, err
+	}
+	if err := w.encrypt.Close(); err != nil {
 		return Sums{}, err
 	}
 	return Sums{
-		Rows: w.rows, PlainBytes: w.plain.n, StoredBytes: w.out.n,
-		PlainSHA256: w.plain.digest(), StoredSHA256: w.out.digest(),
+		Rows: w.rows, PlainBytes: w.plain.n, CompressedBytes: w.compressed.n, StoredBytes: w.stored.n,
+		PlainSHA256: w.plain.digest(), CompressedSHA256: w.compressed.digest(), StoredSHA256: w.stored.digest(),
 	}, nil
 }
 

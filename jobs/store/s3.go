@@ -45,13 +45,14 @@ type s3Store struct {
 	client *s3.Client
 	bucket string
 	prefix string // "" or "a/b/"
+	opts   Options
 	// parts are buffers that are not in use. A pool of the runtime's would drop
 	// them at every collection and make the next Put allocate anew.
 	parts chan *[partSize]byte
 }
 
-func openS3(ctx context.Context, bucket, prefix string) (*s3Store, error) {
-	s := &s3Store{bucket: bucket, parts: make(chan *[partSize]byte, partsFlying+1)}
+func openS3(ctx context.Context, bucket, prefix string, opts Options) (*s3Store, error) {
+	s := &s3Store{bucket: bucket, opts: opts, parts: make(chan *[partSize]byte, partsFlying+1)}
 	if prefix != "" {
 		s.prefix = prefix + "/"
 	}
@@ -71,6 +72,9 @@ func openS3(ctx context.Context, bucket, prefix string) (*s3Store, error) {
 			// Other servers than Amazon's rarely answer to bucket.host.
 			o.UsePathStyle = true
 			o.Region = cmp.Or(o.Region, "us-east-1")
+		}
+		if opts.PathStyle != "" {
+			o.UsePathStyle = opts.PathStyle == "true"
 		}
 		o.Retryer = retry.NewStandard(func(r *retry.StandardOptions) {
 			r.MaxAttempts = cmp.Or(o.RetryMaxAttempts, 4) // AWS_MAX_ATTEMPTS
@@ -148,7 +152,11 @@ func (s *s3Store) putWhole(ctx context.Context, key string, body []byte, opts Pu
 	}
 	if !opts.RetainUntil.IsZero() {
 		in.ObjectLockMode, in.ObjectLockRetainUntilDate = types.ObjectLockModeCompliance, aws.Time(opts.RetainUntil.UTC())
+		if len(body) >= classFrom {
+			in.StorageClass = types.StorageClass(s.opts.StorageClass)
+		}
 	}
+	in.ServerSideEncryption, in.SSEKMSKeyId = s.encryption()
 	timeout, cancel := context.WithTimeout(ctx, partTimeout)
 	defer cancel()
 	out, err := s.client.PutObject(timeout, in)
@@ -158,6 +166,14 @@ func (s *s3Store) putWhole(ctx context.Context, key string, body []byte, opts Pu
 	return PutResult{
 		Key: key, Version: aws.ToString(out.VersionId), Size: int64(len(body)), Checksum: *in.ChecksumSHA256,
 	}, s.compareChecksum(key, *in.ChecksumSHA256, out.ChecksumSHA256)
+}
+
+// encryption is what is asked of the store: nothing, its own key, or one of KMS.
+func (s *s3Store) encryption() (types.ServerSideEncryption, *string) {
+	if s.opts.SSEKMSKey == "" {
+		return types.ServerSideEncryption(s.opts.SSE), nil
+	}
+	return types.ServerSideEncryption(s.opts.SSE), &s.opts.SSEKMSKey
 }
 
 // putParts uploads first and then what is left of body. It gives first back to
@@ -172,7 +188,9 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 	}
 	if !opts.RetainUntil.IsZero() {
 		in.ObjectLockMode, in.ObjectLockRetainUntilDate = types.ObjectLockModeCompliance, aws.Time(opts.RetainUntil.UTC())
+		in.StorageClass = types.StorageClass(s.opts.StorageClass)
 	}
+	in.ServerSideEncryption, in.SSEKMSKeyId = s.encryption()
 	upload, err := s.client.CreateMultipartUpload(ctx, in)
 	if err != nil {
 		s.free(first)
@@ -330,12 +348,16 @@ func (s *s3Store) Get(ctx context.Context, key, version string) (*Object, error)
 	out, err := s.client.GetObject(reading, in)
 	if err != nil {
 		cancel(nil)
+		if frozen := new(types.InvalidObjectState); errors.As(err, &frozen) {
+			return nil, s.thaw(ctx, key, version, frozen)
+		}
 		return nil, s.error(ctx, "get", key, err)
 	}
 	info := Info{
 		Key: key, Version: aws.ToString(out.VersionId), Size: aws.ToInt64(out.ContentLength),
 		Modified: aws.ToTime(out.LastModified), Checksum: aws.ToString(out.ChecksumSHA256),
 		RetainMode: string(out.ObjectLockMode), RetainUntil: aws.ToTime(out.ObjectLockRetainUntilDate),
+		LegalHold: out.ObjectLockLegalHoldStatus == types.ObjectLockLegalHoldStatusOn, StorageClass: string(out.StorageClass),
 	}
 	stall := time.AfterFunc(stallTimeout, func() { cancel(errStalled) })
 	stall.Stop()
@@ -397,6 +419,7 @@ func (s *s3Store) Head(ctx context.Context, key, version string) (Info, error) {
 		Key: key, Version: aws.ToString(out.VersionId), Size: aws.ToInt64(out.ContentLength),
 		Modified: aws.ToTime(out.LastModified), Checksum: aws.ToString(out.ChecksumSHA256),
 		RetainMode: string(out.ObjectLockMode), RetainUntil: aws.ToTime(out.ObjectLockRetainUntilDate),
+		LegalHold: out.ObjectLockLegalHoldStatus == types.ObjectLockLegalHoldStatusOn, StorageClass: string(out.StorageClass),
 	}
 	if info.RetainMode == "" {
 		// Not every server tells the lock of a version that is not the current one.
@@ -409,8 +432,17 @@ func (s *s3Store) Head(ctx context.Context, key, version string) (Info, error) {
 			return info, s.error(ctx, "head", key, err)
 		}
 		// Whatever else it says means that no lock is known.
+		if !info.LegalHold {
+			info.LegalHold = s.onHold(ctx, key, in.VersionId)
+		}
 	}
 	return info, nil
+}
+
+// onHold asks for the legal hold itself, for Head where that does not tell.
+func (s *s3Store) onHold(ctx context.Context, key string, version *string) bool {
+	hold, err := s.client.GetObjectLegalHold(ctx, &s3.GetObjectLegalHoldInput{Bucket: &s.bucket, Key: s.key(key), VersionId: version})
+	return err == nil && hold.LegalHold != nil && hold.LegalHold.Status == types.ObjectLockLegalHoldStatusOn
 }
 
 func (s *s3Store) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
@@ -455,6 +487,23 @@ func (s *s3Store) retention(key, version string, until time.Time) *s3.PutObjectR
 		in.VersionId = &version
 	}
 	return in
+}
+
+func (s *s3Store) SetLegalHold(ctx context.Context, key, version string, on bool) error {
+	in := &s3.PutObjectLegalHoldInput{
+		Bucket: &s.bucket, Key: s.key(key), ChecksumAlgorithm: types.ChecksumAlgorithmSha256,
+		LegalHold: &types.ObjectLockLegalHold{Status: types.ObjectLockLegalHoldStatusOff},
+	}
+	if on {
+		in.LegalHold.Status = types.ObjectLockLegalHoldStatusOn
+	}
+	if version != "" {
+		in.VersionId = &version
+	}
+	if _, err := s.client.PutObjectLegalHold(ctx, in); err != nil {
+		return s.error(ctx, "hold", key, err)
+	}
+	return nil
 }
 
 func (s *s3Store) Sweep(ctx context.Context, key string) (int, error) {
@@ -532,12 +581,11 @@ func (s *s3Store) deleteError(ctx context.Context, key, version string, err erro
 		return mapped
 	}
 	locked := &Error{Op: "delete", Object: s.objectURL(key), Kind: ErrLocked, Err: shorten(err)}
-	in := &s3.GetObjectLegalHoldInput{Bucket: &s.bucket, Key: s.key(key), VersionId: &version}
 	if info, err := s.Head(ctx, key, version); err == nil && info.RetainUntil.After(time.Now()) {
 		locked.Hint = "version " + version + " cannot be deleted before " + info.RetainUntil.UTC().Format(time.RFC3339)
 		return locked
 	}
-	if hold, err := s.client.GetObjectLegalHold(ctx, in); err == nil && hold.LegalHold != nil && hold.LegalHold.Status == types.ObjectLockLegalHoldStatusOn {
+	if s.onHold(ctx, key, &version) {
 		locked.Hint = "version " + version + " is under a legal hold of the store"
 		return locked
 	}

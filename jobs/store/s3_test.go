@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -72,6 +73,19 @@ func openAt(t *testing.T, url, endpoint string) *s3Store {
 		client.GetTransport().CloseIdleConnections()
 	})
 	return s
+}
+
+// fit is what a writer makes of a check.
+func fit(s Store) error {
+	findings, err := s.Check(context.Background())
+	return cmp.Or(err, Accept(findings, nil))
+}
+
+func names(findings []Finding) (names []string) {
+	for _, f := range findings {
+		names = append(names, f.Name)
+	}
+	return names
 }
 
 func randomBytes(n int) []byte {
@@ -235,7 +249,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 		for _, err := range s.List(ctx, "") {
 			listErr = err
 		}
-		return map[string]error{"put": putErr, "parts": partsErr, "get": getErr, "head": headErr, "list": listErr, "check": s.Check(ctx)}
+		return map[string]error{"put": putErr, "parts": partsErr, "get": getErr, "head": headErr, "list": listErr, "check": fit(s)}
 	}
 	requireAll := func(t *testing.T, errs map[string]error, kind error, words ...string) {
 		t.Helper()
@@ -268,7 +282,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 			Bucket: &s.bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusSuspended},
 		})
 		require.NoError(t, err)
-		err = s.Check(ctx)
+		err = fit(s)
 		require.ErrorIs(t, err, ErrNoVersioning)
 		require.ErrorIs(t, err, ErrNoObjectLock)
 	})
@@ -318,7 +332,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 
 func TestOpenURL(t *testing.T) {
 	for _, bad := range []string{
-		"", "bucket", "s3://", "s3:///prefix", "gs://bucket", "s3://key:secret@bucket", "s3://bucket:9000/x", "s3://bucket?secret=1", "%",
+		"", "bucket", "s3://", "s3:///prefix", "gs://", "file://", "file:///", "file://relative/path", "file:/directory?x=1", "s3://key:secret@bucket", "s3://bucket:9000/x", "s3://bucket?secret=1", "%",
 	} {
 		_, err := OpenURL(t.Context(), bad)
 		require.ErrorIs(t, err, ErrBadURL, bad)
@@ -346,7 +360,10 @@ func TestOpenURL(t *testing.T) {
 
 func TestCheckProvesTheLock(t *testing.T) {
 	s := open(t, true)
-	require.NoError(t, s.Check(t.Context()))
+	findings, err := s.Check(t.Context())
+	require.NoError(t, err)
+	require.Equal(t, []string{NoDefaultRetention}, names(findings))
+	require.NoError(t, Accept(findings, nil), "a warning needs no accepting")
 
 	// The store is made to lie: what its settings say is believed by none of these.
 	drop := func(headers ...string) func(*s3Store) {
@@ -372,20 +389,26 @@ func TestCheckProvesTheLock(t *testing.T) {
 	for name, lie := range map[string]struct {
 		tell func(*s3Store)
 		what string
+		name string
 	}{
-		"writes without the lock":     {drop("X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date"), "the store reports"},
-		"ignores If-None-Match":       {drop("If-None-Match"), "written over"},
-		"lets the version be deleted": {pretend(func(r *http.Request) bool { return r.Method == "DELETE" }), "deleted"},
+		"writes without the lock":     {drop("X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date"), "the store reports", NoLock},
+		"ignores If-None-Match":       {drop("If-None-Match"), "written over", CanaryOverwritten},
+		"lets the version be deleted": {pretend(func(r *http.Request) bool { return r.Method == "DELETE" }), "deleted", CanaryDeleted},
 		"lets the lock be shortened": {pretend(func(r *http.Request) bool {
 			return r.Method == "PUT" && r.URL.Query().Has("retention")
-		}), "shortened"},
+		}), "shortened", CanaryShortened},
 	} {
 		t.Run(name, func(t *testing.T) {
 			liar := openAt(t, s.URL(), "")
 			lie.tell(liar)
-			err := liar.Check(t.Context())
-			require.ErrorIs(t, err, ErrNotLocked)
+			findings, err := liar.Check(t.Context())
+			require.NoError(t, err)
+			require.Equal(t, []string{NoDefaultRetention, lie.name}, names(findings))
+			err = Accept(findings, nil)
+			require.ErrorIs(t, err, ErrUnfit)
 			require.ErrorContains(t, err, lie.what)
+			require.ErrorContains(t, err, "PGCUSTODY_STORE_ACCEPT="+lie.name)
+			require.NoError(t, Accept(findings, []string{"governance", lie.name}))
 		})
 	}
 	t.Run("a store that is away has not refused", func(t *testing.T) {
@@ -398,7 +421,7 @@ func TestCheckProvesTheLock(t *testing.T) {
 		})
 		s := openAt(t, s.URL(), proxy)
 		quick(s)
-		require.ErrorIs(t, s.Check(t.Context()), ErrUnreachable)
+		require.ErrorIs(t, fit(s), ErrUnreachable)
 	})
 }
 

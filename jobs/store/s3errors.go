@@ -93,8 +93,12 @@ func (s *s3Store) putError(ctx context.Context, key string, opts PutOptions, err
 		}
 	case http.StatusBadRequest:
 		if !opts.RetainUntil.IsZero() {
-			if lockErr := s.CheckSettings(ctx); lockErr != nil {
-				return lockErr
+			findings, err := s.CheckSettings(ctx)
+			if err == nil {
+				err = Accept(findings, nil)
+			}
+			if err != nil {
+				return err
 			}
 		}
 	}

@@ -54,6 +54,10 @@ type Info struct {
 	// empty where none is known, and not to be relied on elsewhere.
 	RetainMode  string
 	RetainUntil time.Time
+	// LegalHold is the store's own hold, StorageClass the class as the store names it
+	// (empty: its standard one). Both as reported to Head.
+	LegalHold    bool
+	StorageClass string
 	// DeleteMarker says that this is no object: History found a marker that hides one.
 	DeleteMarker bool
 }
@@ -83,7 +87,9 @@ type Store interface {
 	// then only the store knows, and a second Put with IfNoneMatch tells.
 	Put(ctx context.Context, key string, body io.Reader, opts PutOptions) (PutResult, error)
 
-	// Get opens an object; version "" is the current one. The caller closes it.
+	// Get opens an object; version "" is the current one. The caller closes it. Of an
+	// object in a class that must be thawed first it asks for the thaw and returns
+	// ErrFrozen, which says when to come back.
 	Get(ctx context.Context, key, version string) (*Object, error)
 
 	// Head reads what the store knows about an object, its lock included.
@@ -102,6 +108,10 @@ type Store interface {
 	// Extend moves the end of an object's COMPLIANCE lock to a later time.
 	Extend(ctx context.Context, key, version string, until time.Time) error
 
+	// SetLegalHold puts a version under the store's own hold, or takes it off. While it
+	// is on the version cannot be deleted, whatever its lock says.
+	SetLegalHold(ctx context.Context, key, version string, on bool) error
+
 	// Sweep ends unfinished uploads of a key, which cost money and are seen by
 	// no listing, and returns how many there were. A writer that is killed
 	// leaves one behind.
@@ -117,11 +127,12 @@ type Store interface {
 	Delete(ctx context.Context, key string) (int, error)
 
 	// CheckSettings asks the store whether it is versioned and has Object Lock. It is
-	// cheap, and comes before anything that needs the lock is begun.
-	CheckSettings(ctx context.Context) error
+	// cheap, writes nothing, and comes before anything that needs the lock is begun.
+	// Accept says what follows from the findings.
+	CheckSettings(ctx context.Context) ([]Finding, error)
 
-	// Check proves that the store is fit for an archive: reachable, versioned,
-	// with Object Lock, and a canary that it refuses to delete, to shorten and
-	// to overwrite.
-	Check(ctx context.Context) error
+	// Check proves that the store is fit for an archive, by what it does with a canary
+	// that it must refuse to delete, to shorten and to overwrite. Whatever it finds it
+	// names; the error is for a store that could not be asked.
+	Check(ctx context.Context) ([]Finding, error)
 }

@@ -382,7 +382,8 @@ begin
         order by u.run
         limit p_limit
       ) r
-      cross join lateral generate_series(r.first / 256, (r.behind - 1) / 256) n (tile)
+      -- of a long run no more tiles than are asked for
+      cross join lateral generate_series(r.first / 256, least((r.behind - 1) / 256, r.first / 256 + p_limit)) n (tile)
       order by 1
       limit p_limit
     ) s

@@ -100,7 +100,7 @@ func TestArchiveCommands(t *testing.T) {
 	require.Contains(t, c.runs(ExitOK, "archive", "verify"), "2 segments with 15 events verified, 0 findings")
 	require.Contains(t, c.runs(ExitOK, "archive", "verify", "--sample", "1"), "1 segments with 10 events verified, 0 findings")
 	require.Contains(t, c.runs(ExitUsage, "archive", "verify", "--sample", "-1"), `--sample="-1"`)
-	require.Contains(t, c.runs(ExitOK, "archive", "check"), "COMPLIANCE")
+	require.Contains(t, c.runs(ExitOK, "store", "check"), "COMPLIANCE")
 
 	s, err := store.OpenURL(t.Context(), c.env["PGCUSTODY_STORE"])
 	require.NoError(t, err)
@@ -124,8 +124,9 @@ func TestArchiveCommandsRefuse(t *testing.T) {
 
 	bucket := fmt.Sprintf("nolock-%d", time.Now().UnixNano())
 	require.NoError(t, stacktest.Shared(t).NewBucket(t.Context(), bucket, false))
-	for _, command := range [][]string{{"archive", "check"}, {"archive", "run"}} {
-		require.Contains(t, c.runs(ExitObjectStore, append(command, "--store", "s3://"+bucket)...), "no Object Lock")
+	require.Contains(t, c.runs(ExitCheck, "store", "check", "--store", "s3://"+bucket), "no-lock")
+	require.Contains(t, c.runs(ExitObjectStore, "archive", "run", "--store", "s3://"+bucket), "no Object Lock")
+	for _, command := range [][]string{{"store", "check"}, {"archive", "run"}} {
 		require.Contains(t, c.runs(ExitObjectStore, append(command, "--store", "s3://no-such-bucket")...), "no-such-bucket")
 		require.Contains(t, c.runs(ExitUsage, append(command, "--store", "ftp://x")...), "ftp://x")
 	}

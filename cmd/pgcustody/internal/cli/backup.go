@@ -120,7 +120,7 @@ func (b *backups) Run(ctx context.Context) error {
 		bar := b.newProgress()
 		defer bar.Done()
 		done, err = backup.Run(ctx, backup.Config{
-			URL: b.URL, Runner: pool, Actor: b.Actor, Store: opened, Recipients: recipients,
+			URL: b.URL, Runner: pool, Actor: b.Actor, Store: opened, Accept: b.StoreAccept, Recipients: recipients,
 			KeepData: time.Duration(b.Keep), KeepKeys: time.Duration(b.KeepKeys), PGBin: b.PGBin, Log: b.Log, OnProgress: bar.Show,
 		})
 		return err

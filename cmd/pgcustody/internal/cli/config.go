@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -15,7 +16,9 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/keys"
+	"pgcustody/jobs/store"
 )
 
 // Config is what every command is given. A value comes from its flag, else from
@@ -35,6 +38,13 @@ type Config struct {
 	Actor string
 	// Store names the object store, as in s3://bucket.
 	Store string
+	// StoreAccept names findings about the store in spite of which it is used, and
+	// StoreOptions says how objects are put there.
+	StoreAccept  []string
+	StoreOptions store.Options
+	// ArchiveRecipients are public keys of age that the archive is encrypted to, or the
+	// name of a file of them. Empty: nothing is archived.
+	ArchiveRecipients string
 	// Keys names the provider of key-encryption keys, as in awskms:KEY. Empty:
 	// whatever needs a key stays locked.
 	Keys string
@@ -52,7 +62,8 @@ type Config struct {
 	// Command is the words of the running command, as in `retention run`.
 	Command string
 
-	provider keys.Provider // that of Keys, or nil
+	provider   keys.Provider // that of Keys, or nil
+	recipients agekeys.Recipients
 
 	getenv  func(string) (string, bool)
 	sources map[string]string
@@ -95,6 +106,18 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "actor", "PGCUSTODY_ACTOR")
 	flags.StringVar(&c.Store, "store", "", "object store, as in s3://bucket")
 	fromEnv(flags, "store", "PGCUSTODY_STORE")
+	flags.StringSliceVar(&c.StoreAccept, "accept", nil, "findings of `store check` in spite of which the store is used, as in no-lock")
+	fromEnv(flags, "accept", "PGCUSTODY_STORE_ACCEPT")
+	flags.StringVar(&c.StoreOptions.StorageClass, "storage-class", "", "storage class of larger locked objects, as in STANDARD_IA")
+	fromEnv(flags, "storage-class", "PGCUSTODY_STORAGE_CLASS")
+	flags.StringVar(&c.StoreOptions.SSE, "s3-sse", "", "encryption to ask S3 for: AES256 or aws:kms")
+	fromEnv(flags, "s3-sse", "PGCUSTODY_S3_SSE")
+	flags.StringVar(&c.StoreOptions.SSEKMSKey, "s3-sse-kms-key", "", "KMS key of that encryption")
+	fromEnv(flags, "s3-sse-kms-key", "PGCUSTODY_S3_SSE_KMS_KEY")
+	flags.StringVar(&c.StoreOptions.PathStyle, "s3-path-style", "", "true or false: S3 bucket behind the host or in its name; default by endpoint")
+	fromEnv(flags, "s3-path-style", "PGCUSTODY_S3_PATH_STYLE")
+	flags.StringVar(&c.ArchiveRecipients, "archive-recipients", "", "public keys of age to encrypt the archive to, age1…,age1…, or a file of them")
+	fromEnv(flags, "archive-recipients", "PGCUSTODY_ARCHIVE_RECIPIENTS")
 	flags.StringVar(&c.Keys, "keys", "", "provider of key-encryption keys: file:/directory, env: or awskms:KEY")
 	fromEnv(flags, "keys", "PGCUSTODY_KEYS")
 	flags.StringVar(&c.Signer, "signer", "", "folder of the key that signs checkpoints of the audit ledger")
@@ -152,6 +175,22 @@ func (c *Config) resolve(cmd *cobra.Command) error {
 			return c.wrong(check.flag, check.value, "must be one of "+strings.TrimPrefix(strings.Join(check.known, ", "), ", "))
 		}
 	}
+	if err := store.CheckNames(c.StoreAccept); err != nil {
+		return c.wrong("accept", strings.Join(c.StoreAccept, ","), err.Error())
+	}
+	var option *store.OptionError
+	if errors.As(c.StoreOptions.Check(), &option) {
+		return c.wrong(storeOptions[option.Name], option.Value, option.Problem)
+	}
+	if c.ArchiveRecipients != "" {
+		var err error
+		if c.recipients, err = agekeys.ParseSetting(c.field("archive-recipients"), c.ArchiveRecipients); err != nil {
+			var wrong *agekeys.Error
+			errors.As(err, &wrong)
+			// The value is not shown: it may be an identity that was set by mistake.
+			return &ConfigError{Field: wrong.Place, Problem: wrong.What}
+		}
+	}
 	if c.Keys != "" {
 		var err error
 		if c.provider, err = keys.Parse(cmd.Context(), c.Keys, false); err != nil {
@@ -160,6 +199,11 @@ func (c *Config) resolve(cmd *cobra.Command) error {
 		}
 	}
 	return nil
+}
+
+// storeOptions are the flags of the fields of store.Options.
+var storeOptions = map[string]string{
+	"StorageClass": "storage-class", "SSE": "s3-sse", "SSEKMSKey": "s3-sse-kms-key", "PathStyle": "s3-path-style",
 }
 
 // Source tells where the value of a flag came from: the flag, an environment

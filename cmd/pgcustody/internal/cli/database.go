@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"pgcustody/db"
 	"pgcustody/jobs"
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/store"
 	"pgcustody/sql"
 )
@@ -79,30 +81,49 @@ func (a *App) explainLocked(err error) error {
 	return locked
 }
 
-// openStore opens the configured store and refuses one without Object Lock.
+// openStore opens the configured store and refuses one that is not fit.
 // It is nil where none is configured and required is false.
 func (a *App) openStore(ctx context.Context, required bool) (store.Store, error) {
 	if a.Store == "" && !required {
 		return nil, nil
 	}
+	opened, err := a.namedStore(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// Before anything is erased or opened for the archive.
+	findings, err := opened.CheckSettings(ctx)
+	if err == nil {
+		err = store.Accept(findings, a.StoreAccept)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return opened, nil
+}
+
+// namedStore opens the configured store as it is.
+func (a *App) namedStore(ctx context.Context) (store.Store, error) {
 	address, err := a.NeedStore()
 	if err != nil {
 		return nil, err
 	}
-	opened, err := store.OpenURL(ctx, address)
+	opened, err := store.Open(ctx, address, a.StoreOptions)
 	if errors.Is(err, store.ErrBadURL) {
 		var wrong *store.Error
 		errors.As(err, &wrong)
 		return nil, a.wrong("store", wrong.Object, wrong.Hint)
 	}
-	if err != nil {
-		return nil, err
+	return opened, err
+}
+
+// identities reads the files with identities of age that open the archive.
+func (a *App) identities(files []string) ([]age.Identity, error) {
+	identities, err := agekeys.ReadIdentities("--identity", files...)
+	if wrong := new(agekeys.Error); errors.As(err, &wrong) {
+		return nil, &ConfigError{Field: wrong.Place, Problem: wrong.What}
 	}
-	// Before anything is erased or opened for the archive.
-	if err := opened.CheckSettings(ctx); err != nil {
-		return nil, err
-	}
-	return opened, nil
+	return identities, err
 }
 
 // deps is what workers in this process are built on.
@@ -112,7 +133,7 @@ func (a *App) deps(pool *pgxpool.Pool, s store.Store) (jobs.Deps, error) {
 		return jobs.Deps{}, err
 	}
 	return jobs.Deps{
-		Pool: pool, Unlock: a.unlocker(pool), Store: s, Log: a.Log, Actor: a.Actor,
-		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}},
+		Pool: pool, Unlock: a.unlocker(pool), Store: s, Recipients: a.recipients, Log: a.Log, Actor: a.Actor,
+		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}},
 	}, nil
 }

@@ -67,6 +67,7 @@ func commands() []func(*App) *cobra.Command {
 		newRunCmd,
 		newSignerCmd,
 		newStatusCmd,
+		newStoreCmd,
 		newTenantsCmd,
 		newVerifyCmd,
 		newWorkCmd,

@@ -1,0 +1,68 @@
+package segment
+
+import (
+	"bytes"
+	"strconv"
+	"time"
+
+	"github.com/google/uuid"
+)
+
+// timeForm is how canonical entries write a time.
+const timeForm = "2006-01-02T15:04:05.000000Z"
+
+// Entry is what a line says about its place: who wrote it for whom, and when. The
+// byte slices are of the line. Whatever else stands in it, JSON readers tell.
+type Entry struct {
+	Version        int
+	ID             uuid.UUID
+	OccurredAt     time.Time
+	Tenant         []byte
+	Actor, Subject []byte // as text; Subject may be nil
+	Action         []byte // as JSON text, without its quotes
+	XID            uint64
+}
+
+// ParseEntry reads a canonical entry's members at their fixed places, which is
+// faster than any JSON reader. It does not look at the rest.
+func ParseEntry(line []byte) (e Entry, ok bool) {
+	rest := line
+	member := func(name, end string) []byte {
+		var value []byte
+		after, found := bytes.CutPrefix(rest, []byte(name))
+		if value, rest, ok = bytes.Cut(after, []byte(end)); !ok || !found {
+			ok, rest = false, nil
+		}
+		return value
+	}
+	var err error
+	if e.Version, err = strconv.Atoi(string(member(`{"v":`, `,`))); !ok || err != nil {
+		return e, false
+	}
+	if e.ID, err = uuid.ParseBytes(member(`"log_entry_id":"`, `",`)); !ok || err != nil {
+		return e, false
+	}
+	if e.OccurredAt, err = time.Parse(timeForm, string(member(`"occurred_at":"`, `",`))); !ok || err != nil {
+		return e, false
+	}
+	if member(`"recorded_at":"`, `",`); !ok {
+		return e, false
+	}
+	// Names of tenants need no escapes.
+	if e.Tenant = member(`"tenant_id":"`, `",`); !ok || len(e.Tenant) == 0 || bytes.IndexByte(e.Tenant, '\\') >= 0 {
+		return e, false
+	}
+	if e.Actor = member(`"actor_id":"`, `",`); !ok {
+		return e, false
+	}
+	if bytes.HasPrefix(rest, []byte(`"subject_id":"`)) {
+		e.Subject = member(`"subject_id":"`, `",`)
+	}
+	if e.Action = member(`"action":"`, `",`); !ok {
+		return e, false
+	}
+	digits, found := bytes.CutPrefix(rest[bytes.LastIndexByte(rest, ',')+1:], []byte(`"xid":"`))
+	digits, ended := bytes.CutSuffix(digits, []byte(`"}`))
+	e.XID, err = strconv.ParseUint(string(digits), 10, 64)
+	return e, found && ended && err == nil
+}
