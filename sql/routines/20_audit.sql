@@ -36,7 +36,7 @@ $$;
 revoke all on function custody_data.make_month(text, timestamp) from public;
 comment on function custody_data.make_month(text, timestamp) is 'Makes the table of a month of the trail, apart from it.';
 
-create or replace function custody_data.attach_month(p_table text, p_month timestamp)
+create or replace function custody_data.attach_part(p_table text, p_part tstzrange)
 returns void
 language plpgsql
 volatile
@@ -44,12 +44,41 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
   -- The bounds are written out in UTC: the text of a time depends on the session's DateStyle and TimeZone.
-  execute format('alter table custody_data.audit_logs attach partition custody_data.%I for values from (%L) to (%L)',
-    p_table, to_char(p_month, 'YYYY-MM-DD" 00:00:00+00"'), to_char(p_month + interval '1 month', 'YYYY-MM-DD" 00:00:00+00"'));
+  execute format('alter table custody_data.audit_logs attach partition custody_data.%I for values from (%L) to (%L)', p_table,
+    to_char(lower(p_part) at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"+00"'), to_char(upper(p_part) at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US"+00"'));
 end
+$$;
+revoke all on function custody_data.attach_part(text, tstzrange) from public;
+comment on function custody_data.attach_part(text, tstzrange) is 'Attaches a table to the trail, for the events of some time.';
+
+create or replace function custody_data.attach_month(p_table text, p_month timestamp)
+returns void
+language sql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+  select custody_data.attach_part(p_table, tstzrange(p_month at time zone 'UTC', (p_month + interval '1 month') at time zone 'UTC'));
 $$;
 revoke all on function custody_data.attach_month(text, timestamp) from public;
 comment on function custody_data.attach_month(text, timestamp) is 'Attaches the table of a month to the trail.';
+
+create or replace function custody_data.month_without_place(p_month timestamp)
+returns tstzmultirange
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set datestyle = 'ISO'
+as $$
+  -- By their bounds, not by their names: somebody may have attached or detached a partition by hand.
+  select tstzmultirange(tstzrange(p_month at time zone 'UTC', (p_month + interval '1 month') at time zone 'UTC'))
+    - coalesce(range_agg(tstzrange(nullif(btrim(b.bounds[1], ''''), 'MINVALUE')::timestamptz, nullif(btrim(b.bounds[2], ''''), 'MAXVALUE')::timestamptz)), '{}')
+  from pg_inherits i
+  join pg_class c on c.oid = i.inhrelid
+  cross join lateral (select regexp_match(pg_get_expr(c.relpartbound, c.oid), '^FOR VALUES FROM \((.+)\) TO \((.+)\)$') as bounds) b
+  where i.inhparent = 'custody_data.audit_logs'::regclass and not i.inhdetachpending and b.bounds is not null;
+$$;
+revoke all on function custody_data.month_without_place(timestamp) from public;
+comment on function custody_data.month_without_place(timestamp) is 'The times of a month for whose events the trail has no partition: none, or as a rule all of it.';
 
 create or replace function custody_data.guard_month(p_table text, p_name text)
 returns void
@@ -79,6 +108,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_month timestamp;
+  v_part tstzrange;
   v_name text;
   v_made text[] := array[]::text[];
 begin
@@ -93,19 +123,29 @@ begin
   for v_month in
     select generate_series(date_trunc('month', p_from at time zone 'UTC'), date_trunc('month', p_to at time zone 'UTC'), interval '1 month')
   loop
-    v_name := 'audit_logs_' || to_char(v_month, 'YYYY_MM');
-    continue when to_regclass(format('custody_data.%I', v_name)) is not null;
-    -- One maker at a time. Whoever waited looks again, in the table itself: what to_regclass remembers is older
-    -- than the wait. Opening the partition makes this session take notice of it before it inserts.
+    continue when isempty(custody_data.month_without_place(v_month));
+    -- One maker at a time. Whoever waited looks again. Opening the partitions makes this session take notice of what
+    -- others made before it inserts.
     perform pg_advisory_xact_lock(hashtextextended('pgcustody.partitions', 0));
-    perform pg_relation_size(c.oid) from pg_class c where c.relnamespace = 'custody_data'::regnamespace and c.relname = v_name;
-    continue when found;
+    perform pg_relation_size(i.inhrelid) from pg_inherits i where i.inhparent = 'custody_data.audit_logs'::regclass;
 
-    -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice.
-    perform custody_data.make_month(v_name, v_month);
-    perform custody_data.guard_month(v_name, v_name);
-    perform custody_data.attach_month(v_name, v_month);
-    v_made := v_made || v_name;
+    -- The whole month, unless somebody attached a part of it by hand, or detached it and its name is taken.
+    for v_part in select u.part from unnest(custody_data.month_without_place(v_month)) u (part) loop
+      select n.name into strict v_name
+      from (
+        select 1 as n, 'audit_logs_' || to_char(v_month, 'YYYY_MM') as name
+        union all
+        select n, format('audit_logs_%s_%s', to_char(v_month, 'YYYY_MM'), n) from generate_series(2, 1000) n
+      ) n
+      where not exists (select from pg_class c where c.relnamespace = 'custody_data'::regnamespace and c.relname = n.name)
+      order by n.n
+      limit 1;
+      -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice.
+      perform custody_data.make_month(v_name, v_month);
+      perform custody_data.guard_month(v_name, v_name);
+      perform custody_data.attach_part(v_name, v_part);
+      v_made := v_made || v_name;
+    end loop;
   end loop;
   if v_made <> '{}' and custody.current_tenant() is not null then
     perform custody_data.append_event('partition.create', 'partition', null, 'success', jsonb_build_object('partitions', v_made), null);
@@ -116,7 +156,7 @@ $$;
 revoke all on function custody.ensure_audit_partitions(timestamptz, timestamptz) from public;
 grant execute on function custody.ensure_audit_partitions(timestamptz, timestamptz) to custody_worker, custody_admin;
 comment on function custody.ensure_audit_partitions(timestamptz, timestamptz) is
-'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event.
+'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event. Where somebody attached or detached a partition by hand, it makes one for what is left of the month, under another name where that of the month is taken.
 Errors: PC009 for a range that is not finite, before 1970 or more than 13 months ahead.
 Callers: custody_worker (daily, three months ahead), custody_admin. Appending makes the month of its own event where it is missing.';
 

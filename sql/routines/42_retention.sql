@@ -438,18 +438,15 @@ begin
 
   -- Months of the trail past the hot period, by the planner's estimate of their rows: counting them would read them all.
   return query
-  select v_tenant, 'audit_hot'::text, p.name, custody_data.keep_of('audit_hot'),
-    case when p.held then 0 else p.rows end, case when p.held then p.rows else 0 end, p.range_from, p.bytes, '{}'::text[]
-  from (
-    select c.relname::text as name, greatest(c.reltuples, 0)::bigint as rows, pg_total_relation_size(c.oid) as bytes, m.range_from,
-      custody_data.month_is_held(m.range_from) as held
-    from pg_inherits i
-    join pg_class c on c.oid = i.inhrelid
-    cross join lateral (select (to_date(substr(c.relname, 12), 'YYYY_MM')::timestamp at time zone 'UTC') as range_from) m
-    where i.inhparent = 'custody_data.audit_logs'::regclass and v_tenant = 'system'
-      and (m.range_from at time zone 'UTC' + interval '1 month') at time zone 'UTC' < p_as_of - custody_data.keep_of('audit_hot')
-  ) p
-  order by p.range_from;
+  select v_tenant, 'audit_hot'::text, m.partition_name, custody_data.hot_period(), greatest(m.rows - h.rows, 0), h.rows, m.range_from,
+    pg_total_relation_size(format('custody_data.%I', m.partition_name)::regclass), h.held_by
+  from custody_data.audit_partitions() m
+  cross join lateral (
+    select (select count(*) from custody_data.held_events(m.range_from, m.range_to)) as rows,
+      array(select distinct custody_data.holds_in(m.range_from, m.range_to) order by 1) as held_by
+  ) h
+  where v_tenant = 'system' and m.state <> 'foreign'
+    and (m.range_to at time zone 'UTC' + custody_data.hot_period()) at time zone 'UTC' <= p_as_of;
 end
 $$;
 revoke all on function custody.retention_due_at(timestamptz) from public;
@@ -463,41 +460,32 @@ select d.* from custody.retention_due_at(pg_catalog.now()) d;
 grant select on custody.retention_due to custody_worker, custody_privacy, custody_auditor;
 comment on view custody.retention_due is 'What retention would take now. Readers: custody_worker, custody_privacy, custody_auditor.';
 
-create or replace function custody_data.month_is_held(p_range_from timestamptz)
-returns boolean
-language plpgsql
+create or replace function custody_data.holds_in(p_from timestamptz, p_to timestamptz)
+returns setof text
+language sql
 stable
-security definer
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan
 as $$
-declare
-  -- a month of UTC, whatever the session's TimeZone
-  v_to constant timestamptz := (p_range_from at time zone 'UTC' + interval '1 month') at time zone 'UTC';
-begin
-  -- One look for each way of being held, so that each has its index; planned anew for the month, whose partition
-  -- is then the only one.
-  return exists (
-      select from custody_data.active_holds() h
-      join custody_data.audit_logs a on a.tenant_id = h.tenant_id
-      where h.scope = 'tenant' and a.occurred_at >= p_range_from and a.occurred_at < v_to)
-    or exists (
-      select from custody_data.active_holds() h
-      join custody_data.audit_logs a on a.tenant_id = h.tenant_id and a.subject_id = h.identity_id
-      where h.scope = 'person' and a.occurred_at >= p_range_from and a.occurred_at < v_to)
-    or exists (
-      select from custody_data.active_holds() h
-      join custody_data.audit_logs a on a.tenant_id = h.tenant_id and a.actor_id = h.identity_id
-      where h.scope = 'person' and a.occurred_at >= p_range_from and a.occurred_at < v_to)
-    or exists (
-      select from custody_data.active_holds() h
-      join custody_data.audit_logs a on a.tenant_id = h.tenant_id
-        and a.log_entry_id = case when h.table_name = 'audit_logs' then h.row_id::uuid end
-      where h.scope = 'row' and h.table_name = 'audit_logs' and a.occurred_at >= p_range_from and a.occurred_at < v_to);
-end
+  -- Each way of being held by its index, as in custody_data.held_events.
+  select h.reference
+  from custody_data.active_holds() h
+  where case h.scope
+    when 'tenant' then exists (
+      select from custody_data.audit_logs a where a.tenant_id = h.tenant_id and a.occurred_at >= p_from and a.occurred_at < p_to)
+    when 'person' then exists (
+      select from custody_data.audit_logs a
+      where a.tenant_id = h.tenant_id and a.subject_id = h.identity_id and a.occurred_at >= p_from and a.occurred_at < p_to)
+      or exists (
+      select from custody_data.audit_logs a
+      where a.tenant_id = h.tenant_id and a.actor_id = h.identity_id and a.occurred_at >= p_from and a.occurred_at < p_to)
+    else h.table_name = 'audit_logs' and exists (
+      select from custody_data.audit_logs a
+      where a.tenant_id = h.tenant_id and a.log_entry_id = case when h.table_name = 'audit_logs' then h.row_id::uuid end
+        and a.occurred_at >= p_from and a.occurred_at < p_to) end;
 $$;
-revoke all on function custody_data.month_is_held(timestamptz) from public;
-comment on function custody_data.month_is_held(timestamptz) is 'Whether a hold covers an event of the month that starts at p_range_from. In tenant system, holds of all tenants.';
+revoke all on function custody_data.holds_in(timestamptz, timestamptz) from public;
+comment on function custody_data.holds_in(timestamptz, timestamptz) is 'References of the holds that cover an event of the time from p_from to p_to. In tenant system, holds of all tenants.';
 
 create or replace function custody_data.require_read_committed()
 returns void

@@ -15,5 +15,8 @@ select refuses($$select custody.expire_segments()$$, 'PC026', 'expiring');
 select refuses($$select custody.record_segment_gone('2001-01-01', 1)$$, 'PC026', 'deleting');
 select refuses($$select custody.drop_archived_partitions()$$, 'PC026', 'dropping');
 select refuses($$select custody.record_segment('2001-01-01', 1, 'k', 'm', '{}', sha256('x'), now(), '')$$, 'PC026', 'recording');
+select refuses($$select custody.archive_totals()$$, 'PC026', 'totals');
+select refuses($$select custody.plan_months()$$, 'PC026', 'plans of months');
+select refuses($$select custody.plan_expiry()$$, 'PC026', 'plans of expiry');
 select * from finish();
 rollback;

@@ -41,7 +41,7 @@ from (values
   ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
-  ('custody', 'auditor worker', 'archive_due audit_months held_segments ledger_head sealing_status verify_ledger'),
+  ('custody', 'auditor worker', 'archive_due archive_totals plan_expiry plan_months audit_months held_segments ledger_head sealing_status verify_ledger'),
   ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore ledger_root''find_segments ledger_root segment_leaves segment_may_hold'),
   ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
   ('custody', 'admin', 'adopt_events'),
