@@ -126,8 +126,57 @@ func (q *Queries) ArchiveSegments(ctx context.Context, db DBTX) ([]ArchiveSegmen
 	return items, nil
 }
 
+const archivedSince = `-- name: ArchivedSince :many
+select s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.manifest_sha256, s.retain_until::timestamptz as retain_until,
+  s.recorded_at::timestamptz as recorded_at, (s.expired_at is not null)::boolean as expired,
+  (case when s.expired_at is not null then s.leaves::text else '' end)::text as leaves
+from custody.archive_segments s
+where s.recorded_at >= $1 or s.expired_at >= $1
+order by s.recorded_at, s.day, s.part
+`
+
+type ArchivedSinceRow struct {
+	ObjectKey      string
+	ManifestKey    string
+	ManifestSha256 []byte
+	RetainUntil    time.Time
+	RecordedAt     time.Time
+	Expired        bool
+	Leaves         string
+}
+
+// Segments that were recorded, or have expired, at or after a time.
+func (q *Queries) ArchivedSince(ctx context.Context, db DBTX, since *time.Time) ([]ArchivedSinceRow, error) {
+	rows, err := db.Query(ctx, archivedSince, since)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ArchivedSinceRow{}
+	for rows.Next() {
+		var i ArchivedSinceRow
+		if err := rows.Scan(
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.ManifestSha256,
+			&i.RetainUntil,
+			&i.RecordedAt,
+			&i.Expired,
+			&i.Leaves,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const auditMonths = `-- name: AuditMonths :many
-select m.partition_name, m.range_from::timestamptz as range_from, m.range_to::timestamptz as range_to, m.state, m.rows, coalesce(m.detail, '')::text as detail
+select m.partition_name, coalesce(m.range_from, '0001-01-01')::timestamptz as range_from, coalesce(m.range_to, '0001-01-01')::timestamptz as range_to,
+  m.state, m.rows, coalesce(m.rows_kept, 0)::bigint as rows_kept, coalesce(m.detail, '')::text as detail
 from custody.audit_months() m
 `
 
@@ -137,9 +186,11 @@ type AuditMonthsRow struct {
 	RangeTo       time.Time
 	State         string
 	Rows          int64
+	RowsKept      int64
 	Detail        string
 }
 
+// A partition that was attached by hand may have no bounds in time.
 func (q *Queries) AuditMonths(ctx context.Context, db DBTX) ([]AuditMonthsRow, error) {
 	rows, err := db.Query(ctx, auditMonths)
 	if err != nil {
@@ -155,6 +206,7 @@ func (q *Queries) AuditMonths(ctx context.Context, db DBTX) ([]AuditMonthsRow, e
 			&i.RangeTo,
 			&i.State,
 			&i.Rows,
+			&i.RowsKept,
 			&i.Detail,
 		); err != nil {
 			return nil, err
@@ -168,7 +220,7 @@ func (q *Queries) AuditMonths(ctx context.Context, db DBTX) ([]AuditMonthsRow, e
 }
 
 const dropArchivedPartitions = `-- name: DropArchivedPartitions :many
-select d.partition_name, d.range_from, d.range_to, d.rows_dropped, d.dropped_at
+select d.partition_name, d.range_from, d.range_to, d.rows_dropped, d.rows_kept, d.dropped_at
 from custody.drop_archived_partitions($1) d
 `
 
@@ -177,6 +229,7 @@ type DropArchivedPartitionsRow struct {
 	RangeFrom     time.Time
 	RangeTo       time.Time
 	RowsDropped   int64
+	RowsKept      int64
 	DroppedAt     time.Time
 }
 
@@ -194,7 +247,49 @@ func (q *Queries) DropArchivedPartitions(ctx context.Context, db DBTX, maxMonths
 			&i.RangeFrom,
 			&i.RangeTo,
 			&i.RowsDropped,
+			&i.RowsKept,
 			&i.DroppedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const expireSegments = `-- name: ExpireSegments :many
+select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.events, s.stored_bytes::bigint as stored_bytes
+from custody.expire_segments($1) s
+`
+
+type ExpireSegmentsRow struct {
+	Day         time.Time
+	Part        int32
+	ObjectKey   string
+	ManifestKey string
+	Events      int64
+	StoredBytes int64
+}
+
+func (q *Queries) ExpireSegments(ctx context.Context, db DBTX, maxSegments int32) ([]ExpireSegmentsRow, error) {
+	rows, err := db.Query(ctx, expireSegments, maxSegments)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ExpireSegmentsRow{}
+	for rows.Next() {
+		var i ExpireSegmentsRow
+		if err := rows.Scan(
+			&i.Day,
+			&i.Part,
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.Events,
+			&i.StoredBytes,
 		); err != nil {
 			return nil, err
 		}
@@ -273,6 +368,49 @@ func (q *Queries) FindSegments(ctx context.Context, db DBTX, arg FindSegmentsPar
 	return items, nil
 }
 
+const heldSegments = `-- name: HeldSegments :many
+select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted, s.manifest_sha256
+from custody.held_segments() h
+join custody.archive_segments s on s.day = h.day and s.part = h.part
+`
+
+type HeldSegmentsRow struct {
+	Day            time.Time
+	Part           int32
+	ObjectKey      string
+	ManifestKey    string
+	Wanted         bool
+	ManifestSha256 []byte
+}
+
+// Whose objects the store is to put under legal hold (wanted), or to free from it.
+func (q *Queries) HeldSegments(ctx context.Context, db DBTX) ([]HeldSegmentsRow, error) {
+	rows, err := db.Query(ctx, heldSegments)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []HeldSegmentsRow{}
+	for rows.Next() {
+		var i HeldSegmentsRow
+		if err := rows.Scan(
+			&i.Day,
+			&i.Part,
+			&i.ObjectKey,
+			&i.ManifestKey,
+			&i.Wanted,
+			&i.ManifestSha256,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const lockSegment = `-- name: LockSegment :one
 select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended('pgcustody.segment.' || $1::text, 0))::boolean as locked
 `
@@ -318,7 +456,7 @@ func (q *Queries) OpenArchiveSegments(ctx context.Context, db DBTX) ([]OpenArchi
 }
 
 const openSegments = `-- name: OpenSegments :many
-select s.day, s.part, s.events, s.opened_at, s.retain_until::timestamptz as retain_until
+select s.day, s.part, s.events, s.leaves::text as leaves, s.retain_until::timestamptz as retain_until
 from custody.open_segments(p_limit => $1) s
 `
 
@@ -326,7 +464,7 @@ type OpenSegmentsRow struct {
 	Day         time.Time
 	Part        int32
 	Events      int64
-	OpenedAt    time.Time
+	Leaves      string
 	RetainUntil time.Time
 }
 
@@ -343,7 +481,7 @@ func (q *Queries) OpenSegments(ctx context.Context, db DBTX, maxSegments int32) 
 			&i.Day,
 			&i.Part,
 			&i.Events,
-			&i.OpenedAt,
+			&i.Leaves,
 			&i.RetainUntil,
 		); err != nil {
 			return nil, err
@@ -389,6 +527,39 @@ func (q *Queries) RecordSegment(ctx context.Context, db DBTX, arg RecordSegmentP
 	return recorded_at, err
 }
 
+const recordSegmentGone = `-- name: RecordSegmentGone :one
+select custody.record_segment_gone(($1::text)::date, $2)::boolean as changed
+`
+
+type RecordSegmentGoneParams struct {
+	Day  string
+	Part int32
+}
+
+func (q *Queries) RecordSegmentGone(ctx context.Context, db DBTX, arg RecordSegmentGoneParams) (bool, error) {
+	row := db.QueryRow(ctx, recordSegmentGone, arg.Day, arg.Part)
+	var changed bool
+	err := row.Scan(&changed)
+	return changed, err
+}
+
+const recordSegmentHold = `-- name: RecordSegmentHold :one
+select custody.record_segment_hold(($1::text)::date, $2, $3)::boolean as changed
+`
+
+type RecordSegmentHoldParams struct {
+	Day  string
+	Part int32
+	IsOn bool
+}
+
+func (q *Queries) RecordSegmentHold(ctx context.Context, db DBTX, arg RecordSegmentHoldParams) (bool, error) {
+	row := db.QueryRow(ctx, recordSegmentHold, arg.Day, arg.Part, arg.IsOn)
+	var changed bool
+	err := row.Scan(&changed)
+	return changed, err
+}
+
 const schemaVersion = `-- name: SchemaVersion :one
 select max(m.version)::bigint as version from custody_data.schema_migrations m
 `
@@ -398,6 +569,24 @@ func (q *Queries) SchemaVersion(ctx context.Context, db DBTX) (int64, error) {
 	var version int64
 	err := row.Scan(&version)
 	return version, err
+}
+
+const segmentIsOpen = `-- name: SegmentIsOpen :one
+select exists (
+  select from custody.archive_segments s
+  where s.day = ($1::text)::date and s.part = $2 and s.recorded_at is null and s.superseded_at is null)::boolean as open
+`
+
+type SegmentIsOpenParams struct {
+	Day  string
+	Part int32
+}
+
+func (q *Queries) SegmentIsOpen(ctx context.Context, db DBTX, arg SegmentIsOpenParams) (bool, error) {
+	row := db.QueryRow(ctx, segmentIsOpen, arg.Day, arg.Part)
+	var open bool
+	err := row.Scan(&open)
+	return open, err
 }
 
 const segmentLeaves = `-- name: SegmentLeaves :many
@@ -450,5 +639,15 @@ select pg_catalog.set_config('client_connection_check_interval', $1::text, true)
 // The server ends a statement of this transaction once it notices that the client is gone.
 func (q *Queries) SetConnectionCheck(ctx context.Context, db DBTX, checkInterval string) error {
 	_, err := db.Exec(ctx, setConnectionCheck, checkInterval)
+	return err
+}
+
+const stayOpen = `-- name: StayOpen :exec
+select pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true)
+`
+
+// A transaction that holds a lock while its worker reads and writes the store.
+func (q *Queries) StayOpen(ctx context.Context, db DBTX) error {
+	_, err := db.Exec(ctx, stayOpen)
 	return err
 }

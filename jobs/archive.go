@@ -1,19 +1,14 @@
 package jobs
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
-	"fmt"
-	"io"
 	"runtime/debug"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
-	"golang.org/x/sync/errgroup"
 
 	"pgcustody/db"
 	"pgcustody/jobs/segment"
@@ -64,13 +59,14 @@ func (c ArchiveConfig) withDefaults() ArchiveConfig {
 	return c
 }
 
-// ArchiveWorker archives closed days. For each segment: the entries are streamed
-// into a locked object that nobody else has written, the object is read back and
-// compared with what the database sent, a manifest goes beside it and is read
-// back too, and only then the segment is on record. Objects are never written
-// over: a run that finds the objects of one that was killed compares them with
-// the database and goes on from there, and two runs at once end with the same
-// objects.
+// ArchiveWorker archives closed days. For each segment: the lines are compared with
+// their leaves and streamed into a locked, encrypted object, the object is read back
+// and its digest compared with what was sent, a manifest goes beside it and is read
+// back too, and only then the segment is on record. What is in the store is never
+// changed. A run that finds the manifest of one that was killed compares it with the
+// database and the object with the manifest, and goes on from there; an object
+// without a manifest cannot be read by the worker and is known to nobody, so that the
+// next attempt lays its own over it and says so in its manifest.
 type ArchiveWorker struct {
 	river.WorkerDefaults[ArchiveArgs]
 	Deps
@@ -108,11 +104,25 @@ func (w *ArchiveWorker) Work(ctx context.Context, job *river.Job[ArchiveArgs]) e
 		if w.Store == nil {
 			return later(job, config.Again, &Failure{Step: "archive", Code: "no store: set PGCUSTODY_STORE"})
 		}
-		if err := w.archive(ctx, run, config); err != nil {
+		if len(w.Recipients.Keys) == 0 {
+			return later(job, config.Again, &Failure{Step: "archive", Code: "no recipients: the archive is always encrypted; set PGCUSTODY_ARCHIVE_RECIPIENTS to public keys of age, or to a file of them"})
+		}
+		return w.all(ctx, run, config)
+	})
+}
+
+// all is one run. What concerns segments on record goes on although a day could not
+// be archived, so that one that does not hold keeps back itself alone.
+func (w *ArchiveWorker) all(ctx context.Context, run *Run, config ArchiveConfig) error {
+	if err := w.archive(ctx, run, config); err != nil {
+		return err
+	}
+	for _, part := range []func(context.Context, *Run) error{w.hold, w.expire, w.index, w.remove} {
+		if err := part(ctx, run); err != nil {
 			return err
 		}
-		return w.drop(ctx, run, config)
-	})
+	}
+	return w.drop(ctx, run, config)
 }
 
 // segmentsAtOnce is how many open segments are asked for at a time.
@@ -159,7 +169,7 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 			case err != nil:
 				return err
 			}
-			done += a.sent.rows
+			done += a.sums.Rows
 		}
 		switch {
 		case left < len(open):
@@ -177,326 +187,6 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 			}
 		}
 	}
-}
-
-// errTaken says that another worker streams the segment.
-var errTaken = errors.New("another worker has the segment")
-
-// archiving is the work on one segment.
-type archiving struct {
-	*ArchiveWorker
-	run    *Run
-	config ArchiveConfig
-	name   segment.Name
-	row    db.OpenSegmentsRow
-	from   segment.XID // window, the second exclusive
-	to     segment.XID
-	done   int64 // events of the segments before
-
-	schema int64        // version of the database
-	sent   sent         // what the database sent
-	stored segment.Sums // what was read back
-	// object and manifest are as the store reports them, document is the manifest
-	// as it was read back.
-	object, manifest store.Info
-	document         []byte
-}
-
-// sent is what is known of a segment's entries once the database has sent all.
-type sent struct {
-	rows, bytes int64
-	sha256      segment.SHA256
-	first, last time.Time
-}
-
-func (a *archiving) work(ctx context.Context) error {
-	for _, step := range []struct {
-		name string
-		do   func(context.Context) error
-	}{
-		{"stream", a.stream}, {"read back", a.readBack}, {"put manifest", a.putManifest}, {"record", a.record},
-	} {
-		if err := a.at("before " + step.name); err != nil {
-			return err
-		}
-		if err := step.do(ctx); err != nil {
-			if errors.Is(err, errTaken) {
-				return err
-			}
-			var finding *ArchiveFinding
-			if errors.As(err, &finding) {
-				return &Failure{Step: step.name + " " + finding.Object, Code: finding.What, Err: finding}
-			}
-			return fail(step.name+" segment "+a.name.String(), err)
-		}
-		if err := a.at("after " + step.name); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (a *archiving) at(step string) error {
-	if a.step == nil {
-		return nil
-	}
-	return a.step(step, a.name)
-}
-
-// stream writes the object, unless it is there already; either way the entries
-// pass from the database, so that what is stored can be compared with them.
-func (a *archiving) stream(ctx context.Context) error {
-	return InContext(ctx, a.Pool, a.archiveScope(), func(tx pgx.Tx) error {
-		// Should this process die, its lock must not outlive it until COPY has sorted.
-		if err := db.New().SetConnectionCheck(ctx, tx, milliseconds(a.config.DeadAfter)); err != nil {
-			return err
-		}
-		locked, err := db.New().LockSegment(ctx, tx, a.name.String())
-		if err != nil {
-			return err
-		}
-		if !locked {
-			return errTaken
-		}
-		if a.schema, err = db.New().SchemaVersion(ctx, tx); err != nil {
-			return err
-		}
-		_, err = a.Store.Head(ctx, a.name.ObjectKey(), "")
-		switch {
-		case errors.Is(err, store.ErrNotFound):
-			return a.upload(ctx, tx)
-		case err != nil:
-			return err
-		}
-		// An attempt that was killed wrote it.
-		a.run.Count("objects_found", 1)
-		return a.compute(ctx, tx)
-	})
-}
-
-// upload streams COPY → zstd → multipart upload.
-func (a *archiving) upload(ctx context.Context, tx pgx.Tx) error {
-	// We hold the segment's lock, so an unfinished upload is of somebody dead.
-	swept, err := a.Store.Sweep(ctx, a.name.ObjectKey())
-	if err != nil {
-		return err
-	}
-	if swept > 0 {
-		a.run.Count("uploads_swept", int64(swept))
-	}
-
-	reader, pipe := io.Pipe()
-	group, groupCtx := errgroup.WithContext(ctx)
-	var copied bool
-	group.Go(func() error {
-		err := a.compress(groupCtx, tx, pipe)
-		copied = err == nil
-		_ = pipe.CloseWithError(err) // nil is the end of the object
-		return err
-	})
-	var putErr error
-	group.Go(func() error {
-		_, putErr = a.Store.Put(groupCtx, a.name.ObjectKey(), reader, store.PutOptions{
-			RetainUntil: a.row.RetainUntil, ContentType: segment.ContentType, IfNoneMatch: true,
-		})
-		// Whoever reads no further ends the writer.
-		_ = reader.CloseWithError(cmp.Or[error](putErr, io.ErrClosedPipe))
-		return putErr
-	})
-	err = group.Wait()
-	if copied && errors.Is(putErr, store.ErrExists) {
-		// The store took the object and its answer was lost, or it was there after
-		// all. What is there is compared like any other.
-		return nil
-	}
-	return err
-}
-
-func (a *archiving) compress(ctx context.Context, tx pgx.Tx, to io.Writer) error {
-	out, err := segment.NewWriter(to)
-	if err != nil {
-		return err
-	}
-	if err := a.copyEntries(ctx, tx, out.WriteEntry); err != nil {
-		return err
-	}
-	sums, err := out.Close()
-	if err != nil {
-		return err
-	}
-	a.sent.rows, a.sent.bytes, a.sent.sha256 = sums.Rows, sums.PlainBytes, sums.PlainSHA256
-	return nil
-}
-
-// compute is compress for an object that is there already.
-func (a *archiving) compute(ctx context.Context, tx pgx.Tx) error {
-	sum := sha256.New()
-	err := a.copyEntries(ctx, tx, func(entry []byte) error {
-		sum.Write(entry)
-		sum.Write([]byte{'\n'})
-		a.sent.rows++
-		a.sent.bytes += int64(len(entry)) + 1
-		return nil
-	})
-	sum.Sum(a.sent.sha256[:0])
-	return err
-}
-
-// copyEntries calls entry with each of the segment's in the order of its lines.
-// Binary COPY gives the bytes as they are; its text form would escape them.
-func (a *archiving) copyEntries(ctx context.Context, tx pgx.Tx, entry func([]byte) error) error {
-	query := fmt.Sprintf(`copy (
-select e.entry, e.occurred_at
-from custody.segment_entries('%s', %d) e
-order by e.xid, e.log_entry_id, e.tenant_id, e.occurred_at
-) to stdout (format binary)`, a.name.Day.Format(time.DateOnly), a.name.Part)
-
-	var rows int64
-	decoder := &copyDecoder{row: func(text []byte, at time.Time) error {
-		rows++
-		if a.sent.first.IsZero() || at.Before(a.sent.first) {
-			a.sent.first = at
-		}
-		if at.After(a.sent.last) {
-			a.sent.last = at
-		}
-		if rows%progressRows == 0 {
-			a.run.Progress("events", a.done+rows, 0)
-		}
-		return entry(text)
-	}}
-	tag, err := tx.Conn().PgConn().CopyTo(ctx, decoder, query)
-	if err != nil {
-		return err
-	}
-	if err := decoder.end(); err != nil {
-		return err
-	}
-	if rows != tag.RowsAffected() {
-		return fmt.Errorf("COPY sent %d rows and says %d", rows, tag.RowsAffected())
-	}
-	return nil
-}
-
-// progressRows is how often progress is told.
-const progressRows = 10_000
-
-// readBack reads the stored object from its first to its last byte and holds it
-// against what the database sent.
-func (a *archiving) readBack(ctx context.Context) error {
-	key := a.name.ObjectKey()
-	object, err := a.Store.Get(ctx, key, "")
-	if err != nil {
-		return err
-	}
-	defer object.Close()
-	a.stored, err = segment.Read(object, nil)
-	if errors.Is(err, segment.ErrDamaged) {
-		return a.foreign(key, "object cannot be read")
-	}
-	if err != nil {
-		return err
-	}
-	if a.stored.Rows != a.sent.rows || a.stored.PlainBytes != a.sent.bytes || a.stored.PlainSHA256 != a.sent.sha256 {
-		return a.foreign(key, "object is not what the database holds")
-	}
-	a.object, err = a.lock(ctx, key, object.Info.Version)
-	return err
-}
-
-// foreign is the finding about an object that is where ours should be.
-func (a *archiving) foreign(key, what string) error {
-	return &ArchiveFinding{Object: key, What: what,
-		Do: "it was left as it is and nothing was recorded or dropped; find out who wrote it, hide it under a delete marker and run again"}
-}
-
-// lock makes sure that the store holds the version under lock long enough: an
-// earlier attempt may have locked it for a shorter time.
-func (a *archiving) lock(ctx context.Context, key, version string) (store.Info, error) {
-	info, err := a.Store.Head(ctx, key, version)
-	if err != nil {
-		return info, err
-	}
-	if !info.LockedUntil(a.row.RetainUntil) {
-		if err := a.Store.Extend(ctx, key, version, a.row.RetainUntil); err != nil {
-			return info, err
-		}
-		if info, err = a.Store.Head(ctx, key, version); err != nil {
-			return info, err
-		}
-	}
-	if !info.LockedUntil(a.row.RetainUntil) {
-		return info, &ArchiveFinding{Object: key, What: "object is not locked long enough",
-			Do: "run pgcustody store check; nothing was recorded or dropped"}
-	}
-	return info, nil
-}
-
-// putManifest puts the manifest beside the object, unless it is there already,
-// and reads it back.
-func (a *archiving) putManifest(ctx context.Context) error {
-	key := a.name.ManifestKey()
-	manifest := &segment.Manifest{
-		Version: segment.ManifestVersion, EntryVersion: 1, SchemaVersion: a.schema, SoftwareVersion: softwareVersion(),
-		Day: segment.Date(a.name.Day), Part: a.name.Part, XIDFrom: a.from, XIDTo: a.to,
-		Rows: a.sent.rows, FirstOccurredAt: a.sent.first, LastOccurredAt: a.sent.last,
-		ObjectKey: a.name.ObjectKey(), ObjectVersion: a.object.Version, Compression: "zstd",
-		PlainBytes: a.sent.bytes, PlainSHA256: a.sent.sha256, StoredBytes: a.stored.StoredBytes, StoredSHA256: a.stored.StoredSHA256,
-		RetainUntil: a.object.RetainUntil.UTC(), ArchivedAt: time.Now().UTC(),
-	}
-	document, err := manifest.Encode()
-	if err != nil {
-		return err
-	}
-	_, err = a.Store.Put(ctx, key, bytes.NewReader(document), store.PutOptions{
-		RetainUntil: a.row.RetainUntil, ContentType: segment.ManifestContentType, IfNoneMatch: true,
-	})
-	if err != nil && !errors.Is(err, store.ErrExists) {
-		return err
-	}
-
-	object, err := a.Store.Get(ctx, key, "")
-	if err != nil {
-		return err
-	}
-	defer object.Close()
-	var read bytes.Buffer
-	stored, err := segment.DecodeManifest(io.TeeReader(object, &read))
-	if unread := new(store.Error); errors.As(err, &unread) {
-		return err
-	}
-	if err != nil || !stored.Same(manifest) {
-		return a.foreign(key, "manifest does not fit the object")
-	}
-	a.document = read.Bytes()
-	a.manifest, err = a.lock(ctx, key, object.Info.Version)
-	return err
-}
-
-// record puts the segment on record. custody.record_segment counts anew.
-func (a *archiving) record(ctx context.Context) error {
-	retained := a.object.RetainUntil
-	if a.manifest.RetainUntil.Before(retained) {
-		retained = a.manifest.RetainUntil
-	}
-	sum := sha256.Sum256(a.document)
-	err := InContext(ctx, a.Pool, a.archiveScope(), func(tx pgx.Tx) error {
-		_, err := db.New().RecordSegment(ctx, tx, db.RecordSegmentParams{
-			Day: a.name.Day.Format(time.DateOnly), Part: int32(a.name.Part),
-			ObjectKey: a.name.ObjectKey(), ManifestKey: a.name.ManifestKey(),
-			Manifest: a.document, ManifestSha256: sum[:], RetainUntil: retained,
-		})
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	a.run.Count("segments", 1)
-	a.run.Count("events", a.sent.rows)
-	a.run.Bytes(a.stored.StoredBytes)
-	a.Log.Info("segment archived", "segment", a.name.String(), "events", a.sent.rows, "plain_bytes", a.sent.bytes,
-		"stored_bytes", a.stored.StoredBytes, "retain_until", retained)
-	return nil
 }
 
 // drop drops the months whose events are all on record, one a transaction, and

@@ -2,21 +2,42 @@ package jobs
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"time"
+
+	"github.com/google/uuid"
 )
 
-// copyDecoder takes what COPY (select text, timestamptz) TO STDOUT (FORMAT
-// binary) sends and calls row with each. It holds what of a row has not arrived.
+// copiedRow is an event as COPY sends it. The text is the decoder's.
+type copiedRow struct {
+	text []byte
+	eventKey
+	at time.Time
+}
+
+// eventKey is by what the ledger's map knows an event.
+type eventKey struct {
+	xid uint64
+	id  uuid.UUID
+}
+
+func (k eventKey) compare(other eventKey) int {
+	return cmp.Or(cmp.Compare(k.xid, other.xid), bytes.Compare(k.id[:], other.id[:]))
+}
+
+// copyDecoder takes what COPY (select text, xid8, uuid, timestamptz) TO STDOUT
+// (FORMAT binary) sends and calls row with each. It holds what of a row has not
+// arrived.
 type copyDecoder struct {
-	row     func(text []byte, at time.Time) error
+	row     func(copiedRow) error
 	pending []byte
 	header  bool // has been read
 	trailer bool // has been read
 }
 
-var errCopyForm = errors.New("COPY sent something else than rows of text and time")
+var errCopyForm = errors.New("COPY sent something else than rows of text, xid, uuid and time")
 
 var copySignature = []byte("PGCOPY\n\xff\r\n\x00")
 
@@ -62,26 +83,30 @@ func (d *copyDecoder) decode(data []byte) ([]byte, error) {
 			d.trailer = true
 			data = data[2:]
 			continue
-		case fields != 2:
+		case fields != 4:
 			return nil, errCopyForm
 		case len(data) < 6:
 			return data, nil
 		}
-		size := int64(int32(binary.BigEndian.Uint32(data[2:])))
-		if size < 0 { // null
+		size := int64(int32(binary.BigEndian.Uint32(data[2:]))) //nolint:gosec // -1 is null
+		if size < 0 {
 			return nil, errCopyForm
 		}
-		whole := 6 + size + 4 + 8
+		const rest = 4 + 8 + 4 + 16 + 4 + 8
+		whole := 6 + size + rest
 		if int64(len(data)) < whole {
 			return data, nil
 		}
-		text, tail := data[6:6+size], data[6+size:]
-		if binary.BigEndian.Uint32(tail) != 8 {
+		tail := data[6+size : whole]
+		if binary.BigEndian.Uint32(tail) != 8 || binary.BigEndian.Uint32(tail[12:]) != 16 || binary.BigEndian.Uint32(tail[32:]) != 8 {
 			return nil, errCopyForm
 		}
+		row := copiedRow{text: data[6 : 6+size]}
+		row.xid = binary.BigEndian.Uint64(tail[4:])
+		copy(row.id[:], tail[16:])
 		// Microseconds since 2000.
-		at := time.UnixMicro(postgresEpoch + int64(binary.BigEndian.Uint64(tail[4:]))).UTC()
-		if err := d.row(text, at); err != nil {
+		row.at = time.UnixMicro(postgresEpoch + int64(binary.BigEndian.Uint64(tail[36:]))).UTC() //nolint:gosec // two's complement
+		if err := d.row(row); err != nil {
 			return nil, err
 		}
 		data = data[whole:]

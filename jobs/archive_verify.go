@@ -10,6 +10,7 @@ import (
 	"slices"
 	"time"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5"
 
 	"pgcustody/db"
@@ -35,7 +36,7 @@ type SegmentCheck struct {
 // newest segment and others at random, that many in all; with 0 it takes all, and
 // looks for objects that are on no record. Findings are not errors: an error says
 // that something could not be looked at.
-func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, total int)) ([]SegmentCheck, error) {
+func VerifyArchive(ctx context.Context, d Deps, identities []age.Identity, sample int, progress func(done, total int)) ([]SegmentCheck, error) {
 	var recorded []db.ArchiveSegmentsRow
 	var in timeline
 	known := map[string]bool{}
@@ -77,13 +78,19 @@ func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, 
 			checked = append(checked, recorded[i])
 		}
 	}
-	checks := []SegmentCheck{}
+	checks, versions := []SegmentCheck{}, map[string]bool{} // objects whose manifest was read, and KEY VERSION
 	for i, s := range checked {
 		progress(i, len(checked))
 		c := SegmentCheck{
 			Segment: segment.NewName(s.Day, int(s.Part)).String(), Object: s.ObjectKey, Events: s.Events, StoredBytes: s.StoredBytes,
 		}
-		err := verifySegment(ctx, d.Store, s)
+		manifest, err := verifySegment(ctx, d.Store, identities, s)
+		if manifest != nil {
+			versions[s.ObjectKey] = true
+			for _, version := range append(manifest.SupersededVersions, manifest.ObjectVersion) {
+				versions[s.ObjectKey+" "+version] = true
+			}
+		}
 		var finding *ArchiveFinding
 		switch {
 		case errors.As(err, &finding):
@@ -97,18 +104,45 @@ func VerifyArchive(ctx context.Context, d Deps, sample int, progress func(done, 
 	if sample > 0 {
 		return checks, nil
 	}
-	for object, err := range d.Store.List(ctx, segment.Prefix) {
+	stray, err := strays(ctx, d, known, versions, in)
+	return append(checks, stray...), err
+}
+
+// strays are the versions of objects that no record and no manifest names.
+func strays(ctx context.Context, d Deps, known, versions map[string]bool, in timeline) (list []SegmentCheck, err error) {
+	first := map[string]bool{}
+	var orphans map[string]bool
+	for object, err := range d.Store.Versions(ctx, segment.Prefix) {
 		if err != nil {
-			return checks, err
+			return list, err
 		}
-		if !known[object.Key] && in.leftBehind(object) {
-			checks = append(checks, SegmentCheck{Object: object.Key, StoredBytes: object.Size,
-				Note: "archived after the backup that this database was restored from, by the one that was backed up"})
-		} else if !known[object.Key] {
-			checks = append(checks, SegmentCheck{Object: object.Key, StoredBytes: object.Size, Finding: "object is on no record"})
+		stray := SegmentCheck{Object: object.Key, StoredBytes: object.Size}
+		again := first[object.Key]
+		first[object.Key] = true
+		switch name, wrong := segment.ParseKey(object.Key); {
+		case isIndex(object.Key) && !again, versions[object.Key+" "+object.Version]:
+			continue
+		case known[object.Key] && (wrong != nil || object.Key == name.ManifestKey()) && !again:
+			continue // the manifest itself
+		case known[object.Key] && !versions[object.Key]:
+			continue // of an open segment, or its manifest could not be read, which is a finding
+		case !known[object.Key] && in.leftBehind(object):
+			stray.Note = "archived after the backup that this database was restored from, by the one that was backed up"
+		default:
+			if orphans == nil {
+				if orphans, err = indexedOrphans(ctx, d); err != nil {
+					return list, err
+				}
+			}
+			if orphans[object.Key+" "+object.Version] {
+				stray.Note = "a version that a writer left whom nobody waited for; the archive's index lists it"
+			} else if stray.Finding = "object is on no record"; known[object.Key] || again {
+				stray.Finding = "a version of it is on no record"
+			}
 		}
+		list = append(list, stray)
 	}
-	return checks, nil
+	return list, nil
 }
 
 // timeline is where a database stands that was restored.
@@ -125,7 +159,8 @@ func (t timeline) leftBehind(object store.Info) bool {
 		object.Modified.After(t.RecordedUntil.Add(-slack)) && object.Modified.Before(t.OpenedAt.Add(slack))
 }
 
-func verifySegment(ctx context.Context, s store.Store, record db.ArchiveSegmentsRow) error {
+// verifySegment returns the manifest, and the finding beside it.
+func verifySegment(ctx context.Context, s store.Store, identities []age.Identity, record db.ArchiveSegmentsRow) (*segment.Manifest, error) {
 	wrong := func(key, what string) error { return &ArchiveFinding{Object: key, What: what} }
 	// missing turns the store's answer into a finding.
 	missing := func(key, what string, err error) error {
@@ -143,53 +178,55 @@ func verifySegment(ctx context.Context, s store.Store, record db.ArchiveSegments
 
 	object, err := s.Get(ctx, record.ManifestKey, "")
 	if err != nil {
-		return missing(record.ManifestKey, "manifest is missing or hidden", err)
+		return nil, missing(record.ManifestKey, "manifest is missing or hidden", err)
 	}
 	defer object.Close()
-	sum := sha256.New()
-	stored, err := segment.DecodeManifest(io.TeeReader(object, sum))
+	digest := sha256.New()
+	stored, err := segment.DecodeManifest(io.TeeReader(object, digest))
 	if unread := new(store.Error); errors.As(err, &unread) {
-		return err
+		return nil, err
 	}
 	if err != nil {
-		return wrong(record.ManifestKey, "manifest cannot be read")
+		return nil, wrong(record.ManifestKey, "manifest cannot be read")
 	}
-	if !bytes.Equal(sum.Sum(nil), record.ManifestSha256) || stored.ObjectKey != record.ObjectKey || stored.Rows != record.Events ||
-		stored.PlainSHA256 != segment.SHA256(record.PlainSha256) || stored.StoredSHA256 != segment.SHA256(record.StoredSha256) {
-		return wrong(record.ManifestKey, "manifest is not the one on record")
+	if !bytes.Equal(digest.Sum(nil), record.ManifestSha256) || stored.ObjectKey != record.ObjectKey || stored.Rows != record.Events {
+		return nil, wrong(record.ManifestKey, "manifest is not the one on record")
 	}
 	info, err := s.Head(ctx, record.ManifestKey, "")
 	if err != nil {
-		return missing(record.ManifestKey, "manifest is missing or hidden", err)
+		return stored, missing(record.ManifestKey, "manifest is missing or hidden", err)
 	}
 	if err := locked(info); err != nil {
-		return err
+		return stored, err
 	}
 
 	info, err = s.Head(ctx, record.ObjectKey, stored.ObjectVersion)
 	if err != nil {
-		return missing(record.ObjectKey, "object is missing", err)
+		return stored, missing(record.ObjectKey, "object is missing", err)
 	}
 	if err := locked(info); err != nil {
-		return err
+		return stored, err
 	}
 	events, err := s.Get(ctx, record.ObjectKey, stored.ObjectVersion)
 	if err != nil {
-		return missing(record.ObjectKey, "object is missing", err)
+		return stored, missing(record.ObjectKey, "object is missing", err)
 	}
 	defer events.Close()
-	if err := segment.Verify(io.Reader(events), stored); errors.Is(err, segment.ErrDamaged) {
-		return wrong(record.ObjectKey, err.Error())
-	} else if err != nil {
-		return err
+	// Without an identity that opens it, what is stored is held against the manifest.
+	err = segment.Verify(events, identities, stored, nil)
+	switch {
+	case errors.Is(err, segment.ErrDamaged):
+		return stored, wrong(record.ObjectKey, err.Error())
+	case err != nil && (!errors.Is(err, segment.ErrIdentity) || len(identities) > 0):
+		return stored, err
 	}
 	// The archive is whole. Still, whoever asks the store without a version must get it.
 	current, err := s.Head(ctx, record.ObjectKey, "")
 	if err != nil {
-		return missing(record.ObjectKey, "object is hidden under a delete marker; the locked version is whole", err)
+		return stored, missing(record.ObjectKey, "object is hidden under a delete marker; the locked version is whole", err)
 	}
 	if current.Version != stored.ObjectVersion {
-		return wrong(record.ObjectKey, "object is hidden under another version; the locked version is whole")
+		return stored, wrong(record.ObjectKey, "object is hidden under another version; the locked version is whole")
 	}
-	return nil
+	return stored, nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/riverqueue/river/riverdriver/riverpgxv5"
 	"github.com/riverqueue/river/rivertype"
 
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/store"
 )
@@ -65,8 +66,10 @@ type Deps struct {
 	// Store takes archives, certificates and exports. It is nil where none is
 	// configured: jobs that cannot do without say so and come again later.
 	Store store.Store
-	// Signer signs checkpoints of the audit ledger. It is nil where none is configured:
-	// events are sealed, and nothing is anchored.
+	// Recipients are whom the archive is encrypted to. Without any nothing is archived.
+	Recipients agekeys.Recipients
+	// Signer signs checkpoints of the audit ledger and the archive's index. It is nil
+	// where none is configured: events are sealed, and nothing is anchored.
 	Signer *ledger.Signer
 	// Stopping is closed when the process wants to end: jobs that are always at work end
 	// then. It may be nil.

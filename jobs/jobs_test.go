@@ -66,9 +66,10 @@ func newLockedBench(t *testing.T) *bench {
 	b := &bench{T: t, database: d, app: d.Pool(t, "custody_app"), reports: &reports{}}
 	b.deps = Deps{
 		Pool: d.Pool(t, "custody_runner"), Store: newStore(t), Actor: "runner",
-		Log:      slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
-		OnReport: b.reports.add,
-		Config:   Config{Notify: NotifyConfig{Key: make([]byte, 32), Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}},
+		Recipients: recipients(),
+		Log:        slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		OnReport:   b.reports.add,
+		Config:     Config{Notify: NotifyConfig{Key: make([]byte, 32), Backoff: time.Millisecond, MaxBackoff: 10 * time.Millisecond}},
 	}
 	b.context(b.deps.Pool, "system", func(tx pgx.Tx) error {
 		_, err := tx.Exec(t.Context(), "select custody.register_tenant($1, 'Acme')", tenant)

@@ -25,7 +25,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
-	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"github.com/riverqueue/river"
@@ -37,6 +36,7 @@ import (
 	"pgcustody/jobs"
 	"pgcustody/jobs/importer"
 	"pgcustody/jobs/keys"
+	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
 	"pgcustody/sql"
 )
@@ -189,7 +189,7 @@ func newLeaks(t *testing.T) *leaks {
 	l.store = &faulty{Store: jobs.NewTestStore(t)}
 	l.bucket = strings.TrimPrefix(l.store.URL(), "s3://")
 	l.deps = jobs.Deps{
-		Pool: runner, Unlock: l.unlock, Store: l.store, Actor: "runner", Metrics: jobs.NewMetrics(l.registry, runner),
+		Pool: runner, Unlock: l.unlock, Store: l.store, Recipients: jobs.TestRecipients(), Actor: "runner", Metrics: jobs.NewMetrics(l.registry, runner),
 		Log:    slog.New(slog.NewTextHandler(&l.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: make([]byte, 32)}},
 	}
@@ -716,7 +716,7 @@ func (l *leaks) jobsOfAllKinds(erased *person) {
 
 	l.work(jobs.ArchiveArgs{}, done)
 	require.NotZero(l, ask[int](l, "select count(*) from custody_data.archive_segments"), "a day was archived")
-	checks, err := jobs.VerifyArchive(ctx, l.deps, 0, func(int, int) {})
+	checks, err := jobs.VerifyArchive(ctx, l.deps, jobs.TestIdentities(), 0, func(int, int) {})
 	require.NoError(l, err)
 	for _, check := range checks {
 		require.Empty(l, check.Finding, check.Object)
@@ -812,13 +812,15 @@ func (l *leaks) search() (found []string) {
 		content, err := io.ReadAll(object.Body)
 		require.NoError(l, err)
 		object.Body.Close()
-		if strings.HasSuffix(*version.Key, ".zst") {
-			decoder, err := zstd.NewReader(nil)
-			require.NoError(l, err)
-			plain, err := decoder.DecodeAll(content, nil)
+		if strings.HasSuffix(*version.Key, ".zst.age") {
+			lines := 0
+			_, err := segment.Read(bytes.NewReader(bytes.Clone(content)), jobs.TestIdentities(), func(line []byte) error {
+				lines++
+				content = append(append(content, line...), '\n')
+				return nil
+			})
 			require.NoError(l, err, *version.Key)
-			decoder.Close()
-			content = append(content, plain...)
+			require.NotZero(l, lines)
 		}
 		if strings.HasPrefix(*version.Key, "exports/") {
 			require.NotEmpty(l, l.secrets.in("", content), "what a person is given says what there is")

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 
@@ -41,6 +42,9 @@ type VerifyConfig struct {
 	Full time.Duration
 	// MaxAge is how old the newest checkpoint may be; default 2 h.
 	MaxAge time.Duration
+	// Identities open the archive. The worker needs none: without, archived lines are not
+	// read, and the rest is verified all the same.
+	Identities []age.Identity
 	// Timeout bounds a run; default 6 h.
 	Timeout time.Duration
 }
@@ -99,7 +103,7 @@ func (w *VerifyWorker) verify(ctx context.Context, run *Run, config VerifyConfig
 		since = nil
 	}
 	report, err := verify.Run(ctx, verify.Options{
-		Database: w.Pool, Store: w.Store, Origin: config.Origin, Keys: config.Keys, MaxAge: config.MaxAge, Since: since,
+		Database: w.Pool, Store: w.Store, Origin: config.Origin, Keys: config.Keys, MaxAge: config.MaxAge, Since: since, Identities: config.Identities,
 		Prepare: func(ctx context.Context, tx pgx.Tx) error {
 			purpose := "verify"
 			return db.New().SetContext(ctx, tx, db.SetContextParams{Tenant: SystemTenant, Actor: w.Actor, Purpose: &purpose})

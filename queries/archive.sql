@@ -13,13 +13,28 @@ from custody.archive_segments s
 where s.recorded_at is not null and s.expired_at is null
 order by s.day, s.part;
 
+-- name: ArchivedSince :many
+-- Segments that were recorded, or have expired, at or after a time.
+select s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.manifest_sha256, s.retain_until::timestamptz as retain_until,
+  s.recorded_at::timestamptz as recorded_at, (s.expired_at is not null)::boolean as expired,
+  (case when s.expired_at is not null then s.leaves::text else '' end)::text as leaves
+from custody.archive_segments s
+where s.recorded_at >= @since or s.expired_at >= @since
+order by s.recorded_at, s.day, s.part;
+
 -- name: AuditMonths :many
-select m.partition_name, m.range_from::timestamptz as range_from, m.range_to::timestamptz as range_to, m.state, m.rows, coalesce(m.detail, '')::text as detail
+-- A partition that was attached by hand may have no bounds in time.
+select m.partition_name, coalesce(m.range_from, '0001-01-01')::timestamptz as range_from, coalesce(m.range_to, '0001-01-01')::timestamptz as range_to,
+  m.state, m.rows, coalesce(m.rows_kept, 0)::bigint as rows_kept, coalesce(m.detail, '')::text as detail
 from custody.audit_months() m;
 
 -- name: DropArchivedPartitions :many
-select d.partition_name, d.range_from, d.range_to, d.rows_dropped, d.dropped_at
+select d.partition_name, d.range_from, d.range_to, d.rows_dropped, d.rows_kept, d.dropped_at
 from custody.drop_archived_partitions(@max_months) d;
+
+-- name: ExpireSegments :many
+select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as manifest_key, s.events, s.stored_bytes::bigint as stored_bytes
+from custody.expire_segments(@max_segments) s;
 
 -- name: FindSegments :many
 -- Days as text, empty for no bound.
@@ -28,6 +43,12 @@ select s.day, s.part, s.object_key::text as object_key, s.manifest_key::text as 
   s.first_occurred_at::timestamptz as first_occurred_at, s.last_occurred_at::timestamptz as last_occurred_at
 from custody.find_segments(nullif(@from_day::text, '')::date, nullif(@to_day::text, '')::date,
   sqlc.narg(identity_id)::uuid, sqlc.narg(log_entry_id)::uuid, sqlc.narg(tenant)::text) s;
+
+-- name: HeldSegments :many
+-- Whose objects the store is to put under legal hold (wanted), or to free from it.
+select h.day::date as day, h.part, h.object_key, h.manifest_key, h.wanted, s.manifest_sha256
+from custody.held_segments() h
+join custody.archive_segments s on s.day = h.day and s.part = h.part;
 
 -- name: LockSegment :one
 -- One worker at a time streams a segment; the lock ends with the transaction.
@@ -40,7 +61,7 @@ where s.recorded_at is null and s.superseded_at is null
 order by s.day, s.part;
 
 -- name: OpenSegments :many
-select s.day, s.part, s.events, s.opened_at, s.retain_until::timestamptz as retain_until
+select s.day, s.part, s.events, s.leaves::text as leaves, s.retain_until::timestamptz as retain_until
 from custody.open_segments(p_limit => @max_segments) s;
 
 -- name: RecordSegment :one
@@ -48,8 +69,19 @@ select s.recorded_at::timestamptz as recorded_at
 from custody.record_segment(
   (sqlc.arg(day)::text)::date, @part, @object_key, @manifest_key, @manifest::jsonb, @manifest_sha256, @retain_until, @people) s;
 
+-- name: RecordSegmentGone :one
+select custody.record_segment_gone((sqlc.arg(day)::text)::date, @part)::boolean as changed;
+
+-- name: RecordSegmentHold :one
+select custody.record_segment_hold((sqlc.arg(day)::text)::date, @part, @is_on)::boolean as changed;
+
 -- name: SchemaVersion :one
 select max(m.version)::bigint as version from custody_data.schema_migrations m;
+
+-- name: SegmentIsOpen :one
+select exists (
+  select from custody.archive_segments s
+  where s.day = (sqlc.arg(day)::text)::date and s.part = @part and s.recorded_at is null and s.superseded_at is null)::boolean as open;
 
 -- name: SegmentLeaves :many
 -- 8, 16 and 32 bytes a leaf, of leaves that follow one another.
@@ -59,3 +91,7 @@ from custody.segment_leaves((sqlc.arg(day)::text)::date, @part, @from_leaf, @max
 -- name: SetConnectionCheck :exec
 -- The server ends a statement of this transaction once it notices that the client is gone.
 select pg_catalog.set_config('client_connection_check_interval', @check_interval::text, true);
+
+-- name: StayOpen :exec
+-- A transaction that holds a lock while its worker reads and writes the store.
+select pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true);

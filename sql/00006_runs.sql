@@ -103,7 +103,7 @@ create table custody_data.archive_segments (
     object_key is not null and manifest_key is not null and plain_bytes is not null and compressed_bytes is not null and stored_bytes is not null
     and plain_sha256 is not null and compressed_sha256 is not null and stored_sha256 is not null and manifest_sha256 is not null
     and root_hash is not null and first_occurred_at is not null and last_occurred_at is not null
-    and (people is not null or expired_at is not null) and recipients is not null and retain_until is not null)),
+    and (people is not null or objects_deleted_at is not null) and recipients is not null and retain_until is not null)),
   constraint archive_segments_goes_in_order_check check (
     (expired_at is null or recorded_at is not null) and (objects_deleted_at is null or expired_at is not null))
 );
@@ -112,7 +112,7 @@ create index archive_segments_retain_until_idx on custody_data.archive_segments 
 comment on table custody_data.archive_segments is 'Which events are in which locked object: the leaves of a UTC day, as the ledger has them. Open until the stored object was read back and checked; then its facts never change, and it stays when the objects are gone.';
 comment on column custody_data.archive_segments.leaves is 'Indexes of its leaves, in the order of its lines; no other segment that is not superseded has one of them.';
 comment on column custody_data.archive_segments.root_hash is 'Root (RFC 6962 section 2.1) over the leaf hashes of its own lines.';
-comment on column custody_data.archive_segments.people is 'Bloom filter over the tenants and identities of its events, by which custody.segment_may_hold passes over it; empty once it has expired.';
+comment on column custody_data.archive_segments.people is 'Bloom filter over the tenants and identities of its events, by which custody.segment_may_hold passes over it; empty once its objects are gone.';
 comment on column custody_data.archive_segments.superseded_at is 'When its leaves were cut off (custody.take_over_leaves): it stands for nothing any more, and its events get other leaves and another segment.';
 comment on column custody_data.archive_segments.legal_hold is 'Whether the store has its objects under legal hold.';
 comment on column custody_data.archive_segments.expired_at is 'When its retention had ended and its objects were given free to be deleted.';

@@ -357,12 +357,15 @@ func (d *demo) archive(ctx context.Context) (string, error) {
 	// Events of closed days that no segment covers yet.
 	const open = `select count(*) from custody_data.audit_logs a
 		where a.tenant_id = $1 and a.occurred_at < date_trunc('day', now() at time zone 'UTC') at time zone 'UTC'`
-	const segments = `select count(*), coalesce(sum(rows_archived), 0)::bigint, coalesce(sum(stored_bytes), 0)::bigint, coalesce(max(object_key), '')
+	const segments = `select count(*), coalesce(sum(events), 0)::bigint, coalesce(sum(stored_bytes), 0)::bigint, coalesce(max(object_key), '')
 		from custody.archive_segments where recorded_at >= $1`
 	var events, count, rows, bytes, dropped, unrecorded int64
 	var key string
 	began := time.Now()
 	if err := d.look(ctx, "custody_runner", d.tenant, open, []any{d.tenant}, &events); err != nil {
+		return "", err
+	}
+	if err := d.initSigner(ctx); err != nil {
 		return "", err
 	}
 	if err := d.pgcustody(ctx, nil, "archive", "run"); err != nil {
@@ -387,7 +390,7 @@ func (d *demo) archive(ctx context.Context) (string, error) {
 	if head.ObjectLockMode != types.ObjectLockModeCompliance || until.Before(time.Now().Add(29*24*time.Hour)) {
 		return "", fmt.Errorf("object %s is not locked: mode %q until %s", key, head.ObjectLockMode, until)
 	}
-	if err := d.pgcustody(ctx, nil, "archive", "verify"); err != nil {
+	if err := d.pgcustody(ctx, nil, "archive", "verify", "--identity", d.stack.ArchiveIdentity()); err != nil {
 		return "", err
 	}
 	return fmt.Sprintf("%d events in %d segments, %d bytes, locked until %s, read back; %d months dropped; verified",
@@ -464,6 +467,14 @@ func (d *demo) guards(ctx context.Context) (string, error) {
 // signer is the folder of the key that signs checkpoints of the stack's ledger.
 func (d *demo) signer() string { return filepath.Join(d.stack.Dir, "signer") }
 
+// initSigner makes the signer, where there is none.
+func (d *demo) initSigner(ctx context.Context) error {
+	if _, err := os.Stat(d.signer()); !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return d.pgcustody(ctx, nil, "signer", "init", "--origin", "demo.example/custody")
+}
+
 // vkey is the verifier key that an auditor would have.
 func (d *demo) vkey() (string, error) {
 	keys, err := os.ReadFile(filepath.Join(d.signer(), "vkeys"))
@@ -480,11 +491,6 @@ func (d *demo) vkey() (string, error) {
 // ledger seals, anchors, proves one event, and checks the proof with nothing but the
 // verifier key.
 func (d *demo) ledger(ctx context.Context) (string, error) {
-	if _, err := os.Stat(d.signer()); errors.Is(err, os.ErrNotExist) {
-		if err := d.pgcustody(ctx, nil, "signer", "init", "--origin", "demo.example/custody"); err != nil {
-			return "", err
-		}
-	}
 	if err := d.pgcustody(ctx, nil, "run", "seal"); err != nil {
 		return "", err
 	}
@@ -525,7 +531,7 @@ func (d *demo) verify(ctx context.Context, key string, want int) error {
 			Event string `json:"log_entry_id"`
 		} `json:"findings"`
 	}
-	err := d.pgcustody(ctx, &report, "verify", "--vkey", key)
+	err := d.pgcustody(ctx, &report, "verify", "--vkey", key, "--identity", d.stack.ArchiveIdentity())
 	var exit *exec.ExitError
 	switch {
 	case want == 0:

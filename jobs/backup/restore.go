@@ -531,7 +531,7 @@ func (r *restore) become(ctx context.Context, tx pgx.Tx, role string) (back func
 // What was archived after the snapshot is on no record here.
 func (r *restore) verifyArchive(ctx context.Context) error {
 	deps := jobs.Deps{Pool: r.pool, Store: r.Store, Log: r.Log, Actor: r.Actor}
-	checks, err := jobs.VerifyArchive(ctx, deps, r.Sample, func(done, total int) {
+	checks, err := jobs.VerifyArchive(ctx, deps, nil, r.Sample, func(done, total int) {
 		if r.OnProgress != nil {
 			r.OnProgress(jobs.Progress{Job: "archive verify", Unit: "segments", Done: int64(done), Total: int64(total)})
 		}

@@ -332,7 +332,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 
 func TestOpenURL(t *testing.T) {
 	for _, bad := range []string{
-		"", "bucket", "s3://", "s3:///prefix", "gs://bucket", "s3://key:secret@bucket", "s3://bucket:9000/x", "s3://bucket?secret=1", "%",
+		"", "bucket", "s3://", "s3:///prefix", "gs://", "file://", "file:///", "file://relative/path", "file:/directory?x=1", "s3://key:secret@bucket", "s3://bucket:9000/x", "s3://bucket?secret=1", "%",
 	} {
 		_, err := OpenURL(t.Context(), bad)
 		require.ErrorIs(t, err, ErrBadURL, bad)

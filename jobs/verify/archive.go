@@ -3,9 +3,10 @@ package verify
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"sort"
 	"strconv"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/uuid"
 
 	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
 )
 
 // archived is a segment as the bucket holds it.
@@ -22,28 +24,20 @@ type archived struct {
 	manifest *segment.Manifest
 }
 
-// strayLine is a line of the archive whose leaf was not where it should be.
-type strayLine struct {
-	object string
-	line   int64
-	known  bool // of a segment that the database has on record
-	key    key
-	at     time.Time // of the event
-	// archived is when the manifest says that it was.
-	archived time.Time
-}
-
 // archive is what the bucket holds of it.
 type archive struct {
 	segments []archived
-	byKey    map[string]*segment.Manifest // by the manifest's key
-	strays   map[Hash]strayLine
-	more     int64 // strays that there was no room for
+	byKey    map[string]archived // by the manifest's key
+	digests  map[string]Hash     // of the manifests, by their keys
 	// gone are archived events without a row, by the partition that they were in.
 	gone map[string]*missingMonth
+	// keys of leaves without a row of which the map does not say whose they are.
+	keys map[int64]key
 	// entries of leaves that a stray row may have been.
 	entries map[int64][]byte
 	bytes   int
+	// unread says that lines could not be read for want of an identity.
+	unread bool
 }
 
 type missingMonth struct {
@@ -51,11 +45,9 @@ type missingMonth struct {
 	leaves []leaf
 }
 
-const strayLines = 50_000
-
 // listArchive reads the manifests, and looks at the locks of what they vouch for.
 func (c *check) listArchive(ctx context.Context) error {
-	c.archive = archive{byKey: map[string]*segment.Manifest{}, strays: map[Hash]strayLine{}, gone: map[string]*missingMonth{}, entries: map[int64][]byte{}}
+	c.archive = archive{byKey: map[string]archived{}, digests: map[string]Hash{}, gone: map[string]*missingMonth{}, keys: map[int64]key{}, entries: map[int64][]byte{}}
 	objects := map[string]stored{}
 	var manifests []stored
 	err := histories(ctx, c.Store, segment.Prefix, func(object stored) error {
@@ -83,18 +75,19 @@ func (c *check) takeManifest(ctx context.Context, object stored, objects map[str
 		c.find(Finding{Kind: ObjectChanged, Object: key, Detail: detail})
 		return nil
 	}
-	hidden := func(object stored) {
-		if object.marker || len(object.versions) > 1 {
+	hidden := func(object stored, known ...string) {
+		unknown := slices.ContainsFunc(object.versions, func(v store.Info) bool { return !slices.Contains(known, v.Version) })
+		if object.marker || unknown {
 			c.find(Finding{Kind: ObjectHidden, Object: object.key,
-				Detail: fmt.Sprintf("there are %d versions of it, and a delete marker: %t; the first counts", len(object.versions), object.marker)})
+				Detail: fmt.Sprintf("there are %d versions of it, and a delete marker: %t; the one that counts is whole", len(object.versions), object.marker)})
 		}
 	}
 	if len(object.versions) == 0 {
 		return changed(object.key, "a delete marker is all that is left of it")
 	}
-	hidden(object)
 	version := object.versions[0].Version
-	content, _, err := get(ctx, c.Store, object.key, version, 64<<10)
+	hidden(object, version)
+	content, _, err := get(ctx, c.Store, object.key, version, manifestLimit)
 	if err != nil {
 		return err
 	}
@@ -112,7 +105,7 @@ func (c *check) takeManifest(ctx context.Context, object stored, objects map[str
 	if !ok {
 		return changed(manifest.ObjectKey, "it is missing, and its manifest is there")
 	}
-	hidden(events)
+	hidden(events, append(manifest.SupersededVersions, manifest.ObjectVersion)...)
 	for _, part := range []struct{ key, version string }{{object.key, version}, {manifest.ObjectKey, manifest.ObjectVersion}} {
 		info, err := c.Store.Head(ctx, part.key, part.version)
 		if err != nil {
@@ -122,10 +115,14 @@ func (c *check) takeManifest(ctx context.Context, object stored, objects map[str
 			return changed(part.key, "it is under no COMPLIANCE lock until "+manifest.RetainUntil.UTC().Format(time.RFC3339))
 		}
 	}
-	c.archive.segments = append(c.archive.segments, archived{manifest.Name(), manifest})
-	c.archive.byKey[object.key] = manifest
+	s := archived{manifest.Name(), manifest}
+	c.archive.segments = append(c.archive.segments, s)
+	c.archive.byKey[object.key], c.archive.digests[object.key] = s, sum256(content)
 	return nil
 }
+
+// manifestLimit is that of segment.DecodeManifest.
+const manifestLimit = 64 << 20
 
 // decoded is nil where the content is no manifest.
 func decoded(content []byte) *segment.Manifest {
@@ -159,14 +156,19 @@ func (c *check) readArchive(ctx context.Context, d *database) error {
 		return err
 	}
 	suspects := c.suspects()
-	stretches := c.stretchesOf(d)
 	for i, s := range c.archive.segments {
 		c.Show("archived days", int64(i), int64(len(c.archive.segments)))
-		if err := c.readSegment(ctx, s, recorded[s.name.ManifestKey()], stretches, suspects); err != nil {
+		if err := c.readSegment(ctx, s, recorded[s.name.ManifestKey()], suspects, &sync.Mutex{}); err != nil {
 			return err
 		}
 	}
-	return nil
+	if c.archive.unread {
+		c.note("no identity opens the archive: what an archived event said, and what it said was done to the trail, is not known")
+	}
+	if err := c.takeDrops(ctx, d); err != nil {
+		return err
+	}
+	return c.takeExpired(ctx, d)
 }
 
 // suspects are the ids and transactions of rows without a leaf: the archive may
@@ -186,28 +188,6 @@ func (c *check) suspects() suspects {
 	return s
 }
 
-// entryOf reads the members of a canonical entry that place it.
-func entryOf(line []byte) (k key, occurred time.Time, ok bool) {
-	const before, between = `{"v":1,"log_entry_id":"`, `","occurred_at":"`
-	const idAt, timeAt, timeForm = len(before), len(before) + 36 + len(between), "2006-01-02T15:04:05.000000Z"
-	if len(line) < timeAt+len(timeForm) || string(line[:idAt]) != before || string(line[idAt+36:timeAt]) != between {
-		return k, occurred, false
-	}
-	var err error
-	if k.id, err = uuid.ParseBytes(line[idAt : idAt+36]); err != nil {
-		return k, occurred, false
-	}
-	if occurred, err = time.Parse(timeForm, string(line[timeAt:timeAt+len(timeForm)])); err != nil {
-		return k, occurred, false
-	}
-	_, digits, found := bytes.Cut(line[bytes.LastIndexByte(line, ',')+1:], []byte(`"xid":"`))
-	if digits, ok = bytes.CutSuffix(digits, []byte(`"}`)); !ok || !found {
-		return k, occurred, false
-	}
-	k.xid, err = strconv.ParseUint(string(digits), 10, 64)
-	return k, occurred, err == nil
-}
-
 func partitionOf(occurred time.Time) string { return "audit_logs_" + occurred.Format("2006_01") }
 
 // miss takes down an archived event that has no row.
@@ -223,77 +203,130 @@ func (a *archive) miss(l leaf, occurred time.Time) {
 	}
 }
 
-// readSegment holds the lines of a segment against the leaves.
-func (c *check) readSegment(ctx context.Context, s archived, recorded bool, stretches []stretch, suspects suspects) error {
-	var m *merge
-	a, r, t := &c.archive, &c.rows, &c.tree
-	number := int64(0)
-	var buffer []byte
-	read := func(line []byte) error {
-		number++
-		buffer = append(append(buffer[:0], 0), line...)
-		hash := sha256.Sum256(buffer)
-		k, occurred, ok := entryOf(line)
-		if m == nil {
-			m = t.mergeFrom(stretches, k)
+// covers tells whether the leaves that a manifest names are those of its root, as
+// far as the tree has them all.
+func (c *check) covers(m *segment.Manifest) (bool, error) {
+	var f frontier
+	for _, run := range m.Leaves {
+		if run.End() > c.tree.total {
+			return false, nil
 		}
-		match := found{leaf: leaf{index: -1}}
-		if ok {
-			var err error
-			if match, err = m.find(k, &hash); err != nil {
-				return err
-			}
-		}
-		if match.index < 0 {
-			if len(a.strays) < strayLines {
-				a.strays[hash] = strayLine{object: s.manifest.ObjectKey, line: number, known: recorded, key: k, at: occurred}
-			} else {
-				a.more++
+		err := c.tree.leaves.each(run.First, run.End(), func(_ int64, records []byte) error {
+			for ; len(records) > 0; records = records[hashWidth:] {
+				f.append(Hash(records[:hashWidth]))
 			}
 			return nil
+		})
+		if err != nil {
+			return false, err
 		}
-		r.archived.set(match.index)
-		c.report.Archived++
-		c.lineClaims(line)
-		if tile := match.index / tileWidth; tile < int64(len(r.times)) {
-			r.times[tile][0], r.times[tile][1] = min(r.times[tile][0], micros2000(occurred)), max(r.times[tile][1], micros2000(occurred))
-		}
-		if r.seen.has(match.index) {
-			return nil
-		}
-		if (suspects.ids[k.id] || suspects.xids[k.xid]) && a.bytes+len(line) <= strayBytes {
-			a.bytes += len(line)
-			a.entries[match.index] = bytes.Clone(line)
-		}
-		a.miss(match.leaf, occurred)
-		return nil
 	}
-	return c.readObject(ctx, s, read, &sync.Mutex{})
+	return f.root() == m.Root, nil
 }
 
-// readObject streams a segment and holds its sums against the manifest.
-func (c *check) readObject(ctx context.Context, s archived, line func([]byte) error, mu *sync.Mutex) error {
+// readSegment holds a segment against the leaves: its manifest by its root, and its
+// lines, where an identity opens them, by the manifest. Lines are then the entries of
+// those leaves, since nothing else makes the root.
+func (c *check) readSegment(ctx context.Context, s archived, recorded bool, suspects suspects, mu *sync.Mutex) error {
+	changed := func(key, detail string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		c.find(Finding{Kind: ObjectChanged, Object: key, Detail: detail})
+		return nil
+	}
+	note := func(format string, args ...any) error {
+		mu.Lock()
+		defer mu.Unlock()
+		c.note(format, args...)
+		return nil
+	}
+	holds, err := c.covers(s.manifest)
+	switch key := s.name.ManifestKey(); {
+	case err != nil:
+		return err
+	case holds:
+	case c.tree.holes.in(s.manifest.Leaves):
+		return note("%s names leaves whose hashes nobody has", key)
+	case s.manifest.Leaves[len(s.manifest.Leaves)-1].End() > c.tree.total && s.manifest.ArchivedAt.After(time.Unix(c.newest.time, 0).Add(-clockSlack)):
+		return note("%s names leaves that are younger than the newest checkpoint", key)
+	case !recorded && c.Database != nil:
+		return note("%s does not fit its leaves; the database has no record of the segment, which a database may have written that was restored since", key)
+	default:
+		return changed(s.manifest.ObjectKey, "its manifest's root is not that of the leaves that it names")
+	}
+	if err := c.cover(s, mu); err != nil {
+		return err
+	}
+	return c.readLines(ctx, s, suspects, mu)
+}
+
+// cover takes down that the archive has the leaves of a segment.
+func (c *check) cover(s archived, mu *sync.Mutex) error {
+	mu.Lock()
+	defer mu.Unlock()
+	raw := make([]byte, keyWidth)
+	for index := range s.manifest.Leaves.All() {
+		if c.rows.archived.has(index) {
+			continue
+		}
+		c.rows.archived.set(index)
+		c.report.Archived++
+		if c.Database == nil || c.rows.seen.has(index) {
+			continue
+		}
+		if _, err := c.tree.keys.read(raw, index); err != nil {
+			return err
+		}
+		c.archive.miss(leaf{index: index, key: rawKey(raw)}, time.Time(s.manifest.Day))
+	}
+	return nil
+}
+
+// readLines reads a segment's object to its end.
+func (c *check) readLines(ctx context.Context, s archived, suspects suspects, mu *sync.Mutex) error {
 	object, err := c.Store.Get(ctx, s.manifest.ObjectKey, s.manifest.ObjectVersion)
 	if err != nil {
 		return err
 	}
 	defer object.Close()
-	sums, err := segment.Read(object, line)
-	changed := func(detail string) error {
+	next, stop := iter.Pull(s.manifest.Leaves.All())
+	defer stop()
+	a, r := &c.archive, &c.rows
+	err = segment.Verify(object, c.Identities, s.manifest, func(line []byte, e *segment.Entry) error {
+		index, ok := next()
+		if !ok || c.Database == nil {
+			return nil
+		}
+		c.lineClaims(line)
+		if tile := index / tileWidth; tile < int64(len(r.times)) {
+			at := micros2000(e.OccurredAt)
+			r.times[tile][0], r.times[tile][1] = min(r.times[tile][0], at), max(r.times[tile][1], at)
+		}
+		if r.seen.has(index) {
+			return nil
+		}
+		if len(a.keys) < 10*findingsOfAKind {
+			a.keys[index] = key{xid: e.XID, id: e.ID}
+		}
+		if (suspects.ids[e.ID] || suspects.xids[e.XID]) && a.bytes+len(line) <= strayBytes {
+			a.bytes += len(line)
+			a.entries[index] = bytes.Clone(line)
+		}
+		return nil
+	})
+	switch {
+	case errors.Is(err, segment.ErrIdentity):
 		mu.Lock()
 		defer mu.Unlock()
-		c.find(Finding{Kind: ObjectChanged, Object: s.manifest.ObjectKey, Detail: detail})
+		a.unread = true
+		return nil
+	case errors.Is(err, segment.ErrDamaged):
+		mu.Lock()
+		defer mu.Unlock()
+		c.find(Finding{Kind: ObjectChanged, Object: s.manifest.ObjectKey, Detail: err.Error()})
 		return nil
 	}
-	switch {
-	case errors.Is(err, segment.ErrDamaged):
-		return changed(err.Error())
-	case err != nil:
-		return err
-	case sums.StoredSHA256 != s.manifest.StoredSHA256 || sums.PlainSHA256 != s.manifest.PlainSHA256 || sums.Rows != s.manifest.Rows:
-		return changed("its digests or its number of lines are not those of its manifest")
-	}
-	return nil
+	return err
 }
 
 var actionMember = []byte(`,"action":"`)
@@ -303,7 +336,7 @@ func (c *check) lineClaims(line []byte) {
 	if !ok {
 		return
 	}
-	for _, name := range [][]byte{actionDrop, actionSegment, actionIncarnation} {
+	for _, name := range [][]byte{actionDrop, actionSegment, actionExpire, actionIncarnation} {
 		if !bytes.HasPrefix(action, name) || action[len(name)] != '"' {
 			continue
 		}
@@ -343,7 +376,7 @@ func rawKey(raw []byte) (k key) {
 // recordedManifests are the keys of the manifests that the database has on record.
 func (c *check) recordedManifests(ctx context.Context, d *database) (map[string]bool, error) {
 	keys := map[string]bool{}
-	err := d.copyTo(ctx, 1, "select s.manifest_key from custody_data.archive_segments s where s.recorded_at is not null",
+	err := d.copyTo(ctx, 1, "select s.manifest_key from custody_data.archive_segments s where s.recorded_at is not null and s.superseded_at is null",
 		func(f [][]byte) error {
 			keys[string(f[0])] = true
 			return nil

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/klauspost/compress/zstd"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -101,21 +103,25 @@ func BenchmarkObjects(b *testing.B) {
 	folder := b.TempDir()
 	for day := range 2 {
 		name := segment.NewName(today.AddDate(0, 0, day-2), 1)
-		var object bytes.Buffer
-		writer, err := segment.NewWriter(&object)
-		require.NoError(b, err)
+		var lines []string
+		first := int64(len(leaves))
 		at := name.Day.Format("2006-01-02") + "T10:00:00.000000Z"
 		for i := range *benchEvents / 2 {
 			entry := fmt.Sprintf(`{"v":1,"log_entry_id":"%s","occurred_at":"%s","recorded_at":"%s","tenant_id":"acme","actor_id":"%s","subject_id":"%s","action":"phi.access","resource_type":"chart","resource_id":"chart-%d","result":"success","purpose":"care","metadata":{"rows": %d},"db_role":"custody_app","xid":"%d"}`,
 				uuid.New(), at, at, uuid.New(), uuid.New(), i, i, 1000+day**benchEvents+i)
-			require.NoError(b, writer.WriteEntry([]byte(entry)))
+			lines = append(lines, entry)
 			leaves = append(leaves, tlog.RecordHash([]byte(entry)))
 			plain += int64(len(entry)) + 1
 		}
-		sums, err := writer.Close()
+		// The peer reads what is compressed, without age.
+		var compressed bytes.Buffer
+		encoder, err := zstd.NewWriter(&compressed)
 		require.NoError(b, err)
-		require.NoError(b, os.WriteFile(filepath.Join(folder, name.String()), object.Bytes(), 0o600))
-		f.putSegment(name, object.Bytes(), sums, segment.XID(1), segment.XID(1<<40), name.Day, name.Day)
+		_, err = encoder.Write([]byte(strings.Join(lines, "\n") + "\n"))
+		require.NoError(b, err)
+		require.NoError(b, encoder.Close())
+		require.NoError(b, os.WriteFile(filepath.Join(folder, name.String()), compressed.Bytes(), 0o600))
+		f.putSegment(name, segment.Runs{{First: first, Count: int64(len(lines))}}, lines, time.Now().Add(24*time.Hour))
 	}
 	f.putTiles(leaves)
 	c := f.checkpoint(1, int64(len(leaves)), rootOf(leaves))

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -263,74 +265,103 @@ func (f *fixture) record(c ledger.Checkpoint, signed string) {
 		c.Number, c.Size, c.Root[:], signed, ledger.CheckpointKey(origin, c.Number), c.Time)
 }
 
+// opens the archive of every fixture.
+var opens = func() *age.X25519Identity {
+	identity, err := age.GenerateX25519Identity()
+	if err != nil {
+		panic(err)
+	}
+	return identity
+}()
+
 // archive puts the closed days into the bucket and on record.
 func (f *fixture) archive() {
 	f.Helper()
 	type open struct {
-		day      time.Time
-		part     int
-		from, to string
-		until    time.Time
+		day    time.Time
+		part   int
+		leaves string
+		until  time.Time
 	}
 	var segments []open
 	f.inSystem(func(tx pgx.Tx) error {
-		rows, err := tx.Query(f.Context(), "select day, part, xid_from::text, xid_to::text, retain_until from custody.open_segments()")
+		rows, err := tx.Query(f.Context(), "select day, part, leaves::text, retain_until from custody.open_segments()")
 		if err != nil {
 			return err
 		}
 		segments, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (s open, err error) {
-			return s, row.Scan(&s.day, &s.part, &s.from, &s.to, &s.until)
+			return s, row.Scan(&s.day, &s.part, &s.leaves, &s.until)
 		})
 		return err
 	})
 	for _, s := range segments {
-		f.archiveSegment(segment.NewName(s.day, s.part), s.from, s.to, s.until, nil)
+		leaves, err := segment.ParseRuns(s.leaves)
+		require.NoError(f, err)
+		f.archiveSegment(segment.NewName(s.day, s.part), leaves, s.until)
 	}
 }
 
-func (f *fixture) archiveSegment(name segment.Name, from, to string, until time.Time, forge func(line string) string) {
+// archiveSegment archives leaves, whose order is that of (xid, id) here.
+func (f *fixture) archiveSegment(name segment.Name, leaves segment.Runs, until time.Time) {
 	f.Helper()
+	rows, err := f.conn.Query(f.Context(), `select custody.audit_entry(a) from custody_data.audit_logs a
+		where a.occurred_at >= $1 and a.occurred_at < $1::timestamptz + interval '1 day' order by a.xid, a.log_entry_id`, name.Day)
+	require.NoError(f, err)
+	lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	require.NoError(f, err)
+	require.EqualValues(f, len(lines), leaves.Count())
+	document := f.putSegment(name, leaves, lines, until)
+	digest := sum(document)
+	manifest, err := segment.DecodeManifest(bytes.NewReader(document))
+	require.NoError(f, err)
 	f.inSystem(func(tx pgx.Tx) error {
-		rows, err := tx.Query(f.Context(), `select e.entry, e.occurred_at from custody.segment_entries($1, $2) e
-			order by e.xid, e.log_entry_id, e.tenant_id, e.occurred_at`, name.Day, name.Part)
-		require.NoError(f, err)
-		var object bytes.Buffer
-		writer, err := segment.NewWriter(&object)
-		require.NoError(f, err)
-		var entry string
-		var at, first, last time.Time
-		_, err = pgx.ForEachRow(rows, []any{&entry, &at}, func() error {
-			if forge != nil {
-				entry = forge(entry)
-			}
-			if first.IsZero() || at.Before(first) {
-				first = at
-			}
-			if at.After(last) {
-				last = at
-			}
-			return writer.WriteEntry([]byte(entry))
-		})
-		require.NoError(f, err)
-		sums, err := writer.Close()
-		require.NoError(f, err)
-		put, err := f.store.Put(f.Context(), name.ObjectKey(), &object, store.PutOptions{RetainUntil: until, IfNoneMatch: true})
-		require.NoError(f, err)
-		m := segment.Manifest{Version: 1, EntryVersion: 1, SchemaVersion: 12, SoftwareVersion: "test", Day: segment.Date(name.Day), Part: name.Part,
-			Rows: sums.Rows, FirstOccurredAt: first.UTC(), LastOccurredAt: last.UTC(), ObjectKey: name.ObjectKey(), ObjectVersion: put.Version, Compression: "zstd",
-			PlainBytes: sums.PlainBytes, PlainSHA256: sums.PlainSHA256, StoredBytes: sums.StoredBytes, StoredSHA256: sums.StoredSHA256,
-			RetainUntil: until.UTC(), ArchivedAt: time.Now().UTC()}
-		require.NoError(f, m.XIDFrom.UnmarshalText([]byte(from)))
-		require.NoError(f, m.XIDTo.UnmarshalText([]byte(to)))
-		document, err := m.Encode()
-		require.NoError(f, err)
-		_, err = f.store.Put(f.Context(), name.ManifestKey(), bytes.NewReader(document), store.PutOptions{RetainUntil: until, IfNoneMatch: true})
-		require.NoError(f, err)
-		_, err = tx.Exec(f.Context(), "select custody.record_segment($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
-			name.Day, name.Part, name.ObjectKey(), name.ManifestKey(), sums.Rows, sums.PlainBytes, sums.StoredBytes, sums.PlainSHA256[:], sums.StoredSHA256[:],
-			first, last, until, string(document))
+		_, err = tx.Exec(f.Context(), "select custody.record_segment($1, $2, $3, $4, $5, $6, $7, $8)",
+			name.Day, name.Part, name.ObjectKey(), name.ManifestKey(), string(document), digest, until, manifest.People)
 		return err
 	})
+}
+
+func sum(content []byte) []byte {
+	digest := sha256.Sum256(content)
+	return digest[:]
+}
+
+// putSegment puts events and their manifest into the bucket.
+func (f *fixture) putSegment(name segment.Name, leaves segment.Runs, lines []string, until time.Time) []byte {
+	f.Helper()
+	var object bytes.Buffer
+	writer, err := segment.NewWriter(&object, []age.Recipient{opens.Recipient()})
+	require.NoError(f, err)
+	m := segment.Manifest{Version: segment.ManifestVersion, EntryVersion: 1, SchemaVersion: 12, SoftwareVersion: "test", Day: segment.Date(name.Day), Part: name.Part,
+		Leaves: leaves, ObjectKey: name.ObjectKey(), Compression: "zstd", Encryption: "age", Recipients: []string{opens.Recipient().String()},
+		RetainUntil: until.UTC(), ArchivedAt: time.Now().UTC()}
+	root, hasher, people := segment.NewRoot(), segment.NewHasher(), segment.NewPeople(int64(len(lines)))
+	for _, line := range lines {
+		require.NoError(f, writer.WriteEntry([]byte(line)))
+		e, ok := segment.ParseEntry([]byte(line))
+		require.True(f, ok, line)
+		if m.FirstOccurredAt.IsZero() || e.OccurredAt.Before(m.FirstOccurredAt) {
+			m.FirstOccurredAt = e.OccurredAt
+		}
+		if e.OccurredAt.After(m.LastOccurredAt) {
+			m.LastOccurredAt = e.OccurredAt
+		}
+		root.Append(hasher.Leaf([]byte(line)))
+		people.Add(&e)
+	}
+	sums, err := writer.Close()
+	require.NoError(f, err)
+	m.Root, m.People, m.Rows = root.Sum(), people.Bytes(), sums.Rows
+	m.PlainBytes, m.PlainSHA256, m.CompressedBytes, m.CompressedSHA256 = sums.PlainBytes, sums.PlainSHA256, sums.CompressedBytes, sums.CompressedSHA256
+	m.StoredBytes, m.StoredSHA256 = sums.StoredBytes, sums.StoredSHA256
+	put, err := f.store.Put(f.Context(), name.ObjectKey(), &object, store.PutOptions{RetainUntil: until, IfNoneMatch: true})
+	require.NoError(f, err)
+	m.ObjectVersion = put.Version
+	document, err := m.Encode()
+	require.NoError(f, err)
+	_, err = f.store.Put(f.Context(), name.ManifestKey(), bytes.NewReader(document), store.PutOptions{RetainUntil: until, IfNoneMatch: true})
+	require.NoError(f, err)
+	return document
 }
 
 // readEvents remembers which leaf is whose.
@@ -475,7 +506,7 @@ func (s split) History(ctx context.Context, prefix string) iter.Seq2[store.Info,
 // verify runs a verification as the superuser, or as another login.
 func (f *fixture) verify(change ...func(*verify.Options)) *verify.Report {
 	f.Helper()
-	o := verify.Options{Database: f.conn, Store: f.store, Origin: origin}
+	o := verify.Options{Database: f.conn, Store: f.store, Origin: origin, Identities: []age.Identity{opens}}
 	key, err := ledger.ParseVerifierKey(f.vkey)
 	require.NoError(f, err)
 	o.Keys = []ledger.VerifierKey{key}

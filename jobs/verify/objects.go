@@ -4,17 +4,14 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"pgcustody/jobs/ledger"
-	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
 )
 
@@ -366,19 +363,19 @@ func (c *check) checkTileObjects(ctx context.Context, bySize []checkpoint, above
 	})
 }
 
-// findArchive looks for the leaf of every line of the archive.
+// segmentsAtOnce is how many segments are read at a time.
+const segmentsAtOnce = 3
+
+// findArchive holds every segment of the archive against the leaves.
 func (c *check) findArchive(ctx context.Context) error {
-	starts, err := c.firstLines(ctx)
-	if err != nil {
-		return err
-	}
+	c.rows.archived = newBitmap(c.tree.total)
 	var mu sync.Mutex
 	done := int64(0)
 	group, groupCtx := errgroup.WithContext(ctx)
 	group.SetLimit(segmentsAtOnce)
-	for i, s := range c.archive.segments {
+	for _, s := range c.archive.segments {
 		group.Go(func() error {
-			err := c.findSegment(groupCtx, s, starts[i], &mu)
+			err := c.readSegment(groupCtx, s, true, suspects{}, &mu)
 			mu.Lock()
 			defer mu.Unlock()
 			done++
@@ -386,254 +383,9 @@ func (c *check) findArchive(ctx context.Context) error {
 			return err
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
+	err := group.Wait()
+	if c.archive.unread {
+		c.note("no identity opens the archive: its objects were held against their manifests by the digest of what is stored, and the manifests against the tree")
 	}
-	if err := c.findStrays(); err != nil {
-		return err
-	}
-	if len(c.archive.strays) > 0 && len(c.tree.holes) > 0 {
-		c.note("%d lines of the archive have no leaf; they may be those of the tiles that were changed", len(c.archive.strays))
-		return nil
-	}
-	waiting := int64(0)
-	for _, s := range c.archive.strays {
-		// Archived a moment before it was to be anchored.
-		if s.key.xid >= c.newest.sealedTo && s.archived.After(time.Unix(c.newest.time, 0).Add(-clockSlack)) {
-			waiting++
-			continue
-		}
-		c.find(Finding{Kind: ObjectChanged, Object: s.object, Detail: fmt.Sprintf("line %d is no leaf of the tree", s.line)})
-	}
-	if c.archive.more > 0 {
-		c.report.Counts[ObjectChanged] += c.archive.more
-		c.note("%d more lines of the archive are no leaf of the tree", c.archive.more)
-	}
-	if waiting > 0 {
-		c.note("%d archived events are younger than the newest checkpoint", waiting)
-	}
-	return nil
-}
-
-const (
-	// segmentsAtOnce is how many segments are read at a time, two goroutines each.
-	segmentsAtOnce = 3
-	// lookahead is how many leaves may lie between those of two lines of a segment before
-	// all are searched; nearby how many while lines are no leaf that is near.
-	lookahead, nearby = 4096, 64
-	// linesAtOnce is how much of a segment goes from one goroutine to the other.
-	linesAtOnce = 256 << 10
-)
-
-// firstLines finds the leaf of the first line of every segment, or -1: the others
-// follow it.
-func (c *check) firstLines(ctx context.Context) ([]int64, error) {
-	starts := make([]int64, len(c.archive.segments))
-	at := map[Hash][]int{}
-	var mu sync.Mutex
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(fetchAtOnce)
-	for i, s := range c.archive.segments {
-		starts[i] = -1
-		group.Go(func() error {
-			object, err := c.Store.Get(groupCtx, s.manifest.ObjectKey, s.manifest.ObjectVersion)
-			if err != nil {
-				return err
-			}
-			defer object.Close()
-			_, err = segment.Read(object, func(line []byte) error {
-				hash := leafHash(line)
-				mu.Lock()
-				defer mu.Unlock()
-				at[hash] = append(at[hash], i)
-				return errEnough
-			})
-			if errors.Is(err, errEnough) || errors.Is(err, segment.ErrDamaged) {
-				return nil // what is damaged is said when all of it is read
-			}
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil || len(at) == 0 {
-		return starts, err
-	}
-	err := c.tree.leaves.each(0, c.tree.size, func(index int64, records []byte) error {
-		for i := 0; i < len(records); i += hashWidth {
-			for _, segment := range at[Hash(records[i:i+hashWidth])] {
-				starts[segment] = index + int64(i/hashWidth)
-			}
-		}
-		return nil
-	})
-	return starts, err
-}
-
-// finder looks for leaves that come soon after one another, but for jumps: what was
-// imported, adopted or swept, and long transactions.
-type finder struct {
-	leaves *spool
-	size   int64
-	next   int64
-	window []byte
-	from   int64 // of the window
-
-	misses, patience int // in a row, and after how many all leaves are searched
-}
-
-// find returns the index of a leaf, or -1 where none near is it, and it is none after a
-// jump that was looked for.
-func (f *finder) find(hash *Hash) (int64, error) {
-	within := int64(lookahead)
-	if f.misses > 0 {
-		within = nearby
-	}
-	index, err := f.ahead(hash, within)
-	if err != nil || index >= 0 {
-		f.misses = 0
-		return index, err
-	}
-	// Lines that are no leaf at all are searched for less and less often.
-	if f.misses++; f.misses <= f.patience {
-		return -1, nil
-	}
-	err = f.leaves.each(0, f.size, func(from int64, records []byte) error {
-		for i := 0; i < len(records); i += hashWidth {
-			if bytes.Equal(records[i:i+hashWidth], hash[:]) {
-				index = from + int64(i/hashWidth)
-				return errEnough
-			}
-		}
-		return nil
-	})
-	switch {
-	case errors.Is(err, errEnough):
-		f.next, f.misses, f.patience = index+1, 0, 0
-		return index, nil
-	case err == nil:
-		f.patience = 2*f.patience + nearby
-	}
-	return -1, err
-}
-
-func (f *finder) ahead(hash *Hash, within int64) (int64, error) {
-	for i := f.next; i < min(f.next+within, f.size); i++ {
-		at := (i - f.from) * int64(hashWidth)
-		if at < 0 || at >= int64(len(f.window)) {
-			if f.window = f.window[:cap(f.window)]; len(f.window) == 0 {
-				f.window = make([]byte, 2*lookahead*hashWidth)
-			}
-			n, err := f.leaves.read(f.window[:min(int64(len(f.window)), (f.size-i)*int64(hashWidth))], i)
-			if err != nil {
-				return -1, err
-			}
-			f.window, f.from, at = f.window[:n*int64(hashWidth)], i, 0
-		}
-		if bytes.Equal(f.window[at:at+int64(hashWidth)], hash[:]) {
-			f.next = i + 1
-			return i, nil
-		}
-	}
-	return -1, nil
-}
-
-// findSegment hashes the lines of a segment and finds their leaves, while the next
-// ones are read, uncompressed and held against the manifest.
-func (c *check) findSegment(ctx context.Context, s archived, start int64, mu *sync.Mutex) error {
-	batches := make(chan []byte, 2)
-	spare := make(chan []byte, 3)
-	found := make(chan error, 1)
-	go func() { found <- c.findLines(s, start, batches, spare, mu) }()
-
-	batch := make([]byte, 0, linesAtOnce)
-	send := func() {
-		if len(batch) > 0 {
-			batches <- batch
-			select {
-			case batch = <-spare:
-			default:
-				batch = make([]byte, 0, linesAtOnce)
-			}
-			batch = batch[:0]
-		}
-	}
-	err := c.readObject(ctx, s, func(line []byte) error {
-		// As what is hashed: a zero byte before it. Lines hold no line feed.
-		batch = append(append(append(batch, 0), line...), '\n')
-		if len(batch) >= linesAtOnce {
-			send()
-		}
-		return nil
-	}, mu)
-	send()
-	close(batches)
-	return errors.Join(err, <-found)
-}
-
-func (c *check) findLines(s archived, start int64, batches <-chan []byte, spare chan<- []byte, mu *sync.Mutex) error {
-	f := &finder{leaves: c.tree.leaves, size: c.tree.size, next: max(start, 0)}
-	var failed error
-	number, known := int64(0), int64(0)
-	for batch := range batches {
-		for rest := batch; len(rest) > 0 && failed == nil; {
-			end := bytes.IndexByte(rest, '\n')
-			line := rest[:end]
-			rest = rest[end+1:]
-			number++
-			hash := sha256.Sum256(line)
-			index, err := f.find(&hash)
-			switch {
-			case err != nil:
-				failed = err
-			case index >= 0:
-				known++
-			default:
-				failed = c.strayed(s, number, &hash, line[1:], mu)
-			}
-		}
-		select {
-		case spare <- batch:
-		default:
-		}
-	}
-	mu.Lock()
-	defer mu.Unlock()
-	c.report.Archived += known
-	return failed
-}
-
-// strayed keeps a line whose leaf does not follow those of the lines before it.
-func (c *check) strayed(s archived, number int64, hash *Hash, line []byte, mu *sync.Mutex) error {
-	mu.Lock()
-	defer mu.Unlock()
-	a := &c.archive
-	if len(a.strays) >= strayLines {
-		if err := c.findStrays(); err != nil {
-			return err
-		}
-		if len(a.strays) > strayLines/2 {
-			a.more++
-			return nil
-		}
-	}
-	k, _, _ := entryOf(line)
-	a.strays[*hash] = strayLine{object: s.manifest.ObjectKey, line: number, key: k, archived: s.manifest.ArchivedAt}
-	return nil
-}
-
-// findStrays looks for all of them among all leaves.
-func (c *check) findStrays() error {
-	a := &c.archive
-	if len(a.strays) == 0 {
-		return nil
-	}
-	return c.tree.leaves.each(0, c.tree.size, func(_ int64, records []byte) error {
-		for i := 0; i < len(records); i += hashWidth {
-			hash := Hash(records[i : i+hashWidth])
-			if _, ok := a.strays[hash]; ok {
-				delete(a.strays, hash)
-				c.report.Archived++
-			}
-		}
-		return nil
-	})
+	return err
 }

@@ -1,7 +1,6 @@
 package verify_test
 
 import (
-	"bytes"
 	"strings"
 	"testing"
 	"time"
@@ -10,7 +9,6 @@ import (
 
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/segment"
-	"pgcustody/jobs/store"
 	"pgcustody/jobs/verify"
 )
 
@@ -122,35 +120,15 @@ func TestArchiveObjects(t *testing.T) {
 	}
 }
 
-// forgeSegment archives an event that never was.
+// forgeSegment archives an event that never was, and says that it is the leaf of
+// another.
 func (f *fixture) forgeSegment(name segment.Name, like event) {
 	f.Helper()
 	var entry string
 	require.NoError(f, f.conn.QueryRow(f.Context(), "select custody.audit_entry(a) from custody_data.audit_logs a"+thisRow, like.id, like.occurred).Scan(&entry))
 	at := like.occurred.UTC().AddDate(0, 0, 1)
 	entry = strings.Replace(entry, like.occurred.UTC().Format(time.DateOnly), at.Format(time.DateOnly), 1)
-	var object bytes.Buffer
-	writer, err := segment.NewWriter(&object)
-	require.NoError(f, err)
-	require.NoError(f, writer.WriteEntry([]byte(entry)))
-	sums, err := writer.Close()
-	require.NoError(f, err)
-	f.putSegment(name, object.Bytes(), sums, segment.XID(like.xid), segment.XID(like.xid+1), at, at)
-}
-
-// putSegment puts events and their manifest into the bucket.
-func (f *fixture) putSegment(name segment.Name, object []byte, sums segment.Sums, from, to segment.XID, first, last time.Time) {
-	f.Helper()
-	until := time.Now().Add(24 * time.Hour)
-	put, err := f.store.Put(f.Context(), name.ObjectKey(), bytes.NewReader(object), store.PutOptions{RetainUntil: until})
-	require.NoError(f, err)
-	m := segment.Manifest{Version: 1, EntryVersion: 1, SchemaVersion: 12, SoftwareVersion: "test", Day: segment.Date(name.Day), Part: name.Part,
-		XIDFrom: from, XIDTo: to, Rows: sums.Rows, FirstOccurredAt: first, LastOccurredAt: last, ObjectKey: name.ObjectKey(), ObjectVersion: put.Version,
-		Compression: "zstd", PlainBytes: sums.PlainBytes, PlainSHA256: sums.PlainSHA256, StoredBytes: sums.StoredBytes, StoredSHA256: sums.StoredSHA256,
-		RetainUntil: until.UTC(), ArchivedAt: time.Now().UTC()}
-	document, err := m.Encode()
-	require.NoError(f, err)
-	f.put(name.ManifestKey(), document)
+	f.putSegment(name, segment.Runs{{First: like.leaf, Count: 1}}, []string{entry}, time.Now().Add(24*time.Hour))
 }
 
 // TestLogins verifies as each login that may: the one of the jobs under its policies

@@ -28,14 +28,14 @@ func (c *check) resolve(ctx context.Context, d *database) error {
 // pair finds leaves by their hash: a row whose leaf is there, but not where the map
 // puts it, was not changed.
 func (c *check) pair(d *database) error {
-	t, r, a := &c.tree, &c.rows, &c.archive
+	t, r := &c.tree, &c.rows
 	byHash := map[Hash][]*stray{}
 	for _, list := range [][]stray{r.behind, r.beyond} {
 		for i := range list {
 			byHash[list[i].hash] = append(byHash[list[i].hash], &list[i])
 		}
 	}
-	if len(byHash)+len(a.strays) == 0 {
+	if len(byHash) == 0 {
 		return nil
 	}
 	keys := make([]byte, 4096*keyWidth)
@@ -48,14 +48,6 @@ func (c *check) pair(d *database) error {
 		for i := int64(0); i < int64(len(records)/hashWidth); i++ {
 			index := from + i
 			hash := Hash(records[i*int64(hashWidth) : (i+1)*int64(hashWidth)])
-			if line, ok := a.strays[hash]; ok {
-				delete(a.strays, hash)
-				r.archived.set(index)
-				c.report.Archived++
-				if len(byHash[hash]) == 0 && !r.seen.has(index) {
-					a.miss(leaf{key: line.key, index: index}, line.at)
-				}
-			}
 			waiting := byHash[hash]
 			if len(waiting) == 0 || r.seen.has(index) {
 				continue
@@ -112,7 +104,9 @@ func (c *check) explainMissing(d *database) error {
 			continue
 		}
 		for _, l := range month.leaves {
-			kept[l.index] = l.key
+			if kept[l.index] = l.key; l.key == (key{}) {
+				kept[l.index] = a.keys[l.index]
+			}
 		}
 		if more := month.count - int64(len(month.leaves)); more > 0 {
 			c.report.Counts[RowMissing] += more
@@ -266,7 +260,7 @@ func (c *check) lostWith(d *database, size int64, incarnation uuid.UUID) bool {
 
 // explainStrays says what a row is that nothing explains.
 func (c *check) explainStrays(d *database) {
-	r, a := &c.rows, &c.archive
+	r := &c.rows
 	for i := range r.behind {
 		s := &r.behind[i]
 		if s.paired {
@@ -276,7 +270,6 @@ func (c *check) explainStrays(d *database) {
 		if s.key.xid >= d.next && !d.moved {
 			kind, detail = XIDBeyond, fmt.Sprintf("a row of transaction %d, and the server has come to %d", s.key.xid, d.next)
 		}
-		delete(a.strays, s.hash)
 		c.find(Finding{Kind: kind, Event: &s.key.id, Detail: detail})
 	}
 	if r.behindMore > 0 {
@@ -288,26 +281,12 @@ func (c *check) explainStrays(d *database) {
 		if s.paired {
 			continue
 		}
-		delete(a.strays, s.hash)
 		if s.key.xid >= d.next && !d.moved {
 			r.unsealed--
 			c.find(Finding{Kind: XIDBeyond, Event: &s.key.id, Detail: fmt.Sprintf("a row of transaction %d, and the server has come to %d", s.key.xid, d.next)})
 		}
 	}
 	c.report.Unsealed = r.unsealed
-
-	// Lines of the archive that are no leaf's.
-	unknown := map[string]int64{}
-	for _, s := range a.strays {
-		if s.known {
-			c.find(Finding{Kind: ObjectChanged, Object: s.object, Detail: fmt.Sprintf("line %d is no leaf of the tree", s.line)})
-		} else {
-			unknown[s.object]++
-		}
-	}
-	for object, n := range unknown {
-		c.note("%s: %d lines are no leaf of the tree; the database has no record of the segment, which a database may have written that was restored since", object, n)
-	}
 }
 
 // misplaced remembers that the map is wrong about a leaf.

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"pgcustody/jobs/segment"
 )
 
 const (
@@ -441,6 +443,7 @@ type segmentClaim struct{ rows, bytes, stored int64 }
 var (
 	actionDrop        = []byte("partition.drop")
 	actionSegment     = []byte("archive.segment")
+	actionExpire      = []byte("archive.expire")
 	actionIncarnation = []byte("incarnation.open")
 	systemTenant      = []byte("system")
 )
@@ -471,6 +474,13 @@ func (c *check) claim(action []byte, resource string, metadata []byte) {
 		}
 		if json.Unmarshal(metadata, &said) == nil {
 			c.segmentEvents[resource] = segmentClaim{said.Rows, said.Bytes, said.StoredBytes}
+		}
+	case bytes.Equal(action, actionExpire):
+		var said struct {
+			Leaves segment.SHA256 `json:"leaves_sha256"`
+		}
+		if json.Unmarshal(metadata, &said) == nil {
+			c.expire(resource, Hash(said.Leaves))
 		}
 	case bytes.Equal(action, actionIncarnation):
 		var said struct {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+
+	"pgcustody/jobs/segment"
 )
 
 // spool is a temporary file of records of one size. It has no name once it is
@@ -98,6 +100,18 @@ func (s spans) has(i int64) bool {
 	for _, span := range s {
 		if i >= span[0] && i < span[1] {
 			return true
+		}
+	}
+	return false
+}
+
+// in tells whether one of the runs has a leaf of the spans.
+func (s spans) in(runs segment.Runs) bool {
+	for _, span := range s {
+		for _, run := range runs {
+			if run.First < span[1] && run.End() > span[0] {
+				return true
+			}
 		}
 	}
 	return false

@@ -491,8 +491,10 @@ func recordTamperings() []tampering {
 	_ = byDay
 	return []tampering{
 		change("digest", "stored_sha256 = sha256('x')"),
-		change("count", "rows_archived = rows_archived + 1"),
-		change("manifest", "manifest = manifest || '{\"rows\": 1}'"),
+		change("count", "events = events + 1"),
+		change("manifest", "manifest_sha256 = sha256('x')"),
+		change("root", "root_hash = sha256('x')"),
+		change("leaves", "leaves = '{[100000,100001)}'"),
 		change("object", "object_key = object_key || 'x'"),
 		{name: "archive record deleted", places: []string{archived},
 			do: func(f *fixture, e event) {
@@ -501,8 +503,10 @@ func recordTamperings() []tampering {
 			found: aboutSegment},
 		{name: "archive record invented", places: []string{hot},
 			do: func(f *fixture, e event) {
-				f.exec(`insert into custody_data.archive_segments select 'system', day + 1, 1, xid_from, xid_to, opened_at, replace(object_key, day::text, (day + 1)::text), replace(manifest_key, day::text, (day + 1)::text),
-					rows_archived, plain_bytes, stored_bytes, plain_sha256, stored_sha256, first_occurred_at, last_occurred_at, retain_until, manifest, recorded_at
+				f.exec(`insert into custody_data.archive_segments (day, part, leaves, events, opened_at, object_key, manifest_key, plain_bytes, compressed_bytes, stored_bytes, plain_sha256,
+					compressed_sha256, stored_sha256, manifest_sha256, root_hash, first_occurred_at, last_occurred_at, people, recipients, retain_until, recorded_at)
+					select day + 1, 1, leaves, events, opened_at, replace(object_key, day::text, (day + 1)::text), replace(manifest_key, day::text, (day + 1)::text), plain_bytes, compressed_bytes, stored_bytes,
+					plain_sha256, compressed_sha256, stored_sha256, manifest_sha256, root_hash, first_occurred_at, last_occurred_at, people, recipients, retain_until, recorded_at
 					from custody_data.archive_segments order by day desc limit 1`)
 			},
 			found: func(*fixture, event, string) []string {

@@ -20,6 +20,7 @@ import (
 	"slices"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
@@ -125,6 +126,8 @@ type Report struct {
 	Leaves   int64 `json:"leaves"`
 	Events   int64 `json:"events"`
 	Archived int64 `json:"archived_events"`
+	// Expired are those whose archive has expired, by a sealed event or a signed index.
+	Expired  int64 `json:"expired_events"`
 	Unsealed int64 `json:"unsealed_events"`
 	// Findings, of each kind no more than the first hundred; Counts has them all.
 	Findings []Finding      `json:"findings"`
@@ -154,6 +157,9 @@ type Options struct {
 	Origin  string
 	// Keys are the verifier's own, not those that the database or the bucket names.
 	Keys []ledger.VerifierKey
+	// Identities open the archive's objects. Without one its lines are not read: what an
+	// archived event said is then not known, nor what it said was done to the trail.
+	Identities []age.Identity
 	// MaxAge is how old the newest checkpoint may be; default 2 h, since there is
 	// one at least each hour.
 	MaxAge time.Duration
@@ -207,7 +213,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 	c := &check{
 		Options: o,
 		report:  &Report{Origin: o.Origin, Findings: []Finding{}, Counts: map[Kind]int64{}},
-		drops:   map[string]bool{}, segmentEvents: map[string]segmentClaim{}, incarnationEvents: map[string]bool{},
+		drops:   map[string]bool{}, segmentEvents: map[string]segmentClaim{}, incarnationEvents: map[string]bool{}, expired: map[string]map[Hash]bool{},
 	}
 	err := c.run(ctx)
 	c.conclude(err)
@@ -236,6 +242,8 @@ type check struct {
 	drops             map[string]bool // partitions, by name
 	segmentEvents     map[string]segmentClaim
 	incarnationEvents map[string]bool // by id
+	// expired are the digests of the runs of segments that were said to have expired.
+	expired map[string]map[Hash]bool
 }
 
 func (c *check) run(ctx context.Context) error {

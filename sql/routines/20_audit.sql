@@ -21,6 +21,54 @@ revoke all on function custody_data.new_entry_id() from public;
 grant execute on function custody_data.new_entry_id() to custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.new_entry_id() is 'A new log_entry_id, ordered by time: RFC 9562 version 7.';
 
+create or replace function custody_data.make_month(p_table text, p_month timestamp)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('create table custody_data.%I (like custody_data.audit_logs including all)', p_table);
+  execute format('comment on table custody_data.%I is %L', p_table,
+    format('Events of %s (UTC). Read and written through audit_logs alone.', to_char(p_month, 'YYYY-MM')));
+end
+$$;
+revoke all on function custody_data.make_month(text, timestamp) from public;
+comment on function custody_data.make_month(text, timestamp) is 'Makes the table of a month of the trail, apart from it.';
+
+create or replace function custody_data.attach_month(p_table text, p_month timestamp)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  -- The bounds are written out in UTC: the text of a time depends on the session's DateStyle and TimeZone.
+  execute format('alter table custody_data.audit_logs attach partition custody_data.%I for values from (%L) to (%L)',
+    p_table, to_char(p_month, 'YYYY-MM-DD" 00:00:00+00"'), to_char(p_month + interval '1 month', 'YYYY-MM-DD" 00:00:00+00"'));
+end
+$$;
+revoke all on function custody_data.attach_month(text, timestamp) from public;
+comment on function custody_data.attach_month(text, timestamp) is 'Attaches the table of a month to the trail.';
+
+create or replace function custody_data.guard_month(p_table text, p_name text)
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  execute format('alter table custody_data.%I enable row level security, force row level security', p_table);
+  execute format('create policy %I on custody_data.%I for select to custody_backup using (true)', p_name || '_backup_select', p_table);
+  execute format('grant select on custody_data.%I to custody_backup', p_table);
+  execute format('create trigger a_reject_mutation before update or delete or truncate on custody_data.%I
+    for each statement execute function custody_data.tg_reject_mutation()', p_table);
+  execute format('alter table custody_data.%I enable always trigger a_reject_mutation', p_table);
+end
+$$;
+revoke all on function custody_data.guard_month(text, text) from public;
+comment on function custody_data.guard_month(text, text) is 'Puts up on the table of a month what a partition does not inherit: row-level security, the policy of backups, the guard of statements. p_name: what the table will be called.';
+
 -- definer: DDL on the trail; callers need no more than to append
 create or replace function custody.ensure_audit_partitions(p_from timestamptz, p_to timestamptz)
 returns integer
@@ -53,19 +101,10 @@ begin
     perform pg_relation_size(c.oid) from pg_class c where c.relnamespace = 'custody_data'::regnamespace and c.relname = v_name;
     continue when found;
 
-    -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice. The
-    -- bounds are written out in UTC: the text of a time depends on the session's DateStyle and TimeZone.
-    execute format('create table custody_data.%I (like custody_data.audit_logs including all)', v_name);
-    execute format('comment on table custody_data.%I is %L', v_name,
-      format('Events of %s (UTC). Read and written through audit_logs alone.', to_char(v_month, 'YYYY-MM')));
-    execute format('alter table custody_data.%I enable row level security, force row level security', v_name);
-    execute format('create policy %I on custody_data.%I for select to custody_backup using (true)', v_name || '_backup_select', v_name);
-    execute format('grant select on custody_data.%I to custody_backup', v_name);
-    execute format('create trigger a_reject_mutation before update or delete or truncate on custody_data.%I
-      for each statement execute function custody_data.tg_reject_mutation()', v_name);
-    execute format('alter table custody_data.%I enable always trigger a_reject_mutation', v_name);
-    execute format('alter table custody_data.audit_logs attach partition custody_data.%I for values from (%L) to (%L)',
-      v_name, to_char(v_month, 'YYYY-MM-DD" 00:00:00+00"'), to_char(v_month + interval '1 month', 'YYYY-MM-DD" 00:00:00+00"'));
+    -- Made apart and attached: that locks the trail SHARE UPDATE EXCLUSIVE, which appenders do not notice.
+    perform custody_data.make_month(v_name, v_month);
+    perform custody_data.guard_month(v_name, v_name);
+    perform custody_data.attach_month(v_name, v_month);
     v_made := v_made || v_name;
   end loop;
   if v_made <> '{}' and custody.current_tenant() is not null then

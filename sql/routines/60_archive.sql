@@ -12,18 +12,25 @@
 -- locks: open_segments takes the sealer's advisory lock, so that one opens at a time, and nobody seals or cuts leaves
 -- off meanwhile. Appenders wait for nothing here.
 
-create or replace function custody_data.retain_until(p_from timestamptz)
+create or replace function custody_data.audit_ends_at(p_from timestamptz)
 returns timestamptz
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
   -- The longest policy of any tenant: a segment holds events of all tenants.
-  select greatest(
-    max((p_from at time zone 'UTC' + p.keep) at time zone 'UTC'),
-    (now() at time zone 'UTC' + interval '30 days') at time zone 'UTC')
-  from custody_data.retention_policies p
-  where p.class = 'audit';
+  select max((p_from at time zone 'UTC' + p.keep) at time zone 'UTC') from custody_data.retention_policies p where p.class = 'audit';
+$$;
+revoke all on function custody_data.audit_ends_at(timestamptz) from public;
+comment on function custody_data.audit_ends_at(timestamptz) is 'End of the longest policy audit of any tenant, for what is kept from p_from on.';
+
+create or replace function custody_data.retain_until(p_from timestamptz)
+returns timestamptz
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select greatest(custody_data.audit_ends_at(p_from), (now() at time zone 'UTC' + interval '30 days') at time zone 'UTC');
 $$;
 revoke all on function custody_data.retain_until(timestamptz) from public;
 comment on function custody_data.retain_until(timestamptz) is 'Until when an object must at least be locked whose events are kept from p_from on, if it is recorded now: the end of the policy audit, and 30 days from now.';
@@ -375,7 +382,8 @@ begin
         order by u.run
         limit p_limit
       ) r
-      cross join lateral generate_series(r.first / 256, (r.behind - 1) / 256) n (tile)
+      -- of a long run no more tiles than are asked for
+      cross join lateral generate_series(r.first / 256, least((r.behind - 1) / 256, r.first / 256 + p_limit)) n (tile)
       order by 1
       limit p_limit
     ) s

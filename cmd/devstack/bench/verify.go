@@ -16,6 +16,9 @@ import (
 	"syscall"
 	"time"
 
+	"filippo.io/age"
+
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
@@ -108,7 +111,7 @@ func (d *database) ledgerVerification(ctx context.Context, a *auditor) error {
 			return err
 		}
 	}
-	if report, took, memory, err = a.verify(ctx, nil, "--from-objects"); err != nil {
+	if report, took, memory, err = a.verify(ctx, nil, "--from-objects", "--identity", a.d.stack.ArchiveIdentity()); err != nil {
 		return err
 	}
 	files, size, err := a.fetch(ctx)
@@ -128,7 +131,7 @@ func (d *database) ledgerVerification(ctx context.Context, a *auditor) error {
 	return nil
 }
 
-// fetch copies the segments into files.
+// fetch copies the segments into files, as they are compressed.
 func (a *auditor) fetch(ctx context.Context) (files []string, size int64, err error) {
 	for name, value := range a.d.stack.Env() {
 		if strings.HasPrefix(name, "AWS_") {
@@ -141,6 +144,10 @@ func (a *auditor) fetch(ctx context.Context) (files []string, size int64, err er
 	if err != nil {
 		return nil, 0, err
 	}
+	identities, err := agekeys.ReadIdentities("archive", a.d.stack.ArchiveIdentity())
+	if err != nil {
+		return nil, 0, err
+	}
 	for object, err := range from.List(ctx, segment.Prefix) {
 		if err != nil {
 			return nil, 0, err
@@ -149,7 +156,7 @@ func (a *auditor) fetch(ctx context.Context) (files []string, size int64, err er
 			continue
 		}
 		file := filepath.Join(a.folder, strconv.Itoa(len(files))+".zst")
-		n, err := copyObject(ctx, from, object.Key, file)
+		n, err := openObject(ctx, from, object.Key, identities, file)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -158,7 +165,8 @@ func (a *auditor) fetch(ctx context.Context) (files []string, size int64, err er
 	return files, size, nil
 }
 
-func copyObject(ctx context.Context, from store.Store, key, file string) (size int64, err error) {
+// openObject copies what an object of the archive holds, still compressed, into a file.
+func openObject(ctx context.Context, from store.Store, key string, identities []age.Identity, file string) (size int64, err error) {
 	object, err := from.Get(ctx, key, "")
 	if err != nil {
 		return 0, err
@@ -169,5 +177,9 @@ func copyObject(ctx context.Context, from store.Store, key, file string) (size i
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, to.Close()) }()
-	return io.Copy(to, object)
+	compressed, err := age.Decrypt(object, identities...)
+	if err != nil {
+		return 0, err
+	}
+	return io.Copy(to, compressed)
 }

@@ -73,6 +73,7 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 		return nil, fmt.Errorf("start stack: %w", err)
 	}
 	s.addPasswords()
+	s.addArchiveKey()
 	s.log = cmp.Or(o.Log, slog.New(slog.DiscardHandler))
 	if o.Ephemeral {
 		if err := guardStack(dir); err != nil {
@@ -83,6 +84,9 @@ func Start(ctx context.Context, o Options) (*Stack, error) {
 		if err := step(ctx); err != nil {
 			return nil, fmt.Errorf("start stack: %w", err)
 		}
+	}
+	if err := s.writeArchiveKey(); err != nil {
+		return nil, fmt.Errorf("start stack: %w", err)
 	}
 	if err := s.writeEnv(); err != nil {
 		return nil, fmt.Errorf("start stack: %w", err)
@@ -166,7 +170,7 @@ func (s *Stack) Destroy(ctx context.Context) error {
 	// By name: a folder that somebody gave by mistake may hold more than a stack.
 	var errs []error
 	for _, path := range []string{
-		s.PGHome, s.path("s3"), s.KeyDir(), s.path("env"), s.path("ca.crt"), s.path(stateFile), s.path(lockFile),
+		s.PGHome, s.path("s3"), s.KeyDir(), s.path("env"), s.ArchiveIdentity(), s.path("ca.crt"), s.path(stateFile), s.path(lockFile),
 	} {
 		if path != "" {
 			errs = append(errs, os.RemoveAll(path))
@@ -188,6 +192,10 @@ func (s *Stack) RootCert() string { return s.path("ca.crt") }
 
 // KeyDir is where the file provider keeps the keys of tenants; it makes it.
 func (s *Stack) KeyDir() string { return s.path("keys") }
+
+// ArchiveIdentity is the file with the identity that opens the archive. The jobs are
+// given its recipient alone.
+func (s *Stack) ArchiveIdentity() string { return s.path("archive.key") }
 
 // LogDir is where Postgres writes its JSON log.
 func (s *Stack) LogDir() string { return filepath.Join(s.PGHome, "log") }
@@ -242,6 +250,9 @@ func (s *Stack) Env() map[string]string {
 		"PGCUSTODY_KEYS":        "file:" + s.KeyDir(),
 		"PGCUSTODY_WEBHOOK_KEY": s.WebhookKey,
 
+		"PGCUSTODY_ARCHIVE_RECIPIENTS": s.archiveRecipient(),
+		"DEVSTACK_ARCHIVE_IDENTITY":    s.ArchiveIdentity(),
+
 		"AWS_ENDPOINT_URL_S3":   s.Endpoint(),
 		"AWS_REGION":            Region,
 		"AWS_ACCESS_KEY_ID":     s.AccessKey,
@@ -261,6 +272,11 @@ func (s *Stack) Env() map[string]string {
 }
 
 // writeEnv writes the settings for a shell to source.
+// writeArchiveKey writes the file that whoever reads the archive gives to --identity.
+func (s *Stack) writeArchiveKey() error {
+	return writeFile(s.ArchiveIdentity(), []byte(s.ArchiveKey+"\n"), 0o600)
+}
+
 func (s *Stack) writeEnv() error {
 	env := s.Env()
 	var b strings.Builder

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"filippo.io/age"
 )
 
 const (
@@ -30,11 +32,13 @@ type state struct {
 	Initialised bool              `json:"initialised"` // the cluster is complete
 	Postgres    process           `json:"postgres"`
 
-	S3Port     int     `json:"s3_port"`
-	AccessKey  string  `json:"access_key"`
-	SecretKey  string  `json:"secret_key"`
-	Bucket     string  `json:"bucket"`
-	WebhookKey string  `json:"webhook_key"` // hex
+	S3Port     int    `json:"s3_port"`
+	AccessKey  string `json:"access_key"`
+	SecretKey  string `json:"secret_key"`
+	Bucket     string `json:"bucket"`
+	WebhookKey string `json:"webhook_key"` // hex
+	// ArchiveKey is the identity of age that opens the archive.
+	ArchiveKey string  `json:"archive_key"`
 	Gateway    process `json:"gateway"`
 }
 
@@ -59,6 +63,25 @@ func (st *state) addPasswords() {
 	for _, name := range names {
 		st.Passwords[name] = cmp.Or(st.Passwords[name], random(16))
 	}
+}
+
+// addArchiveKey makes the identity that opens the archive, where there is none.
+func (st *state) addArchiveKey() {
+	if st.ArchiveKey != "" {
+		return
+	}
+	if identity, err := age.GenerateX25519Identity(); err == nil { // fails where the system has no randomness
+		st.ArchiveKey = identity.String()
+	}
+}
+
+// archiveRecipient is the public key of the archive's identity.
+func (st *state) archiveRecipient() string {
+	identity, err := age.ParseX25519Identity(st.ArchiveKey)
+	if err != nil {
+		return ""
+	}
+	return identity.Recipient().String()
 }
 
 // random returns n random bytes in hex.

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"pgcustody/db"
 	"pgcustody/jobs"
@@ -38,11 +39,13 @@ Safe to run again, and while another run is at work.`,
 		Use:   "verify",
 		Short: "Read segments back from the store and hold them against manifest and record",
 		Long: `Read segments back from the store and hold every line against the manifest, and both
-against the record; the locks too. Without --sample all segments are read, and
-objects that are on no record are found. Exit status 4 if anything is wrong.`,
+against the record; the locks too. Without --identity the stored bytes are held against
+the manifest by their digest. Without --sample all segments are read, and objects that
+are on no record are found. Exit status 4 if anything is wrong.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return a.Verify(cmd.Context()) },
 	}
 	verify.Flags().IntVar(&a.Sample, "sample", 0, "only this many segments: the newest, and others at random")
+	addIdentities(verify.Flags(), &a.Identities)
 	cmd.AddCommand(run, list, verify)
 	return cmd
 }
@@ -51,15 +54,36 @@ type archive struct {
 	*App
 	DryRun bool
 	Sample int
+	// Identities are files that open the archive.
+	Identities []string
+}
+
+// addIdentities declares the flag for what opens the archive.
+func addIdentities(flags *pflag.FlagSet, files *[]string) {
+	flags.StringArrayVar(files, "identity", nil, "file with an identity of age that opens the archive; again for more")
 }
 
 func (a *archive) Run(ctx context.Context) error {
 	if a.DryRun {
 		return a.plan(ctx)
 	}
-	return a.runJobs(ctx, "run", true, func(*pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
-		return []jobArgs{jobs.ArchiveArgs{}}, nil
-	})
+	return a.runJobs(ctx, "run", true, func(_ *pgxpool.Pool, deps *jobs.Deps) ([]jobArgs, error) { return a.archiveJob(deps) })
+}
+
+// archiveJob is the job with what it needs: recipients, and the signer that signs its
+// index where one is configured.
+func (a *App) archiveJob(deps *jobs.Deps) ([]jobArgs, error) {
+	if len(a.recipients.Keys) == 0 {
+		return nil, &ConfigError{Field: "--archive-recipients", Problem: "required: the archive is always encrypted; give public keys of age, age1…, whose identities are kept apart from this machine, or a file of them, or set PGCUSTODY_ARCHIVE_RECIPIENTS; age-keygen makes one"}
+	}
+	if a.Signer != "" {
+		signer, err := a.needSigner()
+		if err != nil {
+			return nil, err
+		}
+		deps.Signer = signer // until the process ends
+	}
+	return []jobArgs{jobs.ArchiveArgs{}}, nil
 }
 
 // inSystem runs work in the context of tenant system.
@@ -179,8 +203,12 @@ func (a *archive) Verify(ctx context.Context) error {
 	if a.Sample < 0 {
 		return a.wrong("sample", fmt.Sprint(a.Sample), "must be 0 or more")
 	}
+	identities, err := a.identities(a.Identities)
+	if err != nil {
+		return err
+	}
 	var checks []jobs.SegmentCheck
-	err := a.withDatabase(ctx, "verify", func(pool *pgxpool.Pool) error {
+	err = a.withDatabase(ctx, "verify", func(pool *pgxpool.Pool) error {
 		opened, err := a.openStore(ctx, true)
 		if err != nil {
 			return err
@@ -191,7 +219,7 @@ func (a *archive) Verify(ctx context.Context) error {
 		}
 		bar := a.newProgress()
 		defer bar.Done()
-		checks, err = jobs.VerifyArchive(ctx, deps, a.Sample, func(done, total int) {
+		checks, err = jobs.VerifyArchive(ctx, deps, identities, a.Sample, func(done, total int) {
 			bar.Show(jobs.Progress{Job: "archive verify", Unit: "segments", Done: int64(done), Total: int64(total)})
 		})
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/keys"
 	"pgcustody/jobs/store"
 )
@@ -41,6 +42,9 @@ type Config struct {
 	// StoreOptions says how objects are put there.
 	StoreAccept  []string
 	StoreOptions store.Options
+	// ArchiveRecipients are public keys of age that the archive is encrypted to, or the
+	// name of a file of them. Empty: nothing is archived.
+	ArchiveRecipients string
 	// Keys names the provider of key-encryption keys, as in awskms:KEY. Empty:
 	// whatever needs a key stays locked.
 	Keys string
@@ -58,7 +62,8 @@ type Config struct {
 	// Command is the words of the running command, as in `retention run`.
 	Command string
 
-	provider keys.Provider // that of Keys, or nil
+	provider   keys.Provider // that of Keys, or nil
+	recipients agekeys.Recipients
 
 	getenv  func(string) (string, bool)
 	sources map[string]string
@@ -111,6 +116,8 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "s3-sse-kms-key", "PGCUSTODY_S3_SSE_KMS_KEY")
 	flags.StringVar(&c.StoreOptions.PathStyle, "s3-path-style", "", "true or false: S3 bucket behind the host or in its name; default by endpoint")
 	fromEnv(flags, "s3-path-style", "PGCUSTODY_S3_PATH_STYLE")
+	flags.StringVar(&c.ArchiveRecipients, "archive-recipients", "", "public keys of age to encrypt the archive to, age1…,age1…, or a file of them")
+	fromEnv(flags, "archive-recipients", "PGCUSTODY_ARCHIVE_RECIPIENTS")
 	flags.StringVar(&c.Keys, "keys", "", "provider of key-encryption keys: file:/directory, env: or awskms:KEY")
 	fromEnv(flags, "keys", "PGCUSTODY_KEYS")
 	flags.StringVar(&c.Signer, "signer", "", "folder of the key that signs checkpoints of the audit ledger")
@@ -174,6 +181,15 @@ func (c *Config) resolve(cmd *cobra.Command) error {
 	var option *store.OptionError
 	if errors.As(c.StoreOptions.Check(), &option) {
 		return c.wrong(storeOptions[option.Name], option.Value, option.Problem)
+	}
+	if c.ArchiveRecipients != "" {
+		var err error
+		if c.recipients, err = agekeys.ParseSetting(c.field("archive-recipients"), c.ArchiveRecipients); err != nil {
+			var wrong *agekeys.Error
+			errors.As(err, &wrong)
+			// The value is not shown: it may be an identity that was set by mistake.
+			return &ConfigError{Field: wrong.Place, Problem: wrong.What}
+		}
 	}
 	if c.Keys != "" {
 		var err error

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"pgcustody/db"
 	"pgcustody/jobs"
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/store"
 	"pgcustody/sql"
 )
@@ -115,6 +117,15 @@ func (a *App) namedStore(ctx context.Context) (store.Store, error) {
 	return opened, err
 }
 
+// identities reads the files with identities of age that open the archive.
+func (a *App) identities(files []string) ([]age.Identity, error) {
+	identities, err := agekeys.ReadIdentities("--identity", files...)
+	if wrong := new(agekeys.Error); errors.As(err, &wrong) {
+		return nil, &ConfigError{Field: wrong.Place, Problem: wrong.What}
+	}
+	return identities, err
+}
+
 // deps is what workers in this process are built on.
 func (a *App) deps(pool *pgxpool.Pool, s store.Store) (jobs.Deps, error) {
 	key, err := a.WebhookKey()
@@ -122,7 +133,7 @@ func (a *App) deps(pool *pgxpool.Pool, s store.Store) (jobs.Deps, error) {
 		return jobs.Deps{}, err
 	}
 	return jobs.Deps{
-		Pool: pool, Unlock: a.unlocker(pool), Store: s, Log: a.Log, Actor: a.Actor,
+		Pool: pool, Unlock: a.unlocker(pool), Store: s, Recipients: a.recipients, Log: a.Log, Actor: a.Actor,
 		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}},
 	}, nil
 }

@@ -50,8 +50,8 @@ type runJob struct {
 
 // runnable makes the arguments of each job that `run` knows.
 var runnable = map[string]func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error){
-	"archive": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
-		return []jobArgs{jobs.ArchiveArgs{}}, nil
+	"archive": func(_ context.Context, r *runJob, _ *pgxpool.Pool, deps *jobs.Deps) ([]jobArgs, error) {
+		return r.archiveJob(deps)
 	},
 	"seal": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.SealArgs{}}, nil

@@ -28,6 +28,8 @@ what a policy hides from another shows as missing. Leaf hashes wait in TMPDIR, 5
 an event.
 
 With --from-objects the bucket alone is verified: checkpoints, tiles, and the archive.
+With --identity the archive's lines are read; without, its manifests are held against the
+tree, and its objects against the manifests by the digest of what is stored.
 
 Exit status 0: intact. 1: altered. 2: something could not be looked at. 3: set back,
 consistently: events of the end are lost.`,
@@ -36,6 +38,7 @@ consistently: events of the end are lost.`,
 	flags := cmd.Flags()
 	flags.BoolVar(&v.FromObjects, "from-objects", false, "verify the bucket alone, without a database")
 	addVerifierKeys(flags, &v.VKeys)
+	addIdentities(flags, &v.Identities)
 	flags.DurationVar(&v.MaxAge, "max-anchor-age", 2*time.Hour, "how old the newest checkpoint may be")
 	return cmd
 }
@@ -44,6 +47,7 @@ type verification struct {
 	*App
 	FromObjects bool
 	VKeys       []string
+	Identities  []string
 	MaxAge      time.Duration
 }
 
@@ -79,10 +83,14 @@ func (v *verification) Run(ctx context.Context) error {
 	if err != nil {
 		return unchecked(err)
 	}
+	identities, err := v.identities(v.Identities)
+	if err != nil {
+		return err
+	}
 	bar := v.newProgress()
 	defer bar.Done()
 	options := verify.Options{
-		Store: opened, Origin: origin, Keys: keys, MaxAge: v.MaxAge,
+		Store: opened, Origin: origin, Keys: keys, MaxAge: v.MaxAge, Identities: identities,
 		Show: func(stage string, done, total int64) {
 			bar.Show(jobs.Progress{Job: "verify", Unit: stage, Done: done, Total: total})
 		},

@@ -114,6 +114,10 @@ func (w *work) Run(ctx context.Context) error {
 		if opened == nil {
 			w.Log.Warn("no store: nothing is archived or anchored, certificates are not put under lock, exports wait")
 		}
+		if opened != nil && len(w.recipients.Keys) == 0 {
+			w.Log.Warn("no archive recipients: nothing is archived")
+			w.Schedule.Archive = 0
+		}
 		if w.provider == nil {
 			w.Log.Warn("no key provider: exports wait, erasures do not search what is sealed, and nobody looks after keys")
 			w.Schedule.Keys = 0

@@ -1,0 +1,336 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
+
+	"pgcustody/db"
+	"pgcustody/jobs/segment"
+)
+
+// A segment is streamed by chunks of its leaves: one connection reads of which
+// events the leaves are (the ledger's map and tiles), two others copy their rows,
+// each a chunk at a time, and what they have found right goes on in the order of the
+// leaves. Every line is held against its leaf on the way, so that what reaches the
+// store is what was sealed, or nothing does. Memory is bounded by the batches that
+// are under way.
+const (
+	// chunkLeaves is how many leaves are copied by one statement. Rows of the map are
+	// of one tile at most; mapRows is how many are asked for at first, mostRows where
+	// they are of few leaves each.
+	chunkLeaves       = 8192
+	mapRows, mostRows = chunkLeaves / 256, chunkLeaves
+	// copiesAtOnce is the number of connections that copy, batchBytes how much of
+	// their lines is handed on at a time, and batchesAhead how many batches of a
+	// chunk may wait for the chunk before.
+	copiesAtOnce = 2
+	batchBytes   = 256 << 10
+	batchesAhead = 16
+)
+
+// leaf is one of a segment, with the event that the map has for it.
+type leaf struct {
+	eventKey
+	index int64
+	hash  segment.SHA256
+}
+
+// chunk is a stretch of a segment's leaves whose events ascend.
+type chunk struct {
+	leaves []leaf
+	out    chan *batch
+}
+
+// batch is a run of lines, with line feeds, that were compared with their leaves.
+type batch struct {
+	lines       []byte
+	hashes      []segment.SHA256
+	first, last time.Time
+}
+
+func (b *batch) reset() *batch {
+	b.lines, b.hashes = b.lines[:0], b.hashes[:0]
+	b.first, b.last = time.Time{}, time.Time{}
+	return b
+}
+
+// streamer streams the lines of one segment.
+type streamer struct {
+	day   time.Time
+	part  int
+	begin func(context.Context, func(pgx.Tx) error) error // a transaction for a copy
+	spare chan *batch
+}
+
+// stream calls take with all batches, in order. leaves is the transaction that the
+// map is read in.
+func (s *streamer) stream(ctx context.Context, leaves pgx.Tx, take func(*batch) error) error {
+	s.spare = make(chan *batch, (copiesAtOnce+1)*batchesAhead)
+	group, ctx := errgroup.WithContext(ctx)
+	toCopy, inOrder := make(chan *chunk), make(chan *chunk, copiesAtOnce)
+	group.Go(func() error {
+		defer close(toCopy)
+		defer close(inOrder)
+		return s.readMap(ctx, leaves, func(c *chunk) error {
+			for _, to := range []chan<- *chunk{inOrder, toCopy} {
+				if err := send(ctx, to, c); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+	for range copiesAtOnce {
+		group.Go(func() error {
+			return s.begin(ctx, func(tx pgx.Tx) error {
+				for c := range toCopy {
+					if err := s.copy(ctx, tx, c); err != nil {
+						return err
+					}
+					close(c.out) // after an error the group's context ends who waits
+				}
+				return nil
+			})
+		})
+	}
+	group.Go(func() error {
+		for {
+			c, ok, err := receive(ctx, inOrder)
+			if err != nil || !ok {
+				return err
+			}
+			for {
+				b, ok, err := receive(ctx, c.out)
+				if err != nil {
+					return err
+				}
+				if !ok {
+					break
+				}
+				if err := take(b); err != nil {
+					return err
+				}
+				select {
+				case s.spare <- b:
+				default:
+				}
+			}
+		}
+	})
+	return group.Wait()
+}
+
+func send[T any](ctx context.Context, to chan<- T, what T) error {
+	select {
+	case to <- what:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func receive[T any](ctx context.Context, from <-chan T) (what T, ok bool, err error) {
+	select {
+	case what, ok = <-from:
+		return what, ok, nil
+	case <-ctx.Done():
+		return what, false, ctx.Err()
+	}
+}
+
+// readMap reads the segment's leaves and gives them on in chunks.
+func (s *streamer) readMap(ctx context.Context, tx pgx.Tx, give func(*chunk) error) error {
+	next := int64(0)
+	current := &chunk{}
+	flush := func() error {
+		if len(current.leaves) == 0 {
+			return nil
+		}
+		current.out = make(chan *batch, batchesAhead)
+		full := current
+		current = &chunk{}
+		return give(full)
+	}
+	for most := int32(mapRows); ; {
+		rows, err := db.New().SegmentLeaves(ctx, tx, db.SegmentLeavesParams{
+			Day: s.day.Format(time.DateOnly), Part: int32(s.part), FromLeaf: next, MaxSlices: most, //nolint:gosec // parts are few
+		})
+		if err != nil {
+			return err
+		}
+		leaves := 0
+		for _, row := range rows {
+			n := len(row.Xids) / 8
+			if row.FirstLeaf < next || n == 0 || len(row.Xids) != 8*n || len(row.EntryIds) != 16*n || len(row.Hashes) != 32*n {
+				return fmt.Errorf("leaves from %d on are not of one length", row.FirstLeaf)
+			}
+			for i := range n {
+				l := leaf{index: row.FirstLeaf + int64(i), hash: segment.SHA256(row.Hashes[32*i:])}
+				l.xid, l.id = binary.BigEndian.Uint64(row.Xids[8*i:]), uuid.UUID(row.EntryIds[16*i:16*i+16])
+				// Where another life of the database begins, or events were adopted, numbers start over.
+				if k := len(current.leaves); k >= chunkLeaves || k > 0 && l.compare(current.leaves[k-1].eventKey) < 0 {
+					if err := flush(); err != nil {
+						return err
+					}
+				}
+				if current.leaves == nil {
+					current.leaves = make([]leaf, 0, chunkLeaves)
+				}
+				current.leaves = append(current.leaves, l)
+			}
+			next, leaves = row.FirstLeaf+int64(n), leaves+n
+		}
+		switch {
+		case len(rows) < int(most):
+			return flush()
+		case leaves < chunkLeaves/2:
+			most = min(2*most, mostRows)
+		case leaves > chunkLeaves:
+			most = max(most/2, mapRows)
+		}
+	}
+}
+
+// copy copies the rows of a chunk and gives on its lines in the order of its leaves.
+// Binary COPY gives the bytes as they are; its text form would escape them. Rows that
+// are of no leaf of the chunk are of other segments, or of none yet.
+func (s *streamer) copy(ctx context.Context, tx pgx.Tx, c *chunk) error {
+	first, last := c.leaves[0], c.leaves[len(c.leaves)-1]
+	query := fmt.Sprintf(`copy (
+select e.entry, e.xid, e.log_entry_id, e.occurred_at
+from custody.audit_entries e
+where e.occurred_at >= '%s 00:00:00+00' and e.occurred_at < '%s 00:00:00+00'
+  and (e.xid, e.log_entry_id) >= ('%d'::xid8, '%s'::uuid) and (e.xid, e.log_entry_id) <= ('%d'::xid8, '%s'::uuid)
+order by e.xid, e.log_entry_id
+) to stdout (format binary)`,
+		s.day.Format(time.DateOnly), s.day.AddDate(0, 0, 1).Format(time.DateOnly), first.xid, first.id, last.xid, last.id)
+	m := &matcher{ctx: ctx, streamer: s, chunk: c, hasher: segment.NewHasher()}
+	decoder := &copyDecoder{row: m.row}
+	if _, err := tx.Conn().PgConn().CopyTo(ctx, decoder, query); err != nil {
+		return err
+	}
+	if err := decoder.end(); err != nil {
+		return err
+	}
+	return m.end()
+}
+
+// matcher holds rows that come in the order of their keys against leaves in the
+// same order.
+type matcher struct {
+	*streamer
+	ctx    context.Context
+	chunk  *chunk
+	hasher *segment.Hasher
+	next   int    // leaf
+	seen   bool   // whether a row of the next leaf's key came that was another
+	out    *batch // being filled
+	// Leaves of one key are of events of several tenants, whose rows may come in
+	// another order: those that came before their turn, by leaf.
+	early map[int]copiedRow
+}
+
+func (m *matcher) row(r copiedRow) error {
+	leaves := m.chunk.leaves
+	for m.next < len(leaves) && leaves[m.next].compare(r.eventKey) < 0 {
+		return m.missing()
+	}
+	if m.next == len(leaves) || leaves[m.next].compare(r.eventKey) > 0 {
+		return nil
+	}
+	hash := m.hasher.Leaf(r.text)
+	if hash == leaves[m.next].hash {
+		if err := m.emit(r); err != nil {
+			return err
+		}
+		for {
+			waiting, ok := m.early[m.next]
+			if !ok {
+				return nil
+			}
+			delete(m.early, m.next)
+			if err := m.emit(waiting); err != nil {
+				return err
+			}
+		}
+	}
+	for i := m.next + 1; i < len(leaves) && leaves[i].eventKey == r.eventKey; i++ {
+		if _, taken := m.early[i]; hash == leaves[i].hash && !taken {
+			if m.early == nil {
+				m.early = map[int]copiedRow{}
+			}
+			r.text = bytes.Clone(r.text)
+			m.early[i] = r
+			return nil
+		}
+	}
+	m.seen = true
+	return nil
+}
+
+// emit gives the next leaf's line on.
+func (m *matcher) emit(r copiedRow) error {
+	if bytes.IndexByte(r.text, '\n') >= 0 {
+		return fmt.Errorf("the entry of leaf %d holds a line feed", m.chunk.leaves[m.next].index)
+	}
+	if m.out != nil && len(m.out.lines)+len(r.text) >= cap(m.out.lines) {
+		if err := m.flush(); err != nil {
+			return err
+		}
+	}
+	if m.out == nil {
+		select {
+		case b := <-m.spare:
+			m.out = b.reset()
+		default:
+			m.out = &batch{lines: make([]byte, 0, batchBytes)}
+		}
+	}
+	b := m.out
+	b.lines = append(append(b.lines, r.text...), '\n')
+	b.hashes = append(b.hashes, m.chunk.leaves[m.next].hash)
+	if b.first.IsZero() || r.at.Before(b.first) {
+		b.first = r.at
+	}
+	if r.at.After(b.last) {
+		b.last = r.at
+	}
+	m.next++
+	m.seen = false
+	return nil
+}
+
+func (m *matcher) flush() error {
+	full := m.out
+	m.out = nil
+	return send(m.ctx, m.chunk.out, full)
+}
+
+func (m *matcher) end() error {
+	if m.next < len(m.chunk.leaves) {
+		return m.missing()
+	}
+	return m.flush()
+}
+
+// missing is the finding about the next leaf: its event is not in the trail as it
+// was sealed.
+func (m *matcher) missing() error {
+	l := m.chunk.leaves[m.next]
+	what := "is not in the trail"
+	if m.seen {
+		what = "is not in the trail as it was sealed"
+	}
+	return &ArchiveFinding{
+		Object: fmt.Sprintf("day %s part %d", m.day.Format(time.DateOnly), m.part),
+		What:   fmt.Sprintf("event %s of leaf %d %s", l.id, l.index, what),
+		Do:     "nothing was recorded or dropped; run pgcustody verify, which says what was done to it",
+	}
+}
