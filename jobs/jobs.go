@@ -97,23 +97,24 @@ type Deps struct {
 
 // Config is what each job may be told. Zero values mean the defaults.
 type Config struct {
-	Schedule   Schedule
-	Archive    ArchiveConfig
-	Retention  RetentionConfig
-	Partitions PartitionsConfig
-	Requests   RequestsConfig
-	Erase      EraseConfig
-	Export     ExportConfig
-	Keys       KeysConfig
-	Notify     NotifyConfig
-	Seal       SealConfig
-	Anchor     AnchorConfig
-	Verify     VerifyConfig
+	Schedule      Schedule
+	Archive       ArchiveConfig
+	ArchiveVerify ArchiveVerifyConfig
+	Retention     RetentionConfig
+	Partitions    PartitionsConfig
+	Requests      RequestsConfig
+	Erase         EraseConfig
+	Export        ExportConfig
+	Keys          KeysConfig
+	Notify        NotifyConfig
+	Seal          SealConfig
+	Anchor        AnchorConfig
+	Verify        VerifyConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
 type Schedule struct {
-	Retention, Archive, Partitions, Requests, Keys, Anchor, Verify time.Duration
+	Retention, Archive, ArchiveVerify, Partitions, Requests, Keys, Anchor, Verify time.Duration
 	// Seal is how often events are sealed; jobs come each for a shift of it.
 	Seal time.Duration
 }
@@ -138,6 +139,7 @@ func Workers(d Deps) *river.Workers {
 	workers := river.NewWorkers()
 	river.AddWorker(workers, &AnchorWorker{Deps: d})
 	river.AddWorker(workers, &ArchiveWorker{Deps: d})
+	river.AddWorker(workers, &ArchiveVerifyWorker{Deps: d})
 	river.AddWorker(workers, &EraseWorker{Deps: d})
 	river.AddWorker(workers, &ExportWorker{Deps: d})
 	river.AddWorker(workers, &KeysWorker{Deps: d})
@@ -164,6 +166,7 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 	}
 	add(s.Anchor, AnchorArgs{})
 	add(s.Archive, ArchiveArgs{})
+	add(s.ArchiveVerify, ArchiveVerifyArgs{})
 	add(s.Keys, KeysArgs{})
 	add(s.Partitions, PartitionsArgs{})
 	add(s.Requests, RequestsArgs{})

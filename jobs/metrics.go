@@ -33,6 +33,7 @@ type Metrics struct {
 	verifyStatus                         prometheus.Gauge
 	verifyTime                           *prometheus.GaugeVec
 	verifyFindings                       *prometheus.GaugeVec
+	archiveFindings, archiveTime         prometheus.Gauge
 }
 
 // NewMetrics registers the metrics, and those that are read from the database
@@ -82,12 +83,19 @@ func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
 		verifyFindings: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgcustody_ledger_findings", Help: "What the last verification found, by kind.",
 		}, []string{"kind"}),
+		archiveFindings: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgcustody_archive_findings", Help: "What the last look at a sample of the archive found.",
+		}),
+		archiveTime: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "pgcustody_archive_verified_timestamp_seconds", Help: "When a sample of the archive was last found whole.",
+		}),
 		anchorRefused: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgcustody_ledger_anchor_refused", Help: "1 while this process refuses to anchor for that reason: fork, behind, lease, altered, unsigned, state or clock.",
 		}, []string{"reason"}),
 	}
 	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, m.keyAges, m.keysOld,
-		m.anchorNumber, m.anchorSize, m.anchorTime, m.anchorRefused, m.verifyStatus, m.verifyTime, m.verifyFindings, &queueCollector{pool: pool}, &sealingCollector{pool: pool})
+		m.anchorNumber, m.anchorSize, m.anchorTime, m.anchorRefused, m.verifyStatus, m.verifyTime, m.verifyFindings, m.archiveFindings, m.archiveTime,
+		&queueCollector{pool: pool}, &sealingCollector{pool: pool})
 	return m
 }
 
@@ -133,6 +141,17 @@ func (m *Metrics) verified(report *verify.Report, full bool) {
 		if full {
 			m.verifyTime.WithLabelValues("full").SetToCurrentTime()
 		}
+	}
+}
+
+// archiveVerified takes over what a look at the archive found.
+func (m *Metrics) archiveVerified(findings int, err error) {
+	if m == nil {
+		return
+	}
+	m.archiveFindings.Set(float64(findings))
+	if findings == 0 && err == nil {
+		m.archiveTime.SetToCurrentTime()
 	}
 }
 

@@ -47,9 +47,9 @@ type Parquet struct {
 }
 
 // NewParquet writes to w. Close ends the file.
-func NewParquet(w io.Writer, software string) *Parquet {
+func NewParquet(w io.Writer) *Parquet {
 	return &Parquet{out: parquet.NewGenericWriter[Row](w, parquet.Compression(&zstd.Codec{}), parquet.MaxRowsPerRowGroup(groupRows),
-		parquet.CreatedBy("pgcustody", software, ""))}
+		parquet.CreatedBy("pgcustody", "1", ""))}
 }
 
 // members of an entry that [segment.ParseEntry] does not read.

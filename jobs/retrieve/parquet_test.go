@@ -19,7 +19,7 @@ func TestParquetHasEveryColumn(t *testing.T) {
 	leaves := l.fill(theDay, 2500)
 	l.archive(theDay, 1, leaves)
 	var out bytes.Buffer
-	file := NewParquet(&out, "test")
+	file := NewParquet(&out)
 	o := l.options(Day(theDay))
 	r, err := Run(t.Context(), o, file.Take)
 	require.NoError(t, err)

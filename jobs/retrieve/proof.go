@@ -3,6 +3,7 @@ package retrieve
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"pgcustody/jobs/segment"
 )
@@ -38,23 +39,35 @@ func (p *proof) next(m *segment.Manifest, hash segment.SHA256) (leaf int64, err 
 		return 0, &Finding{Object: m.ObjectKey, What: fmt.Sprintf("object has more lines than the %d of its manifest", m.Rows), Do: haveLookedAt}
 	}
 	leaf = p.runs[0].First
+	sealed, ok, err := p.leaf()
+	switch {
+	case err != nil:
+		return 0, err
+	case !ok:
+		return 0, &Finding{Object: m.Name().ManifestKey(), What: fmt.Sprintf("the ledger has no leaf %d", leaf), Do: haveLookedAt}
+	case sealed != hash:
+		return 0, &Finding{Object: m.ObjectKey, What: fmt.Sprintf("line %d is not what was sealed as leaf %d", p.lines, leaf), Do: haveLookedAt}
+	}
+	return leaf, nil
+}
+
+// leaf takes the hash of the next leaf; ok is false where the ledger has none.
+func (p *proof) leaf() (hash segment.SHA256, ok bool, err error) {
+	leaf := p.runs[0].First
 	if p.tile != leaf/tileWidth {
 		if err := p.turn(leaf / tileWidth); err != nil {
-			return 0, err
+			return hash, false, err
 		}
 	}
 	at := int(leaf % tileWidth * hashSize)
-	switch {
-	case len(p.hashes) < at+hashSize:
-		return 0, &Finding{Object: m.Name().ManifestKey(), What: fmt.Sprintf("the ledger has no leaf %d", leaf), Do: haveLookedAt}
-	case segment.SHA256(p.hashes[at:at+hashSize]) != hash:
-		return 0, &Finding{Object: m.ObjectKey, What: fmt.Sprintf("line %d is not what was sealed as leaf %d", p.lines, leaf), Do: haveLookedAt}
+	if len(p.hashes) < at+hashSize {
+		return hash, false, nil
 	}
 	p.runs[0].First++
 	if p.runs[0].Count--; p.runs[0].Count == 0 {
 		p.runs = p.runs[1:]
 	}
-	return leaf, nil
+	return segment.SHA256(p.hashes[at : at+hashSize]), true, nil
 }
 
 // turn goes on to another tile.
@@ -101,4 +114,20 @@ func (p *proof) end(m *segment.Manifest, sums segment.Sums) error {
 		}
 	}
 	return nil
+}
+
+// Root is that of a tree (RFC 6962) of these leaves alone, by the hashes that the
+// ledger has for them: what a manifest says of its lines. ok is false where the
+// ledger lacks one.
+func Root(ctx context.Context, tree Tree, leaves segment.Runs) (root segment.SHA256, ok bool, err error) {
+	p := &proof{ctx: ctx, tree: tree, runs: slices.Clone(leaves), tile: -1, ahead: map[int64][]byte{}}
+	sum := segment.NewRoot()
+	for len(p.runs) > 0 {
+		hash, ok, err := p.leaf()
+		if err != nil || !ok {
+			return root, false, err
+		}
+		sum.Append(hash)
+	}
+	return sum.Sum(), true, nil
 }

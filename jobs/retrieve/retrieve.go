@@ -115,8 +115,13 @@ func (f *Finding) Error() string {
 
 func (f *Finding) Unwrap() error { return f.Err }
 
-// ExitCode is that of a failed check.
-func (f *Finding) ExitCode() int { return 4 }
+// ExitCode is that of a failed check, or of a key that does not fit.
+func (f *Finding) ExitCode() int {
+	if errors.Is(f.Err, segment.ErrIdentity) {
+		return 8
+	}
+	return 4
+}
 
 // ErrNothing says that no segment of the archive is of the time that was asked for.
 var ErrNothing = errors.New("no segment of the archive can hold such events")
@@ -146,7 +151,6 @@ func Run(ctx context.Context, o Options, take func(*Event) error) (Result, error
 		if err := one.run(ctx); err != nil {
 			return r, err
 		}
-		r.Segments++
 	}
 	if o.Show != nil {
 		o.Show(len(segments), len(segments), r.Lines)
@@ -198,6 +202,10 @@ func (r *reading) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if !may(m, r.Query) {
+		return nil
+	}
+	r.result.Segments++
 	object, err := r.Store.Get(ctx, m.ObjectKey, m.ObjectVersion)
 	if errors.Is(err, store.ErrNotFound) {
 		return &Finding{Object: m.ObjectKey, What: "object is missing", Do: haveLookedAt}

@@ -35,6 +35,8 @@ Safe to run again, and while another run is at work.`,
 		Short: "List the segments on record",
 		RunE:  func(cmd *cobra.Command, _ []string) error { return a.List(cmd.Context()) },
 	}
+	list.Flags().StringVar(&a.From, "from", "", "only segments with events from this time on")
+	list.Flags().StringVar(&a.To, "to", "", "only segments with events before this time")
 	verify := &cobra.Command{
 		Use:   "verify",
 		Short: "Read segments back from the store and hold them against manifest and record",
@@ -46,7 +48,7 @@ are on no record are found. Exit status 4 if anything is wrong.`,
 	}
 	verify.Flags().IntVar(&a.Sample, "sample", 0, "only this many segments: the newest, and others at random")
 	addIdentities(verify.Flags(), &a.Identities)
-	cmd.AddCommand(run, list, verify)
+	cmd.AddCommand(run, list, verify, newArchiveRestoreCmd(app), newArchiveExportCmd(app))
 	return cmd
 }
 
@@ -54,6 +56,8 @@ type archive struct {
 	*App
 	DryRun bool
 	Sample int
+	// From and To bound what is listed; empty is no bound.
+	From, To string
 	// Identities are files that open the archive.
 	Identities []string
 }
@@ -169,10 +173,26 @@ type listedSegment struct {
 }
 
 func (a *archive) List(ctx context.Context) error {
+	from, to := time.Time{}, time.Unix(1<<40, 0)
+	for _, bound := range []struct {
+		flag, text string
+		at         *time.Time
+	}{{"--from", a.From, &from}, {"--to", a.To, &to}} {
+		if bound.text == "" {
+			continue
+		}
+		var err error
+		if *bound.at, err = parseTime(bound.flag, bound.text); err != nil {
+			return err
+		}
+	}
 	segments := []listedSegment{}
 	err := a.inSystem(ctx, "list", func(tx pgx.Tx) error {
 		rows, err := db.New().ArchiveSegments(ctx, tx)
 		for _, s := range rows {
+			if s.LastOccurredAt.Before(from) || !s.FirstOccurredAt.Before(to) {
+				continue
+			}
 			segments = append(segments, listedSegment{
 				Day: s.Day.Format(time.DateOnly), Part: s.Part, Object: s.ObjectKey, Manifest: s.ManifestKey, Events: s.Events,
 				PlainBytes: s.PlainBytes, StoredBytes: s.StoredBytes,
@@ -227,19 +247,25 @@ func (a *archive) Verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	found := []jobs.SegmentCheck{}
+	found, notes := []jobs.SegmentCheck{}, []jobs.SegmentCheck{}
 	segments, events := 0, int64(0)
 	for _, c := range checks {
 		if c.Finding != "" {
 			found = append(found, c)
 		}
-		if c.Segment != "" {
+		switch {
+		case c.Segment != "" && c.Note == "":
 			segments++
 			events += c.Events
+		case c.Note != "":
+			notes = append(notes, c)
 		}
 	}
-	err = a.Print(map[string]any{"segments": segments, "events": events, "findings": found}, func(out io.Writer) {
+	err = a.Print(map[string]any{"segments": segments, "events": events, "findings": found, "notes": notes}, func(out io.Writer) {
 		fmt.Fprintf(out, "%d segments with %d events verified, %d findings\n", segments, events, len(found))
+		for _, c := range notes {
+			fmt.Fprintf(out, "note: %s: %s\n", c.Object, c.Note)
+		}
 		for _, c := range found {
 			fmt.Fprintf(out, "%s: %s\n", c.Object, c.Finding)
 		}

@@ -48,6 +48,7 @@ Prometheus.`,
 	}{
 		{"retention-every", "PGCUSTODY_RETENTION_EVERY", "how often retention deletes what is due", &w.Schedule.Retention, time.Hour},
 		{"archive-every", "PGCUSTODY_ARCHIVE_EVERY", "how often closed days are archived", &w.Schedule.Archive, 24 * time.Hour},
+		{"archive-verify-every", "PGCUSTODY_ARCHIVE_VERIFY_EVERY", "how often a sample of the archive is read back", &w.Schedule.ArchiveVerify, 7 * 24 * time.Hour},
 		{"partitions-every", "PGCUSTODY_PARTITIONS_EVERY", "how often partitions are made ahead", &w.Schedule.Partitions, 24 * time.Hour},
 		{"requests-every", "PGCUSTODY_REQUESTS_EVERY", "how often due requests and notices are looked for", &w.Schedule.Requests, time.Minute},
 		{"seal-every", "PGCUSTODY_SEAL_EVERY", "how often events are sealed into the audit ledger", &w.Schedule.Seal, time.Second},
@@ -83,7 +84,7 @@ func (w *work) check() error {
 		d    time.Duration
 		min  time.Duration
 	}{
-		{"retention-every", w.Schedule.Retention, time.Second}, {"archive-every", w.Schedule.Archive, time.Second},
+		{"retention-every", w.Schedule.Retention, time.Second}, {"archive-every", w.Schedule.Archive, time.Second}, {"archive-verify-every", w.Schedule.ArchiveVerify, time.Second},
 		{"partitions-every", w.Schedule.Partitions, time.Second}, {"requests-every", w.Schedule.Requests, time.Second},
 		{"keys-every", w.Schedule.Keys, time.Second}, {"seal-every", w.Schedule.Seal, 100 * time.Millisecond},
 		{"anchor-every", w.Schedule.Anchor, time.Second}, {"verify-every", w.Schedule.Verify, time.Second},
@@ -112,6 +113,7 @@ func (w *work) Run(ctx context.Context) error {
 			return err
 		}
 		if opened == nil {
+			w.Schedule.ArchiveVerify = 0
 			w.Log.Warn("no store: nothing is archived or anchored, certificates are not put under lock, exports wait")
 		}
 		if opened != nil && len(w.recipients.Keys) == 0 {
@@ -182,7 +184,7 @@ func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.P
 	}
 	ready.Store(true)
 	w.Log.Info("working", "listen", listener.Addr().String(), "actor", w.Actor,
-		"retention_every", w.Schedule.Retention, "archive_every", w.Schedule.Archive,
+		"retention_every", w.Schedule.Retention, "archive_every", w.Schedule.Archive, "archive_verify_every", w.Schedule.ArchiveVerify,
 		"partitions_every", w.Schedule.Partitions, "requests_every", w.Schedule.Requests, "keys_every", w.Schedule.Keys,
 		"seal_every", w.Schedule.Seal, "anchor_every", w.Schedule.Anchor, "verify_every", w.Schedule.Verify, "erasure_grace", w.ErasureGrace)
 	if w.onReady != nil {
