@@ -357,7 +357,7 @@ func (d *demo) archive(ctx context.Context) (string, error) {
 	// Events of closed days that no segment covers yet.
 	const open = `select count(*) from custody_data.audit_logs a
 		where a.tenant_id = $1 and a.occurred_at < date_trunc('day', now() at time zone 'UTC') at time zone 'UTC'`
-	const segments = `select count(*), coalesce(sum(rows_archived), 0)::bigint, coalesce(sum(stored_bytes), 0)::bigint, coalesce(max(object_key), '')
+	const segments = `select count(*), coalesce(sum(events), 0)::bigint, coalesce(sum(stored_bytes), 0)::bigint, coalesce(max(object_key), '')
 		from custody.archive_segments where recorded_at >= $1`
 	var events, count, rows, bytes, dropped, unrecorded int64
 	var key string
