@@ -21,6 +21,7 @@ func TestArchiveReport(t *testing.T) {
 	a.events(tenant, a.day(200), 1)
 	require.Zero(t, b.metric("pgcustody_archive_segments", "stored"))
 	a.settle()
+	require.EqualValues(t, a.day(200).Unix(), b.metric("pgcustody_archive_oldest_unarchived_timestamp_seconds"), "what is not sealed counts too")
 	_, err := Seal(t.Context(), b.deps)
 	require.NoError(t, err)
 	require.EqualValues(t, a.day(200).Unix(), b.metric("pgcustody_archive_oldest_unarchived_timestamp_seconds"))

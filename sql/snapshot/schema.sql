@@ -102,6 +102,53 @@ CREATE FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p
 COMMENT ON FUNCTION custody.append_message(p_user_id text, p_conversation_id text, p_message jsonb, p_if_version integer) IS 'Adds a message, {"role", "text", "at"}, and returns how many there are now. p_if_version: only where the conversation still has this version.
 Errors: PC001, PC003, PC009, PC011, PC014, PC015, PC023, PC027 unknown conversation, PC033 locked, PC035 altered. Callers: custody_readwrite.';
 
+-- Name: retention_changes; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.retention_changes (
+    tenant_id custody_data.tenant_name NOT NULL,
+    change_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    class text NOT NULL COLLATE pg_catalog."C",
+    keep interval NOT NULL,
+    keep_before interval NOT NULL,
+    basis text NOT NULL,
+    proposed_by uuid NOT NULL,
+    proposed_login text DEFAULT SESSION_USER NOT NULL,
+    proposed_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone DEFAULT (now() + '30 days'::interval) NOT NULL,
+    decision text,
+    decided_by uuid,
+    decided_login text,
+    decided_at timestamp with time zone,
+    reason text,
+    CONSTRAINT retention_changes_approved_by_a_second_check CHECK (((decision <> 'approved'::text) OR ((decided_by <> proposed_by) AND (decided_login <> proposed_login)))),
+    CONSTRAINT retention_changes_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
+    CONSTRAINT retention_changes_decided_whole_check CHECK ((((decision IS NULL) = (decided_at IS NULL)) AND ((decision IS NULL) = (decided_by IS NULL)) AND ((decision IS NULL) = (decided_login IS NULL)))),
+    CONSTRAINT retention_changes_decision_is_known_check CHECK ((decision = ANY (ARRAY['set'::text, 'approved'::text, 'rejected'::text, 'withdrawn'::text, 'replaced'::text, 'expired'::text]))),
+    CONSTRAINT retention_changes_reason_length_is_at_most_1000_check CHECK ((char_length(reason) <= 1000))
+);
+
+ALTER TABLE ONLY custody_data.retention_changes FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE retention_changes; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.retention_changes IS 'Every change of a retention policy: who proposed it, who decided, by which logins. What shortens waits 30 days for the approval of a second person. Rows are decided once, never deleted.';
+
+-- Name: COLUMN retention_changes.reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.retention_changes.reason IS 'Why it was rejected or withdrawn; must not name the person. @custody{"sensitivity":"content","retention":"audit"}';
+
+-- Name: approve_retention_change(uuid); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.approve_retention_change(p_change_id uuid) RETURNS custody_data.retention_changes
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION approve_retention_change(p_change_id uuid); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.approve_retention_change(p_change_id uuid) IS 'Approves a shorter policy that somebody else proposed, which then holds: another actor, by another login of the database. Events: retention.approve and retention.policy.
+Errors: PC001, PC015 confined to one person, PC026 isolation level, PC043 proposed by the same actor or login, PC044 unknown, decided, expired or overtaken. Callers: custody_privacy, custody_admin.';
+
 -- Name: archive_window; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.archive_window WITH (security_invoker='true') AS
@@ -126,6 +173,38 @@ CREATE FUNCTION custody.archive_due(p_before date DEFAULT ((now() AT TIME ZONE '
 
 COMMENT ON FUNCTION custody.archive_due(p_before date) IS 'What is to be archived now, with the number of events: the open segments, and by day what open_segments would open, without opening anything.
 p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
+-- Name: archive_total; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.archive_total WITH (security_invoker='true') AS
+ SELECT (0)::bigint AS segments,
+    (0)::bigint AS objects,
+    (0)::bigint AS events,
+    (0)::bigint AS plain_bytes,
+    (0)::bigint AS compressed_bytes,
+    (0)::bigint AS stored_bytes,
+    (0)::bigint AS open_segments,
+    (0)::bigint AS held_segments,
+    (0)::bigint AS expired_segments,
+    NULL::date AS oldest_unarchived_day,
+    NULL::date AS last_day
+  WHERE false;
+
+-- Name: VIEW archive_total; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.archive_total IS 'Shape of archive_totals. segments, objects, events and bytes: of what is recorded and not deleted; objects: a segment and its manifest, without versions that were superseded. open_segments: not recorded yet. held_segments: under the store''s legal hold. expired_segments: whose objects are gone. oldest_unarchived_day: of the events that are in no recorded segment.';
+
+-- Name: archive_totals(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.archive_totals() RETURNS SETOF custody.archive_total
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION archive_totals(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.archive_totals() IS 'What the archive holds: one row. Costs what is new in the trail and the ledger, and a look at every segment''s row.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: audit_complete_from(); Type: FUNCTION; Schema: custody
 
@@ -806,7 +885,7 @@ CREATE FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone,
 
 -- Name: FUNCTION ensure_audit_partitions(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event.
+COMMENT ON FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event. Where somebody attached or detached a partition by hand, it makes one for what is left of the month, under another name where that of the month is taken.
 Errors: PC009 for a range that is not finite, before 1970 or more than 13 months ahead.
 Callers: custody_worker (daily, three months ahead), custody_admin. Appending makes the month of its own event where it is missing.';
 
@@ -1640,6 +1719,63 @@ CREATE FUNCTION custody.plan_erasure(p_user_id text) RETURNS jsonb
 COMMENT ON FUNCTION custody.plan_erasure(p_user_id text) IS 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), residue_searched_for, possible.
 Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person, PC035 the profile was altered: plan while locked. Callers: custody_privacy, custody_worker.';
 
+-- Name: expiry_plan; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.expiry_plan WITH (security_invoker='true') AS
+ SELECT NULL::date AS day,
+    0 AS part,
+    (0)::bigint AS events,
+    (0)::bigint AS stored_bytes,
+    NULL::timestamp with time zone AS retain_until,
+    ''::text AS state
+  WHERE false;
+
+-- Name: VIEW expiry_plan; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.expiry_plan IS 'Shape of plan_expiry. state: due; held (a legal hold covers it, or the store holds it), in_postgres (its month is still there), by_policy (the lock has ended, the policy audit keeps it for longer).';
+
+-- Name: plan_expiry(timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.plan_expiry(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF custody.expiry_plan
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION plan_expiry(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.plan_expiry(p_as_of timestamp with time zone) IS 'Segments whose lock has ended at p_as_of and whose objects are still there: which custody.expire_segments would let go, and what keeps the others.
+p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
+-- Name: month_plan; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.month_plan WITH (security_invoker='true') AS
+ SELECT ''::text AS partition_name,
+    NULL::timestamp with time zone AS range_from,
+    NULL::timestamp with time zone AS range_to,
+    ''::text AS state,
+    (0)::bigint AS rows,
+    (0)::bigint AS rows_kept,
+    ''::text AS detail,
+    (0)::bigint AS bytes,
+    '{}'::text[] AS held_by
+  WHERE false;
+
+-- Name: VIEW month_plan; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.month_plan IS 'Shape of plan_months: as audit_months, with the size on disk and the references of the holds that cover an event of the month.';
+
+-- Name: plan_months(timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.plan_months(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF custody.month_plan
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION plan_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.plan_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres as custody.audit_months has them, with what each takes on disk and, past the hot period, by which holds events of it are kept.
+p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
 -- Name: prepare_import(text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.prepare_import(p_table text) RETURNS void
@@ -1859,6 +1995,18 @@ COMMENT ON FUNCTION custody.reindex_profiles(p_limit integer, p_after uuid) IS '
 Returns {"version", "profiles", "destroyed", "over", "last"}: how many profiles, which versions of the key it destroyed, whether none but the newest is left, and what to give as p_after to go on. Call it, commit, and repeat from the beginning until it is over. Several may run at once: each passes over what another has locked.
 Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC033 locked, PC035 a value was altered. Callers: custody_worker.';
 
+-- Name: reject_retention_change(uuid, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.reject_retention_change(p_change_id uuid, p_reason text) RETURNS custody_data.retention_changes
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION reject_retention_change(p_change_id uuid, p_reason text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.reject_retention_change(p_change_id uuid, p_reason text) IS 'Rejects a shorter policy that somebody proposed, or withdraws it where the actor in context proposed it. p_reason: why, 1 to 1000 characters, naming nobody.
+Errors: PC001, PC015 confined to one person, PC023, PC026 isolation level, PC044 unknown, decided or expired. Callers: custody_privacy, custody_admin.';
+
 -- Name: release_hold(uuid, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.release_hold(p_hold_id uuid, p_reason text) RETURNS integer
@@ -1944,12 +2092,14 @@ CREATE VIEW custody.retention_item WITH (security_invoker='true') AS
     NULL::interval AS keep,
     (0)::bigint AS due_rows,
     (0)::bigint AS held_rows,
-    NULL::timestamp with time zone AS oldest_at
+    NULL::timestamp with time zone AS oldest_at,
+    (0)::bigint AS due_bytes,
+    '{}'::text[] AS held_by
   WHERE false;
 
 -- Name: VIEW retention_item; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.retention_item IS 'Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.';
+COMMENT ON VIEW custody.retention_item IS 'Shape of retention_due_at: for each class what would go and what holds keep, the oldest time among what would go, how much it is by estimate, and the references of the holds that keep something.';
 
 -- Name: retention_due_at(timestamp with time zone); Type: FUNCTION; Schema: custody
 
@@ -1961,7 +2111,7 @@ CREATE FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) RETUR
 
 -- Name: FUNCTION retention_due_at(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) IS 'What retention would take from the tenant in context at p_as_of, which may lie ahead, and what holds keep, by class. In tenant system also the months of the trail past the hot period, by estimated rows.
+COMMENT ON FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) IS 'What retention would take from the tenant in context at p_as_of, which may lie ahead, and what holds keep, by class: rows counted, bytes by estimate, and the references of the holds. In tenant system also the months of the trail past the hot period, by estimated rows and their size on disk.
 Errors: PC001, PC009. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: retire_kek(); Type: FUNCTION; Schema: custody
@@ -2164,16 +2314,16 @@ Callers: every group role but custody_backup.';
 
 -- Name: set_retention_policy(text, interval, text); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) RETURNS interval
+CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) RETURNS custody_data.retention_changes
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class and returns how long it was kept before. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
-Errors: PC001, PC012 unknown policy, PC015, PC023. Callers: custody_privacy, custody_admin.';
+COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
 
@@ -2454,13 +2604,24 @@ COMMENT ON FUNCTION custody_data.assess_month(p_month custody.audit_month, p_as_
 -- Name: attach_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.attach_month(p_table text, p_month timestamp without time zone) RETURNS void
-    LANGUAGE plpgsql
+    LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION attach_month(p_table text, p_month timestamp without time zone); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.attach_month(p_table text, p_month timestamp without time zone) IS 'Attaches the table of a month to the trail.';
+
+-- Name: attach_part(text, tstzrange); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION attach_part(p_table text, p_part tstzrange); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) IS 'Attaches a table to the trail, for the events of some time.';
 
 -- Name: audit_ends_at(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -2751,7 +2912,7 @@ COMMENT ON FUNCTION custody_data.consent_expires_at(p_row custody_data.consent_r
 
 -- Name: consent_holds(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone, consent_id uuid)
+CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone, consent_id uuid, reference text)
     LANGUAGE sql STABLE ROWS 10
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
@@ -2773,7 +2934,7 @@ COMMENT ON FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) IS
 
 -- Name: conversation_holds(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text)
+CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text, reference text)
     LANGUAGE sql STABLE ROWS 10
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
@@ -3004,7 +3165,7 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- Name: fold_hashes(bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3071,6 +3232,18 @@ CREATE FUNCTION custody_data.held_leaves() RETURNS TABLE(leaf bigint)
 -- Name: FUNCTION held_leaves(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.held_leaves() IS 'Leaves of events that are themselves under legal hold.';
+
+-- Name: holds_in(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.holds_in(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS SETOF text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION holds_in(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.holds_in(p_from timestamp with time zone, p_to timestamp with time zone) IS 'References of the holds that cover an event of the time from p_from to p_to. In tenant system, holds of all tenants.';
 
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -3385,6 +3558,17 @@ CREATE FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean DEFAU
 
 COMMENT ON FUNCTION custody_data.lock_holds(p_tenant text, p_exclusive boolean) IS 'Lock between placing holds and deleting, for one tenant, until the transaction ends.';
 
+-- Name: lock_policy(text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.lock_policy(p_tenant text, p_class text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION lock_policy(p_tenant text, p_class text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.lock_policy(p_tenant text, p_class text) IS 'Changes of one policy take turns, until the transaction ends. Raises PC026 at repeatable read and above.';
+
 -- Name: lock_unique_fields(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.lock_unique_fields() RETURNS void
@@ -3451,17 +3635,17 @@ CREATE FUNCTION custody_data.merge_patch(p_target jsonb, p_patch jsonb) RETURNS 
 
 COMMENT ON FUNCTION custody_data.merge_patch(p_target jsonb, p_patch jsonb) IS 'JSON merge patch, RFC 7396.';
 
--- Name: month_is_held(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: month_without_place(timestamp without time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.month_is_held(p_range_from timestamp with time zone) RETURNS boolean
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+CREATE FUNCTION custody_data.month_without_place(p_month timestamp without time zone) RETURNS tstzmultirange
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET plan_cache_mode TO 'force_custom_plan'
-    AS $$ … $$;
+    SET "DateStyle" TO 'ISO'
+    AS $_$ … $_$;
 
--- Name: FUNCTION month_is_held(p_range_from timestamp with time zone); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION month_without_place(p_month timestamp without time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.month_is_held(p_range_from timestamp with time zone) IS 'Whether a hold covers an event of the month that starts at p_range_from. In tenant system, holds of all tenants.';
+COMMENT ON FUNCTION custody_data.month_without_place(p_month timestamp without time zone) IS 'The times of a month for whose events the trail has no partition: none, or as a rule all of it.';
 
 -- Name: new_entry_id(); Type: FUNCTION; Schema: custody_data
 
@@ -3734,6 +3918,17 @@ CREATE FUNCTION custody_data.profile_object(p_values text[]) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.profile_object(p_values text[]) IS 'The values of a profile as a JSON object of its fields.';
 
+-- Name: put_policy(custody_data.retention_changes, uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.put_policy(p_change custody_data.retention_changes, p_replaces uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION put_policy(p_change custody_data.retention_changes, p_replaces uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.put_policy(p_change custody_data.retention_changes, p_replaces uuid) IS 'Puts a decided change into force, with its event.';
+
 -- Name: random_bytes(integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.random_bytes(p_count integer) RETURNS bytea
@@ -3886,6 +4081,17 @@ CREATE FUNCTION custody_data.require_kek() RETURNS integer
 -- Name: FUNCTION require_kek(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.require_kek() IS 'Version of the key-encryption key of this transaction. Errors: PC033 without one.';
+
+-- Name: require_open_change(uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_open_change(p_change_id uuid) RETURNS custody_data.retention_changes
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_open_change(p_change_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_open_change(p_change_id uuid) IS 'The proposed change of that id, locked until the transaction ends; raises PC044 where it is unknown, decided or expired, PC026 at repeatable read and above.';
 
 -- Name: require_partition(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -4164,6 +4370,17 @@ CREATE FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key te
 
 COMMENT ON FUNCTION custody_data.settle_repeated(p_table text, p_code text, p_key text, p_and_key text) IS 'Of staged lines with the same key keeps the first that is not refused: refuses the others where they say something else, else drops and counts them.';
 
+-- Name: shortens(text, interval, interval); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION shortens(p_class text, p_keep interval, p_before interval); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) IS 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do: no data goes by them.';
+
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.store_resealed_conversations(p_rows custody_data.conversations[]) RETURNS void
@@ -4357,6 +4574,17 @@ CREATE FUNCTION custody_data.tg_reject_mutation() RETURNS trigger
 -- Name: FUNCTION tg_reject_mutation(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_reject_mutation() IS 'Guard of statements and of rows: raises PC020 whatever the statement would touch.';
+
+-- Name: tg_require_approval(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_require_approval() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_require_approval(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_require_approval() IS 'Row guard of retention_policies: raises PC043 for a policy that shortens what held before, unless its change_id is a change of that class and length that a second person approved at the time of set_at.';
 
 -- Name: tg_require_live_identity(); Type: FUNCTION; Schema: custody_data
 
@@ -4705,6 +4933,34 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
+-- Name: retention_changes; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.retention_changes WITH (security_invoker='true') AS
+ SELECT c.tenant_id,
+    c.change_id,
+    c.class,
+    c.keep,
+    c.keep_before,
+    c.basis,
+    COALESCE(c.decision,
+        CASE
+            WHEN (c.expires_at <= now()) THEN 'expired'::text
+            ELSE 'proposed'::text
+        END) AS status,
+    c.proposed_by,
+    c.proposed_login,
+    c.proposed_at,
+    c.expires_at,
+    c.decided_by,
+    c.decided_login,
+    c.decided_at,
+    c.reason
+   FROM custody_data.retention_changes c;
+
+-- Name: VIEW retention_changes; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.retention_changes IS 'Changes of retention policies of the tenant in context with the status of each: proposed, set, approved, rejected, withdrawn, replaced or expired. Readers: custody_worker, custody_privacy, custody_auditor, custody_admin.';
+
 -- Name: retention_due; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.retention_due WITH (security_invoker='true') AS
@@ -4714,8 +4970,10 @@ CREATE VIEW custody.retention_due WITH (security_invoker='true') AS
     d.keep,
     d.due_rows,
     d.held_rows,
-    d.oldest_at
-   FROM custody.retention_due_at(now()) d(tenant_id, class, relation, keep, due_rows, held_rows, oldest_at);
+    d.oldest_at,
+    d.due_bytes,
+    d.held_by
+   FROM custody.retention_due_at(now()) d(tenant_id, class, relation, keep, due_rows, held_rows, oldest_at, due_bytes, held_by);
 
 -- Name: VIEW retention_due; Type: COMMENT; Schema: custody
 
@@ -4730,6 +4988,8 @@ CREATE TABLE custody_data.retention_policies (
     basis text NOT NULL,
     set_by uuid,
     set_at timestamp with time zone DEFAULT now() NOT NULL,
+    change_id uuid,
+    CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
     CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
@@ -4740,6 +5000,10 @@ ALTER TABLE ONLY custody_data.retention_policies FORCE ROW LEVEL SECURITY;
 -- Name: TABLE retention_policies; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.retention_policies IS 'How long each class of data is kept and on what legal basis. Rows of tenant system hold for all; a tenant''s own row goes before.';
+
+-- Name: COLUMN retention_policies.change_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.retention_policies.change_id IS 'The row of retention_changes that set it; empty for what is shipped.';
 
 -- Name: retention_policies; Type: VIEW; Schema: custody
 
@@ -4787,7 +5051,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -4795,7 +5059,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
+         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
         ), exposing(place, setting) AS (
          SELECT 'this session'::name AS "?column?",
             l.setting
@@ -5645,6 +5909,11 @@ ALTER TABLE ONLY custody_data.partition_drops
 ALTER TABLE ONLY custody_data.requests
     ADD CONSTRAINT requests_pkey PRIMARY KEY (tenant_id, request_id);
 
+-- Name: retention_changes retention_changes_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.retention_changes
+    ADD CONSTRAINT retention_changes_pkey PRIMARY KEY (tenant_id, change_id);
+
 -- Name: retention_policies retention_policies_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.retention_policies
@@ -5811,6 +6080,14 @@ CREATE INDEX requests_received_at_idx ON custody_data.requests USING btree (tena
 
 CREATE INDEX requests_status_idx ON custody_data.requests USING btree (tenant_id, kind, received_at) WHERE (status = ANY (ARRAY['received'::text, 'held'::text]));
 
+-- Name: retention_changes_open_idx; Type: INDEX; Schema: custody_data
+
+CREATE UNIQUE INDEX retention_changes_open_idx ON custody_data.retention_changes USING btree (tenant_id, class) WHERE (decision IS NULL);
+
+-- Name: retention_changes_proposed_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX retention_changes_proposed_at_idx ON custody_data.retention_changes USING btree (tenant_id, proposed_at DESC);
+
 -- Name: user_profiles_tenant_id_email_index_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX user_profiles_tenant_id_email_index_idx ON custody_data.user_profiles USING btree (tenant_id, email_index) WHERE (email_index IS NOT NULL);
@@ -5907,6 +6184,12 @@ CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.request
 
 ALTER TABLE custody_data.requests ENABLE ALWAYS TRIGGER a_reject_delete;
 
+-- Name: retention_changes a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.retention_changes FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.retention_changes ENABLE ALWAYS TRIGGER a_reject_delete;
+
 -- Name: retention_policies a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.retention_policies FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -5990,6 +6273,12 @@ ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.requests FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'request_id', 'kind', 'identity_id', 'reason', 'requested_by', 'received_at', 'xid', '+closed_at');
 
 ALTER TABLE custody_data.requests ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: retention_changes a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.retention_changes FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'change_id', 'class', 'keep', 'keep_before', 'basis', 'proposed_by', 'proposed_login', 'proposed_at', 'expires_at', '+decided_at');
+
+ALTER TABLE custody_data.retention_changes ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: user_preferences a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
@@ -6140,6 +6429,12 @@ ALTER TABLE custody_data.user_preferences ENABLE ALWAYS TRIGGER a_reject_truncat
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.user_profiles FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: retention_policies a_require_approval; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_require_approval BEFORE INSERT OR UPDATE ON custody_data.retention_policies FOR EACH ROW EXECUTE FUNCTION custody_data.tg_require_approval();
+
+ALTER TABLE custody_data.retention_policies ENABLE ALWAYS TRIGGER a_require_approval;
 
 -- Name: consent_records a_require_live_identity; Type: TRIGGER; Schema: custody_data
 
@@ -6948,6 +7243,26 @@ CREATE POLICY requests_owner_select ON custody_data.requests FOR SELECT TO custo
 -- Name: POLICY requests_owner_select ON requests; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY requests_owner_select ON custody_data.requests IS 'Who asked for an erasure under a subject finds it by its id once the person is gone.';
+
+-- Name: retention_changes; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.retention_changes ENABLE ROW LEVEL SECURITY;
+
+-- Name: retention_changes retention_changes_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY retention_changes_all_all ON custody_data.retention_changes USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY retention_changes_all_all ON retention_changes; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY retention_changes_all_all ON custody_data.retention_changes IS 'Rows of the tenant in context, and of its subject where it names one; none without a context.';
+
+-- Name: retention_changes retention_changes_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY retention_changes_backup_select ON custody_data.retention_changes FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY retention_changes_backup_select ON retention_changes; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY retention_changes_backup_select ON custody_data.retention_changes IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: retention_policies; Type: ROW SECURITY; Schema: custody_data
 
