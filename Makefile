@@ -20,6 +20,10 @@ test: deps build $(addprefix $(TOOLS)/,versitygw gotestsum) ## all tests, from n
 	$(GO) vet ./...
 	bin/devstack with --no-fsync -- $(TOOLS)/gotestsum --format pkgname -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
 
+.PHONY: majors
+majors: deps build $(TOOLS)/versitygw ## the tests of the SQL on Postgres 16, 17 and 18 as well; fetches the servers by npm
+	GO=$(GO) cmd/devstack/majors.sh
+
 .PHONY: bench
 bench: deps $(TOOLS)/versitygw ## the figures of the README, as ratios within one run, on a stack of their own
 	$(GO) build -o bin/ ./cmd/devstack/bench ./cmd/pgcustody

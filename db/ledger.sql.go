@@ -82,6 +82,37 @@ func (q *Queries) LastCheckpoint(ctx context.Context, db DBTX) (int64, error) {
 	return number, err
 }
 
+const latestCheckpoint = `-- name: LatestCheckpoint :many
+select c.number, c.tree_size, c.anchored_at from custody.ledger_checkpoints c order by c.number desc limit 1
+`
+
+type LatestCheckpointRow struct {
+	Number     int64
+	TreeSize   int64
+	AnchoredAt time.Time
+}
+
+// The newest checkpoint on record, if there is one.
+func (q *Queries) LatestCheckpoint(ctx context.Context, db DBTX) ([]LatestCheckpointRow, error) {
+	rows, err := db.Query(ctx, latestCheckpoint)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []LatestCheckpointRow{}
+	for rows.Next() {
+		var i LatestCheckpointRow
+		if err := rows.Scan(&i.Number, &i.TreeSize, &i.AnchoredAt); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const ledgerCheckpoint = `-- name: LedgerCheckpoint :one
 select c.note from custody.ledger_checkpoints c where c.number = $1
 `

@@ -14,6 +14,10 @@ select custody.inclusion_proof(@log_entry_id, sqlc.narg(occurred_at))::jsonb as 
 -- name: LastCheckpoint :one
 select coalesce(max(c.number), 0)::bigint as number from custody.ledger_checkpoints c;
 
+-- name: LatestCheckpoint :many
+-- The newest checkpoint on record, if there is one.
+select c.number, c.tree_size, c.anchored_at from custody.ledger_checkpoints c order by c.number desc limit 1;
+
 -- name: LedgerCheckpoint :one
 select c.note from custody.ledger_checkpoints c where c.number = @number;
 

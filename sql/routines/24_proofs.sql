@@ -302,6 +302,15 @@ begin
     return null;
   end if;
   v_xid := p_xid::text::bigint;
+  -- What the sealer has not come to has no leaf, unless a restore or an adoption brought it: to look for it would be to
+  -- go back over the whole map.
+  if exists (
+    select from custody_data.ledger_heads h
+    where h.tenant_id = 'system' and h.sealed_to > h.taken_until
+      and (p_xid > h.sealed_to or (p_xid = h.sealed_to and h.sealed_to_entry_id is null))
+  ) then
+    return null;
+  end if;
   -- The transaction tells the tile where an import mixed all times, the time where one wrote many tiles. Ids are in memory
   -- before they are taken apart: each slice would be read from TOAST. Tiles come by the index, from the likeliest on.
   if v_xid is not null then

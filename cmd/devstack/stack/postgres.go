@@ -329,7 +329,7 @@ shared_buffers = '256MB'
 maintenance_work_mem = '128MB'
 max_wal_size = '4GB'
 
-shared_preload_libraries = 'pgaudit, pg_stat_statements'
+shared_preload_libraries = '%s'
 pg_stat_statements.track_utility = off	# SET and CREATE ROLE carry secrets in their text
 logging_collector = on
 log_destination = 'jsonlog'
@@ -340,11 +340,22 @@ log_timezone = 'UTC'
 log_parameter_max_length = 0
 log_parameter_max_length_on_error = 0
 pgaudit.log_parameter = off
-`, s.PGPort, s.PGHome, s.LogDir())
+`, s.PGPort, s.PGHome, s.preloaded(), s.LogDir())
 	if s.NoFsync {
 		c += "\n# The data are thrown away after use.\nfsync = off\nfull_page_writes = off\n"
 	}
 	return c
+}
+
+// preloaded is pgaudit, where this PostgreSQL has it, and pg_stat_statements.
+func (s *Stack) preloaded() string {
+	for _, dir := range []string{"lib", "lib/postgresql"} {
+		if exists(filepath.Join(s.PGBin, "..", dir, "pgaudit.so")) {
+			return "pgaudit, pg_stat_statements"
+		}
+	}
+	s.log.Warn("no_pgaudit", "bin", s.PGBin)
+	return "pg_stat_statements"
 }
 
 // writeServerFile writes a file that belongs to the server's account.

@@ -67,6 +67,9 @@ set local log_min_duration_statement = 0;
 select is(custody_data.leaking_settings(), '{}', 'talkative settings without parameters do not');
 load 'auto_explain';
 set local auto_explain.log_min_duration = 0;
+-- From Postgres 16 on it logs parameters, unless it is told not to.
+select is(custody_data.leaking_settings(), array(select name from pg_settings where name = 'auto_explain.log_parameter_max_length'), 'auto_explain as it comes');
+select set_config(name, '0', true) from pg_settings where name = 'auto_explain.log_parameter_max_length';
 select is(pg_temp.leaks(s, 'on'), array[s], s) from unnest(array['auto_explain.log_nested_statements', 'auto_explain.log_verbose']) s;
 select is(pg_temp.leaks('auto_explain.log_min_duration', '-1'), '{}', 'auto_explain that logs nothing does not');
 set local pgaudit.log_parameter = on;

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -40,6 +41,7 @@ type statusReport struct {
 	Due      []dueRow       `json:"retention_due"`
 	Requests []requestState `json:"requests"`
 	Notices  []openNotice   `json:"open_notices"`
+	Ledger   ledgerState    `json:"ledger"`
 	Archive  archiveState   `json:"archive"`
 	Store    storeState     `json:"store"`
 }
@@ -89,6 +91,17 @@ type openNotice struct {
 // are counted.
 const maxNotices = 50
 
+// ledgerState is how far sealing and anchoring are behind. Holder is the transaction
+// that holds sealing back, by kind and pid or gid.
+type ledgerState struct {
+	Unsealed   int64      `json:"unsealed_events"`
+	AgeSeconds float64    `json:"age_seconds"`
+	Holder     string     `json:"holder,omitempty"`
+	Checkpoint int64      `json:"checkpoint"` // number of the newest; 0: none
+	Anchored   int64      `json:"anchored_leaves"`
+	AnchoredAt *time.Time `json:"anchored_at"`
+}
+
 type archiveState struct {
 	OpenSegments     int64      `json:"open_segments"`
 	RecordedSegments int64      `json:"recorded_segments"`
@@ -127,7 +140,7 @@ func (s *status) Run(ctx context.Context) error {
 	return errors.Join(problem, storeProblem)
 }
 
-func (s *status) collect(ctx context.Context, pool *pgxpool.Pool, report *statusReport) error {
+func (s *status) collect(ctx context.Context, pool *pgxpool.Pool, report *statusReport) (err error) {
 	queries := db.New()
 	tenants := []string{s.Tenant}
 	if s.Tenant == "" {
@@ -187,9 +200,21 @@ func (s *status) collect(ctx context.Context, pool *pgxpool.Pool, report *status
 			return err
 		}
 	}
-	due, err := dueRows(ctx, s.App, pool, nil, "")
-	report.Due = due
-	return err
+	if report.Due, err = dueRows(ctx, s.App, pool, nil, ""); err != nil {
+		return err
+	}
+	return jobs.InContext(ctx, pool, jobs.Scope{Tenant: jobs.SystemTenant, Actor: s.Actor, Purpose: "status"}, func(tx pgx.Tx) error {
+		lag, err := queries.SealingStatus(ctx, tx)
+		if err != nil {
+			return err
+		}
+		report.Ledger = ledgerState{Unsealed: lag.UnsealedEvents, AgeSeconds: lag.AgeSeconds, Holder: strings.TrimSpace(lag.HolderKind + " " + lag.Holder)}
+		newest, err := queries.LatestCheckpoint(ctx, tx)
+		if err == nil && len(newest) > 0 {
+			report.Ledger.Checkpoint, report.Ledger.Anchored, report.Ledger.AnchoredAt = newest[0].Number, newest[0].TreeSize, utc(&newest[0].AnchoredAt)
+		}
+		return err
+	})
 }
 
 // store looks whether the store can be reached and used, without writing to it.
@@ -219,6 +244,18 @@ func (r *statusReport) print(out io.Writer) {
 		fmt.Fprintln(out, "store: none")
 	} else {
 		fmt.Fprintf(out, "store: %s, %s\n", r.Store.URL, r.Store.State)
+	}
+	fmt.Fprintf(out, "ledger: %d events without a leaf", r.Ledger.Unsealed)
+	if r.Ledger.Unsealed > 0 {
+		fmt.Fprintf(out, ", the oldest for %.0f s", r.Ledger.AgeSeconds)
+	}
+	if r.Ledger.Holder != "" {
+		fmt.Fprintf(out, ", held back by %s", r.Ledger.Holder)
+	}
+	if r.Ledger.Checkpoint == 0 {
+		fmt.Fprintln(out, "; no checkpoint")
+	} else {
+		fmt.Fprintf(out, "; checkpoint %d of %d leaves at %s\n", r.Ledger.Checkpoint, r.Ledger.Anchored, timeText(r.Ledger.AnchoredAt))
 	}
 	day := "none"
 	if r.Archive.LastDay != nil {
