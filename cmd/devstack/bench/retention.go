@@ -38,7 +38,7 @@ func measureRetention(ctx context.Context, b *bench) error {
 	if err := live.start(ctx, 4, 10*time.Millisecond); err != nil {
 		return err
 	}
-	defer live.stop()
+	defer func() { _ = live.stop() }()
 	live.measure() // what came before warmed the sessions
 	select {
 	case <-ctx.Done():

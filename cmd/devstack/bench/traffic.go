@@ -43,7 +43,7 @@ func measureTraffic(ctx context.Context, b *bench) error {
 	if err := live.start(ctx, 4, 10*time.Millisecond); err != nil {
 		return err
 	}
-	defer live.stop()
+	defer func() { _ = live.stop() }()
 	rest := func() error {
 		select {
 		case <-ctx.Done():
