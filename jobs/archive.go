@@ -115,15 +115,23 @@ func (w *ArchiveWorker) Work(ctx context.Context, job *river.Job[ArchiveArgs]) e
 // all is one run. What concerns segments on record goes on although a day could not
 // be archived, so that one that does not hold keeps back itself alone.
 func (w *ArchiveWorker) all(ctx context.Context, run *Run, config ArchiveConfig) error {
-	if err := w.archive(ctx, run, config); err != nil {
-		return err
-	}
-	for _, part := range []func(context.Context, *Run) error{w.hold, w.expire, w.index, w.remove} {
-		if err := part(ctx, run); err != nil {
+	for _, part := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"archive", func(ctx context.Context) error { return w.archive(ctx, run, config) }},
+		{"hold", func(ctx context.Context) error { return w.hold(ctx, run) }},
+		{"expire", func(ctx context.Context) error { return w.expire(ctx, run) }},
+		{"index", func(ctx context.Context) error { return w.index(ctx, run) }},
+		{"remove", func(ctx context.Context) error { return w.remove(ctx, run) }},
+		{"drop", func(ctx context.Context) error { return w.drop(ctx, run, config) }},
+		{"totals", func(ctx context.Context) error { return w.totals(ctx, run) }},
+	} {
+		if err := timed(ctx, run, part.name, part.do); err != nil {
 			return err
 		}
 	}
-	return w.drop(ctx, run, config)
+	return nil
 }
 
 // segmentsAtOnce is how many open segments are asked for at a time.
@@ -236,26 +244,6 @@ const (
 	lockNotAvailable = "55P03"
 	deadlockDetected = "40P01"
 )
-
-// kept says which months are past the hot period and still there, and why.
-func (w *ArchiveWorker) kept(ctx context.Context, run *Run) error {
-	var months []db.AuditMonthsRow
-	err := InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) (err error) {
-		months, err = db.New().AuditMonths(ctx, tx)
-		return err
-	})
-	if err != nil {
-		return fail("look at months", err)
-	}
-	for _, month := range months {
-		if month.State == "hot" || month.State == "due" {
-			continue
-		}
-		run.Count("months_"+month.State, 1)
-		w.Log.Info("month kept", "partition", month.PartitionName, "state", month.State, "detail", month.Detail)
-	}
-	return nil
-}
 
 // archiveScope is the context of tenant system. The archive's functions need to
 // see what was committed a moment ago, whatever the server's default is.

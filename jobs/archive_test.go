@@ -1023,7 +1023,7 @@ func TestDropIsRefused(t *testing.T) {
 				require.NotContains(t, b.months(), partitionOf(b.day(400)))
 			}
 			require.NotContains(t, b.months(), partitionOf(b.day(300)), "a month without a held event was kept")
-			require.Positive(t, report.Counts["months_held"])
+			require.Positive(t, report.Counts["total_months_held"])
 
 			b.asRunner("select custody.release_hold(hold_id, 'over') from custody.holds where active")
 			b.run()

@@ -3,6 +3,7 @@ package jobs
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -27,6 +28,8 @@ type Metrics struct {
 	success  *prometheus.GaugeVec
 	keyAges  *prometheus.GaugeVec
 	keysOld  *prometheus.GaugeVec
+
+	archiveMonths *prometheus.GaugeVec
 
 	anchorNumber, anchorSize, anchorTime prometheus.Gauge
 	anchorRefused                        *prometheus.GaugeVec
@@ -65,6 +68,9 @@ func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
 		keysOld: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "pgcustody_keys_overdue", Help: "Keys that seal and are older than the policy key_age.",
 		}, []string{"tenant", "kind"}),
+		archiveMonths: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pgcustody_archive_months", Help: "Months of the trail in Postgres when the archive last ran in this process, by state: hot, due, or what keeps them (unarchived, recent, held, mismatch, foreign).",
+		}, []string{"state"}),
 		anchorNumber: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "pgcustody_ledger_checkpoint_number", Help: "Number of the newest checkpoint that is anchored.",
 		}),
@@ -95,7 +101,8 @@ func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
 	}
 	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, m.keyAges, m.keysOld,
 		m.anchorNumber, m.anchorSize, m.anchorTime, m.anchorRefused, m.verifyStatus, m.verifyTime, m.verifyFindings, m.archiveFindings, m.archiveTime,
-		&queueCollector{pool: pool}, &sealingCollector{pool: pool})
+		&queueCollector{pool: pool}, &sealingCollector{pool: pool},
+		m.archiveMonths, &archiveCollector{pool: pool})
 	return m
 }
 
@@ -105,13 +112,24 @@ func (m *Metrics) observe(r Report) {
 		return
 	}
 	for item, n := range r.Counts {
-		if n > 0 {
+		if n > 0 && !strings.HasPrefix(item, totalPrefix) {
 			m.items.WithLabelValues(r.Job, item).Add(float64(n))
 		}
 	}
 	m.bytes.WithLabelValues(r.Job).Add(float64(r.Bytes))
 	if r.Status == "succeeded" {
 		m.success.WithLabelValues(r.Job).Set(float64(r.EndedAt.Unix()))
+	}
+}
+
+// months takes over in which state the months of the trail are.
+func (m *Metrics) months(states map[string]int) {
+	if m == nil {
+		return
+	}
+	m.archiveMonths.Reset()
+	for state, n := range states {
+		m.archiveMonths.WithLabelValues(state).Set(float64(n))
 	}
 }
 

@@ -38,6 +38,16 @@ func (r *Run) Count(name string, n int64) {
 	r.counts[name] += n
 }
 
+// Total sets what stands after the run, where Count says what the run did.
+func (r *Run) Total(name string, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.counts[totalPrefix+name] = n
+}
+
+// totalPrefix tells totals from counts in a record; metrics add up counts alone.
+const totalPrefix = "total_"
+
 // Bytes adds n to the bytes that the run wrote or read.
 func (r *Run) Bytes(n int64) {
 	r.mu.Lock()

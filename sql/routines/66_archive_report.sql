@@ -32,7 +32,8 @@ begin
     least(min(s.day) filter (where s.recorded_at is null and s.superseded_at is null), (
       select min(date '2000-01-01' + l.day)
       from custody_data.leaves_without_segment((select h.tree_size from custody_data.ledger_heads h where h.tenant_id = 'system')) l
-      where l.day > -2147483648)),
+      where l.day > -2147483648),
+      (select min(u.day) from custody_data.unsealed_events(false, pg_snapshot_xmin(pg_current_snapshot())) u)),
     max(s.day) filter (where s.recorded_at is not null)
   from custody_data.archive_segments s
   where s.tenant_id = 'system';
@@ -41,7 +42,7 @@ $$;
 revoke all on function custody.archive_totals() from public;
 grant execute on function custody.archive_totals() to custody_worker, custody_auditor;
 comment on function custody.archive_totals() is
-'What the archive holds: one row. Costs what is new in the ledger, and a look at every segment''s row.
+'What the archive holds: one row. Costs what is new in the trail and the ledger, and a look at every segment''s row.
 Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 create or replace view custody.month_plan with (security_invoker = true) as

@@ -35,6 +35,10 @@ var figures = []figure{
 	{"ledger", "what the audit ledger costs appends; sealing", measureLedger},
 	{"proofs", "storage, proofs and verification of the audit ledger of many events", measureProofs},
 	{"retention", "deleting a million conversations, and who notices", measureRetention},
+	{"archive", "archiving a closed day, against psql, zstd and an upload", measureArchive},
+	{"traffic", "live appends while archive and retention work", measureTraffic},
+	{"month", "an expired month of the trail, against DELETE", measureMonth},
+	{"years", "the daily archive after five years, against that of a young deployment", measureYears},
 	{"import", "import of files against COPY of typed rows", measureImport},
 	{"sealed", "tables of sealed columns: reading, saving, rotating", measureSealed},
 	{"sealing", "sealed values against pgp_sym_encrypt, and the rotation of keys", measureSealing},
@@ -55,6 +59,7 @@ func run(ctx context.Context) (err error) {
 		names = append(names, f.name)
 	}
 	quick := flag.Bool("quick", false, "small sizes and no fsync: shows that the benchmark runs, not how fast anything is")
+	long := flag.Bool("long", false, "the sizes of the design where the usual ones are smaller: 10 million events of a day and of a month")
 	only := flag.String("only", "", "comma-separated figures: "+strings.Join(names, ", "))
 	dir := flag.String("dir", "", "keep the stack in this folder for the next run; default is one that goes with this run")
 	flag.Parse()
@@ -76,6 +81,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	b.long = *long
 	defer func() { err = errors.Join(err, b.close(context.WithoutCancel(ctx))) }()
 
 	for _, f := range figures {

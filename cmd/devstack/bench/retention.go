@@ -27,18 +27,10 @@ func measureRetention(ctx context.Context, b *bench) error {
 	if b.quick {
 		persons, expired, idle = 100, 10_000, time.Second
 	}
-	if err := d.load(ctx,
-		triggersOff("conversations"),
-		people("person-", persons),
-		fmt.Sprintf(`insert into custody_data.conversations (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
-			select '%s', md5('person-' || n %% %d + 1)::uuid, 'chat-' || n, bench.sealed('About ' || n),
-			  bench.sealed(jsonb_build_array(jsonb_build_object('role', 'user', 'text', repeat(md5(n::text), 28), 'at', now() - interval '1 year'))::text), 1,
-			  now() - interval '1 year', now() - interval '100 days' - random() * interval '200 days'
-			from generate_series(1, %d) n`, tenant, persons, expired),
-		triggersOn("conversations"),
-		partitions("now()", "now()"),
-		"vacuum (analyze) custody_data.conversations",
-	); err != nil {
+	if err := d.load(ctx, people("person-", persons)); err != nil {
+		return err
+	}
+	if err := d.load(ctx, expiredConversations(persons, expired)...); err != nil {
 		return err
 	}
 
@@ -46,7 +38,7 @@ func measureRetention(ctx context.Context, b *bench) error {
 	if err := live.start(ctx, 4, 10*time.Millisecond); err != nil {
 		return err
 	}
-	defer live.stop()
+	defer func() { _ = live.stop() }()
 	live.measure() // what came before warmed the sessions
 	select {
 	case <-ctx.Done():
@@ -95,10 +87,27 @@ func measureRetention(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// saver is an application that saves conversations at a steady pace.
+// expiredConversations makes conversations that retention is due to delete.
+func expiredConversations(persons, expired int) []string {
+	return []string{
+		triggersOff("conversations"),
+		fmt.Sprintf(`insert into custody_data.conversations (tenant_id, identity_id, conversation_id, title, messages, message_count, started_at, last_message_at)
+			select '%s', md5('person-' || n %% %d + 1)::uuid, 'chat-' || n, bench.sealed('About ' || n),
+			  bench.sealed(jsonb_build_array(jsonb_build_object('role', 'user', 'text', repeat(md5(n::text), 28), 'at', now() - interval '1 year'))::text), 1,
+			  now() - interval '1 year', now() - interval '100 days' - random() * interval '200 days'
+			from generate_series(1, %d) n`, tenant, persons, expired),
+		triggersOn("conversations"),
+		partitions("now()", "now()"),
+		"vacuum (analyze) custody_data.conversations",
+	}
+}
+
+// saver is an application that saves conversations at a steady pace, or does what
+// call says.
 type saver struct {
 	d       *database
 	persons int
+	call    func(client, n int) (statement string, args []any)
 	cancel  context.CancelFunc
 	wait    sync.WaitGroup
 	mu      sync.Mutex
@@ -107,6 +116,13 @@ type saver struct {
 }
 
 func (s *saver) start(ctx context.Context, clients int, every time.Duration) error {
+	call := s.call
+	if call == nil {
+		call = func(client, n int) (string, []any) {
+			return "select custody.save_conversation($1, $2, $3)",
+				[]any{fmt.Sprintf("person-%d", (n*clients+client)%s.persons+1), fmt.Sprintf("live-%d-%d", client, n), `[{"role":"user","text":"Hello, is the order on its way?"}]`}
+		}
+	}
 	ctx, s.cancel = context.WithCancel(ctx)
 	for client := range clients {
 		conn, err := pgx.Connect(ctx, s.d.stack.URL(appLogin, s.d.name))
@@ -123,8 +139,8 @@ func (s *saver) start(ctx context.Context, clients int, every time.Duration) err
 					return
 				case <-tick.C:
 				}
-				took, err := s.d.inContext(ctx, conn, "select custody.save_conversation($1, $2, $3)",
-					fmt.Sprintf("person-%d", (n*clients+client)%s.persons+1), fmt.Sprintf("live-%d-%d", client, n), `[{"role":"user","text":"Hello, is the order on its way?"}]`)
+				statement, args := call(client, n)
+				took, err := s.d.inContext(ctx, conn, statement, args...)
 				s.mu.Lock()
 				if err != nil && ctx.Err() == nil {
 					s.failed = err

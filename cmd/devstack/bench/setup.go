@@ -42,6 +42,7 @@ var settings = [][2]string{
 // bench is one run.
 type bench struct {
 	quick    bool
+	long     bool
 	stack    *stack.Stack
 	keep     bool
 	log      *slog.Logger

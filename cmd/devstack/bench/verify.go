@@ -81,7 +81,7 @@ func (a *auditor) run(ctx context.Context, env []string, args ...string) (out []
 		return out, 0, 0, fmt.Errorf("pgcustody %s: %w: %s%s", strings.Join(args, " "), err, out, problems.String())
 	}
 	took = time.Since(started)
-	a.d.log.Info("ran", "command", "pgcustody "+args[0], "duration", took.Round(time.Millisecond))
+	a.d.log.Info("ran", "command", "pgcustody "+strings.Join(args, " "), "duration", took.Round(time.Millisecond))
 	return out, took, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10, nil
 }
 

@@ -97,65 +97,6 @@ func (a *archive) inSystem(ctx context.Context, step string, work func(pgx.Tx) e
 	})
 }
 
-type plannedSegment struct {
-	Day         string    `json:"day"`
-	Part        int32     `json:"part,omitempty"` // 0: not opened yet
-	Events      int64     `json:"events"`
-	RetainUntil time.Time `json:"retain_until"`
-}
-
-type plannedMonth struct {
-	Partition string    `json:"partition"`
-	From      time.Time `json:"from"`
-	To        time.Time `json:"to"`
-	State     string    `json:"state"`
-	Events    int64     `json:"events"`
-	Detail    string    `json:"detail,omitempty"`
-}
-
-func (a *archive) plan(ctx context.Context) error {
-	plan := struct {
-		Segments []plannedSegment `json:"segments"`
-		Months   []plannedMonth   `json:"months"`
-	}{[]plannedSegment{}, []plannedMonth{}}
-	err := a.inSystem(ctx, "plan", func(tx pgx.Tx) error {
-		due, err := db.New().ArchiveDue(ctx, tx)
-		if err != nil {
-			return err
-		}
-		for _, s := range due {
-			plan.Segments = append(plan.Segments, plannedSegment{s.Day.Format(time.DateOnly), s.Part, s.Rows, s.RetainUntil.UTC()})
-		}
-		months, err := db.New().AuditMonths(ctx, tx)
-		for _, m := range months {
-			plan.Months = append(plan.Months, plannedMonth{m.PartitionName, m.RangeFrom.UTC(), m.RangeTo.UTC(), m.State, m.Rows, m.Detail})
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return a.Print(plan, func(out io.Writer) {
-		if len(plan.Segments) == 0 {
-			fmt.Fprintln(out, "nothing to archive")
-		} else {
-			table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-			fmt.Fprintln(table, "ARCHIVE\tEVENTS\tLOCKED UNTIL")
-			for _, s := range plan.Segments {
-				fmt.Fprintf(table, "%s\t%d\t%s\n", s.Day, s.Events, s.RetainUntil.Format(time.DateOnly))
-			}
-			_ = table.Flush()
-		}
-		fmt.Fprintln(out)
-		table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
-		fmt.Fprintln(table, "MONTH\tSTATE\tEVENTS\tDETAIL")
-		for _, m := range plan.Months {
-			fmt.Fprintf(table, "%s\t%s\t%d\t%s\n", m.From.Format("2006-01"), m.State, m.Events, m.Detail)
-		}
-		_ = table.Flush()
-	})
-}
-
 type listedSegment struct {
 	Day          string    `json:"day"`
 	Part         int32     `json:"part"`
