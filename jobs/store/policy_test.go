@@ -165,6 +165,39 @@ func TestPolicies(t *testing.T) {
 	})
 }
 
+// What somebody gives them beside gives them no bypass.
+func TestPoliciesDenyTheBypass(t *testing.T) {
+	owner, server := open(t, true), stacktest.Shared(t)
+	root := as(owner, server.RootKey, server.RootSecret)
+	for _, part := range []string{"worker", "remover", "administrator"} {
+		user, err := server.NewS3User(t.Context())
+		require.NoError(t, err)
+		text, err := Policy(owner.URL(), map[string][]string{part: {user.Key}})
+		require.NoError(t, err)
+		var policy map[string]any
+		require.NoError(t, json.Unmarshal(text, &policy))
+		policy["Statement"] = append(policy["Statement"].([]any), map[string]any{
+			"Effect": "Allow", "Principal": map[string]any{"AWS": []string{user.Key}},
+			"Action": []string{"s3:DeleteObjectVersion", "s3:BypassGovernanceRetention"}, "Resource": "arn:aws:s3:::" + owner.bucket + "/*",
+		})
+		text, err = json.Marshal(policy)
+		require.NoError(t, err)
+		_, err = root.client.PutBucketPolicy(t.Context(), &s3.PutBucketPolicyInput{Bucket: &owner.bucket, Policy: aws.String(string(text))})
+		require.NoError(t, err)
+		weak, err := root.putWeak(t.Context(), "audit-archives/weak", inAnHour())
+		require.NoError(t, err)
+		gaveIn, err := as(owner, user.Key, user.Secret).bypass(t.Context(), "audit-archives/weak", weak)
+		require.NoError(t, err)
+		require.False(t, gaveIn, part)
+		free, err := root.Put(t.Context(), "free", strings.NewReader("x"), PutOptions{})
+		require.NoError(t, err)
+		_, err = as(owner, user.Key, user.Secret).client.DeleteObject(t.Context(), &s3.DeleteObjectInput{
+			Bucket: &owner.bucket, Key: aws.String("free"), VersionId: &free.Version,
+		})
+		require.NoError(t, err, "what was given beside counts otherwise")
+	}
+}
+
 func TestPolicyDocument(t *testing.T) {
 	text, err := Policy("s3://evidence", map[string][]string{"reader": {"arn:aws:iam::1:role/a", "arn:aws:iam::1:role/b"}})
 	require.NoError(t, err)
