@@ -209,6 +209,7 @@ func (w *ArchiveWorker) drop(ctx context.Context, run *Run, config ArchiveConfig
 			for _, month := range dropped {
 				run.Count("months_dropped", 1)
 				run.Count("events_dropped", month.RowsDropped)
+				run.Count("events_kept", month.RowsKept)
 				w.Log.Info("month dropped", "partition", month.PartitionName, "events", month.RowsDropped)
 			}
 		case state(err) != lockNotAvailable && state(err) != deadlockDetected:

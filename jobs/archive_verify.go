@@ -108,7 +108,13 @@ func VerifyArchive(ctx context.Context, d Deps, identities []age.Identity, sampl
 		return checks, nil
 	}
 	stray, err := strays(ctx, d, known, versions, in)
-	return append(checks, stray...), err
+	for _, check := range stray {
+		// What lies over an object is said once.
+		if !slices.ContainsFunc(checks, func(c SegmentCheck) bool { return c.Object == check.Object && c.Finding != "" }) {
+			checks = append(checks, check)
+		}
+	}
+	return checks, err
 }
 
 // strays are the versions of objects that no record and no manifest names.

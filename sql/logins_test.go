@@ -125,7 +125,7 @@ var permissions = []permission{
 	{name: "list tenants", statement: `select count(*) from custody.list_tenants()`, for_: []string{runner}},
 	{name: "register a tenant", statement: `select custody.register_tenant('third', 'Third')`, for_: []string{runner}},
 	{name: "archive", context: "system", statement: `select count(*) from custody.open_segments()`, for_: []string{runner}},
-	{name: "record a segment", statement: `update custody_data.archive_segments set rows_archived = 0`},
+	{name: "record a segment", statement: `update custody_data.archive_segments set events = 0`},
 	{name: "queue a job", statement: `select id from river.river_job for update`, for_: []string{runner}, code: "42501"},
 	{name: "look at the controls", statement: `select count(*) from custody_check.findings`, for_: []string{runner, dpo, audit}},
 	{name: "use the scratch space", statement: `create temporary table scratch (n int)`, for_: []string{runner}},

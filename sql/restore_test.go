@@ -3,8 +3,6 @@ package sql_test
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -12,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -136,6 +135,7 @@ func (b *bed) archive(t *testing.T, worker *session, archived map[string][]strin
 		var open []struct {
 			Day    string    `json:"day"`
 			Part   int       `json:"part"`
+			Events int       `json:"events"`
 			Retain time.Time `json:"retain_until"`
 		}
 		require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", `select coalesce(jsonb_agg(s), '[]') from custody.open_segments() s`)), &open))
@@ -144,22 +144,31 @@ func (b *bed) archive(t *testing.T, worker *session, archived map[string][]strin
 		}
 		for _, s := range open {
 			var held struct {
-				IDs         []string
+				IDs         []*string
 				First, Last string
 			}
 			require.NoError(t, json.Unmarshal([]byte(worker.run(t, "system", fmt.Sprintf(`
-				select jsonb_build_object('ids', jsonb_agg(e.log_entry_id), 'first', min(e.occurred_at), 'last', max(e.occurred_at))
-				from custody.segment_entries('%s', %d) e`, s.Day, s.Part))), &held))
-			require.NotEmpty(t, held.IDs, "%s.%d is empty", s.Day, s.Part)
-			sum := sha256.Sum256([]byte(strings.Join(held.IDs, "")))
-			digest := hex.EncodeToString(sum[:])
+				select jsonb_build_object('ids', jsonb_agg(e.log_entry_id order by l.first_leaf + n), 'first', min(e.occurred_at), 'last', max(e.occurred_at))
+				from custody.segment_leaves('%s', %d, null, 10000) l
+				cross join generate_series(0, octet_length(l.xids) / 8 - 1) n
+				left join custody.audit_entries e on e.log_entry_id = encode(substr(l.entry_ids, n * 16 + 1, 16), 'hex')::uuid
+				  and e.xid = ('x' || encode(substr(l.xids, n * 8 + 1, 8), 'hex'))::bit(64)::bigint::text::xid8`, s.Day, s.Part))), &held))
+			require.Len(t, held.IDs, s.Events, "%s.%d", s.Day, s.Part)
+			require.NotContains(t, held.IDs, (*string)(nil), "%s.%d has a leaf without an event", s.Day, s.Part)
 			name := fmt.Sprintf("%s.%d", s.Day, s.Part)
 			worker.run(t, "system", fmt.Sprintf(`
-				select custody.record_segment('%[1]s', %[2]d, '%[3]s', '%[3]s.manifest', %[4]d, 1, 1, '\x%[5]s', '\x%[5]s', '%[6]s', '%[7]s', '%[8]s',
-				  jsonb_build_object('object_key', '%[3]s', 'rows', %[4]d, 'plain_sha256', '%[5]s', 'stored_sha256', '%[5]s'))`,
-				s.Day, s.Part, name, len(held.IDs), digest, held.First, held.Last, s.Retain.Format(time.RFC3339Nano)))
+				select custody.record_segment('%[1]s', %[2]d, '%[3]s', '%[3]s.manifest', m.manifest, sha256(convert_to(m.manifest::text, 'UTF8')), '%[6]s', m.people)
+				from (
+				  select decode(repeat('ff', 128), 'hex') as people, jsonb_build_object('version', 2, 'day', s.day, 'part', s.part, 'rows', s.events, 'object_key', '%[3]s',
+				    'compression', 'zstd', 'encryption', 'age', 'recipients', '{age1x}'::text[],
+				    'leaves', (select jsonb_agg(jsonb_build_array(lower(u), upper(u) - lower(u)) order by u) from unnest(s.leaves) u),
+				    'root', encode(sha256(''), 'hex'), 'plain_bytes', 1, 'compressed_bytes', 1, 'stored_bytes', 1, 'plain_sha256', encode(sha256(''), 'hex'),
+				    'compressed_sha256', encode(sha256(''), 'hex'), 'stored_sha256', encode(sha256(''), 'hex'),
+				    'first_occurred_at', '%[4]s', 'last_occurred_at', '%[5]s', 'people', encode(decode(repeat('ff', 128), 'hex'), 'base64')) as manifest
+				  from custody.archive_segments s where s.day = '%[1]s' and s.part = %[2]d
+				) m`, s.Day, s.Part, name, held.First, held.Last, s.Retain.Format(time.RFC3339Nano)))
 			for _, id := range held.IDs {
-				archived[id] = append(archived[id], name)
+				archived[*id] = append(archived[*id], name)
 			}
 			segments++
 		}
@@ -263,10 +272,17 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 		}
 		o.settle(t)
 	}
-	o.runner.late(t, today.AddDate(0, 0, -200), 3)
+	long := today.AddDate(0, 0, -200)
+	o.runner.run(t, "system", fmt.Sprintf(`select custody.ensure_audit_partitions('%[1]s', '%[1]s')`, long.Format(time.RFC3339)))
+	_, err = o.admin.Exec(t.Context(), `
+		insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, recorded_at, actor_id, action, import_id)
+		select 'acme', gen_random_uuid(), $1, $1, gen_random_uuid(), 'account.login', gen_random_uuid() from generate_series(1, 3)`, long)
+	require.NoError(t, err)
 	write()
 	o.archive(t, o.runner, o.archived)
-	require.Equal(t, "3", o.runner.run(t, "system", `select sum(rows_dropped) from custody.drop_archived_partitions()`))
+	require.Empty(t, o.runner.run(t, "system", `select sum(rows_dropped) from custody.drop_archived_partitions(100)`), "for a week its month stays")
+	o.edit(t, `update custody_data.archive_segments set recorded_at = recorded_at - interval '8 days'`)
+	require.Equal(t, "3", o.runner.run(t, "system", `select sum(rows_dropped) from custody.drop_archived_partitions(100)`))
 	o.burn(t, 4000)
 	write()
 	o.archive(t, o.runner, o.archived)
@@ -278,8 +294,7 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	o.app.run(t, tenant, `select custody.record_audit_event('thing.do')`)
 	require.Equal(t, "[]", o.runner.run(t, tenant, fmt.Sprintf(`select custody.search_residue('%s')`, o.asked.request)))
 
-	o.runner.run(t, "system", `select custody.seal_audit_log(1000000);
-		select custody.record_checkpoint(1, (custody.ledger_head() ->> 'tree_size')::bigint, custody.ledger_root((custody.ledger_head() ->> 'tree_size')::bigint), 'note', 'key', null, now())`)
+	o.anchor(t, o.runner, 1)
 
 	o.digests = contents(t, o.admin)
 	for name, digest := range o.digests {
@@ -464,12 +479,15 @@ func (o *original) goOn(t *testing.T, b *bed) {
 		}
 		require.Zero(t, b.archive(t, worker, archived))
 
-		// Days later today is over too, and months later the trail may go.
+		// Days later today is over too, and months later the trail may go, but for what is held.
 		b.later(t, 200)
 		b.archive(t, worker, archived)
 		b.requireArchivedOnce(t, archived)
-		const months = `select string_agg(distinct state, ',') from custody.audit_months() where range_to < now() - interval '91 days'`
-		require.Contains(t, worker.run(t, "system", months), "held")
+		b.edit(t, `update custody_data.archive_segments set recorded_at = recorded_at - interval '8 days'`)
+		const months = `select string_agg(distinct concat_ws(' ', state, detail), ',') from custody.audit_months() where range_to < now() - interval '91 days'`
+		require.Contains(t, worker.run(t, "system", months), "in no segment", "until a checkpoint covers them their leaves may be cut off")
+		b.anchor(t, worker, 2)
+		require.Contains(t, worker.run(t, "system", months), "under legal hold")
 		for _, in := range []string{"acme", "other"} {
 			worker.run(t, in, `select custody.release_hold(hold_id, 'over') from custody.holds where active`)
 		}
@@ -526,30 +544,49 @@ func (b *bed) commands(t *testing.T) {
 	pgcustody("status")
 }
 
-// later makes everything in the trail and the archive as old as if days had passed.
-func (b *bed) later(t *testing.T, days int) {
+// anchor records a checkpoint of the whole ledger.
+func (b *bed) anchor(t *testing.T, worker *session, number int) {
 	t.Helper()
-	worker := b.session(t, runner)
-	worker.run(t, "system", fmt.Sprintf(`select custody.ensure_audit_partitions(now() - interval '%d days', now())`, days+60))
+	worker.run(t, "system", fmt.Sprintf(`select custody.seal_audit_log(1000000);
+		select custody.record_checkpoint(%d, (custody.ledger_head() ->> 'tree_size')::bigint, custody.ledger_root((custody.ledger_head() ->> 'tree_size')::bigint), 'note', 'key', null, now())`, number))
+}
+
+// edit changes what no guard lets change.
+func (b *bed) edit(t *testing.T, statements string) {
+	t.Helper()
 	_, err := b.admin.Exec(t.Context(), fmt.Sprintf(`
 		do $$
 		declare
 		  v_table text;
 		  v_trigger record;
-		  v_ago constant interval := '%d days';
 		begin
 		  for v_table in select t.tgrelid::regclass::text from pg_catalog.pg_trigger t where t.tgrelid::regclass::text like 'custody\_data.%%' group by 1 loop
 		    execute 'alter table ' || v_table || ' disable trigger all';
 		  end loop;
-		  update custody_data.audit_logs set occurred_at = occurred_at - v_ago, recorded_at = recorded_at - v_ago;
-		  update custody_data.archive_segments set day = (day - v_ago)::date, opened_at = opened_at - v_ago, recorded_at = recorded_at - v_ago,
-		    first_occurred_at = first_occurred_at - v_ago, last_occurred_at = last_occurred_at - v_ago;
-		  update custody_data.incarnations set opened_at = opened_at - v_ago;
-		  update custody_data.partition_drops set range_from = range_from - v_ago, range_to = range_to - v_ago, dropped_at = dropped_at - v_ago;
+		  %s;
 		  for v_trigger in select t.tgname, t.tgrelid::regclass as name from pg_catalog.pg_trigger t
 		    where t.tgrelid::regclass::text like 'custody\_data.%%' and not t.tgisinternal and t.tgparentid = 0 loop
 		    execute pg_catalog.format('alter table %%s enable always trigger %%I', v_trigger.name, v_trigger.tgname);
 		  end loop;
-		end $$`, days))
+		end $$`, statements))
 	require.NoError(t, err)
+}
+
+// later makes everything in the trail, the ledger's map and the archive as old as if
+// days had passed. The leaves are not those of the events any more.
+func (b *bed) later(t *testing.T, days int) {
+	t.Helper()
+	worker := b.session(t, runner)
+	worker.run(t, "system", fmt.Sprintf(`select custody.ensure_audit_partitions(now() - interval '%d days', now())`, days+60))
+	b.edit(t, strings.ReplaceAll(`
+		update custody_data.audit_logs set occurred_at = occurred_at - interval 'AGO days', recorded_at = recorded_at - interval 'AGO days';
+		update custody_data.ledger_entries e set first_occurred_at = first_occurred_at - interval 'AGO days', last_occurred_at = last_occurred_at - interval 'AGO days',
+		  days = (select string_agg(date_send(date '2000-01-01' + (('x' || encode(substr(e.days, n * 4 + 1, 4), 'hex'))::bit(32)::integer - AGO)), '' order by n)
+		    from generate_series(0, octet_length(e.days) / 4 - 1) n);
+		update custody_data.archive_heads set days_end = days_end - AGO;
+		update custody_data.archive_segments set day = day - AGO, opened_at = opened_at - interval 'AGO days', recorded_at = recorded_at - interval 'AGO days',
+		  first_occurred_at = first_occurred_at - interval 'AGO days', last_occurred_at = last_occurred_at - interval 'AGO days';
+		update custody_data.incarnations set opened_at = opened_at - interval 'AGO days';
+		update custody_data.partition_drops set range_from = range_from - interval 'AGO days', range_to = range_to - interval 'AGO days', dropped_at = dropped_at - interval 'AGO days'`,
+		"AGO", strconv.Itoa(days)))
 }

@@ -171,7 +171,8 @@ func (c *check) readHead(ctx context.Context, d *database) error {
 const maxStretches = 4096
 
 const (
-	keyWidth  = 24
+	// keyWidth is that of a leaf's xid, id and day.
+	keyWidth  = 28
 	hashWidth = len(Hash{})
 	// maxGap bounds how many missing tiles in a row are waited for.
 	maxGap = 4096
@@ -195,7 +196,7 @@ func (c *check) readMap(ctx context.Context, d *database) (err error) {
 		t.bounds = append(t.bounds, [2]int64{math.MinInt64, math.MaxInt64})
 		return t.keys.append(buffer[:n*keyWidth])
 	}
-	err = d.copyTo(ctx, 7, `select e.tile_index, e.xids, e.entry_ids, e.first_xid, e.last_xid, e.first_occurred_at, e.last_occurred_at
+	err = d.copyTo(ctx, 8, `select e.tile_index, e.xids, e.entry_ids, e.first_xid, e.last_xid, e.first_occurred_at, e.last_occurred_at, e.days
 		from custody_data.ledger_entries e where e.tenant_id = 'system' order by e.tile_index`, func(f [][]byte) error {
 		index := micros(f[0])
 		n := len(f[1]) / 8
@@ -221,6 +222,7 @@ func (c *check) readMap(ctx context.Context, d *database) (err error) {
 		for i := range n {
 			copy(buffer[i*keyWidth:], f[1][8*i:8*i+8])
 			copy(buffer[i*keyWidth+8:], f[2][16*i:16*i+16])
+			copy(buffer[i*keyWidth+24:], f[7][4*i:4*i+4])
 			if xid := binary.BigEndian.Uint64(f[1][8*i:]); xid != 0 {
 				lowest, highest = min(lowest, xid), max(highest, xid)
 			}

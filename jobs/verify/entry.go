@@ -161,6 +161,15 @@ func appendUUID(to, v []byte) []byte {
 
 const microsOfDay = 86_400_000_000
 
+// dayOf is the day in UTC, counted from 2000-01-01.
+func dayOf(micros int64) int32 {
+	day := micros / microsOfDay
+	if micros%microsOfDay < 0 {
+		day--
+	}
+	return int32(day) //nolint:gosec // Postgres's times are of fewer
+}
+
 // appendTime writes a time as to_char(…, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') does.
 func appendTime(to, v []byte) []byte {
 	if len(v) != 8 {

@@ -175,7 +175,7 @@ func (c *check) verifyObjects(ctx context.Context) (err error) {
 	if t.leaves, err = c.readBucketTiles(ctx, bySize[len(bySize)-1].size); err != nil {
 		return err
 	}
-	t.size = t.leaves.count
+	t.size, t.total = t.leaves.count, t.leaves.count
 	c.report.Leaves = t.size
 	reach := len(bySize)
 	for reach > 0 && bySize[reach-1].size > t.size {

@@ -42,13 +42,14 @@ func (c *check) compareSegments(ctx context.Context, d *database) error {
 		}
 		stored, ok := c.archive.byKey[string(f[2])]
 		digest := sum256(f[12])
+		if micros(f[13]) == 1 && !c.expired[name][digest] {
+			wrong("it says that the segment has expired, and no event nor signed index says so")
+			return nil
+		}
 		if !ok {
 			said, sealed := c.segmentEvents[name]
 			switch {
-			case micros(f[13]) == 1:
-				if !c.expired[name][digest] {
-					wrong("it says that the segment has expired, and no event nor signed index says so")
-				}
+			case micros(f[13]) == 1: // and was deleted
 			case sealed && said.rows == micros(f[3]) && said.stored == micros(f[6]):
 				c.find(Finding{Kind: ObjectChanged, Object: string(f[2]), Detail: "the segment was recorded, and its manifest is not there or does not count"})
 			default:

@@ -34,6 +34,7 @@ const (
 type leaf struct {
 	key   key
 	index int64
+	day   int32 // since 2000-01-01
 	hash  Hash
 }
 
@@ -79,6 +80,7 @@ func (c *cursor) fill() error {
 		var l leaf
 		l.key.xid = binary.BigEndian.Uint64(c.keys[i*keyWidth:])
 		copy(l.key.id[:], c.keys[i*keyWidth+8:])
+		l.day = int32(binary.BigEndian.Uint32(c.keys[i*keyWidth+24:])) //nolint:gosec // two's complement
 		if l.key == (key{}) {
 			continue // lost, or not in the map
 		}
@@ -320,6 +322,11 @@ func (c *check) readRowsOnce(ctx context.Context, d *database, where string, lea
 		if match.index >= 0 {
 			r.seen.set(match.index)
 			c.report.Events++
+			if match.day != dayOf(event.occurredAt()) {
+				t.misplaced(match.index)
+				c.find(Finding{Kind: MapChanged, Leaf: &match.index, Event: &k.id, Object: fmt.Sprintf("ledger_entries %d", match.index/tileWidth),
+					Detail: "the map has it on another day, so that the archive would not take it with its own"})
+			}
 			times := &r.times[match.index/tileWidth]
 			times[0], times[1] = min(times[0], event.occurredAt()), max(times[1], event.occurredAt())
 			dated(&event, &match)

@@ -11,7 +11,7 @@ import (
 )
 
 // spool is a temporary file of records of one size. It has no name once it is
-// open, so nothing is left of it whatever ends the process: 56 bytes an event
+// open, so nothing is left of it whatever ends the process: 60 bytes an event
 // wait on disk rather than in memory.
 type spool struct {
 	file   *os.File
@@ -23,7 +23,7 @@ type spool struct {
 func newSpool(width int) (*spool, error) {
 	file, err := os.CreateTemp("", "pgcustody-verify-")
 	if err != nil {
-		return nil, fmt.Errorf("make a temporary file: %w: set TMPDIR to a folder with room for 56 bytes an event", err)
+		return nil, fmt.Errorf("make a temporary file: %w: set TMPDIR to a folder with room for 60 bytes an event", err)
 	}
 	if err := os.Remove(file.Name()); err != nil {
 		return nil, errors.Join(err, file.Close())
@@ -35,7 +35,7 @@ func newSpool(width int) (*spool, error) {
 func (s *spool) append(records []byte) error {
 	s.count += int64(len(records) / s.width)
 	if _, err := s.writer.Write(records); err != nil {
-		return fmt.Errorf("write a temporary file: %w: set TMPDIR to a folder with room for 56 bytes an event", err)
+		return fmt.Errorf("write a temporary file: %w: set TMPDIR to a folder with room for 60 bytes an event", err)
 	}
 	return nil
 }

@@ -371,6 +371,11 @@ func ledgerTamperings() []tampering {
 		{name: "map: transaction changed to a high one", places: everywhere,
 			do:    func(f *fixture, e event) { f.setMap(e.leaf, f.events[len(f.events)-1].xid+1, e.id) },
 			found: only(verify.MapChanged)},
+		{name: "map: day changed", places: everywhere,
+			do: func(f *fixture, e event) {
+				f.exec("update custody_data.ledger_entries set days = overlay(days placing int4send(7000) from $2) where tile_index = $1", e.leaf/256, int32(e.leaf%256*4+1)) //nolint:gosec // small
+			},
+			found: only(verify.MapChanged)},
 		{name: "map: leaves swapped", places: everywhere,
 			do: func(f *fixture, e event) {
 				o := f.after(e)
@@ -496,6 +501,7 @@ func recordTamperings() []tampering {
 		change("root", "root_hash = sha256('x')"),
 		change("leaves", "leaves = '{[100000,100001)}'"),
 		change("object", "object_key = object_key || 'x'"),
+		change("expired", "expired_at = now(), objects_deleted_at = now()"),
 		{name: "archive record deleted", places: []string{archived},
 			do: func(f *fixture, e event) {
 				f.exec("delete from custody_data.archive_segments where day = $1::text::date", day(e))
@@ -568,7 +574,7 @@ func (f *fixture) setBack(size int64) {
 	if (size-1)/256 < int64(len(f.events)-1)/256 {
 		f.exec("delete from custody_data.ledger_entries where tile_index > $1", (size-1)/256)
 	}
-	f.exec("update custody_data.ledger_entries set xids = substr(xids, 1, $2), entry_ids = substr(entry_ids, 1, 2 * $2) where tile_index = $1", (size-1)/256, int32((size-1)%256*8+8)) //nolint:gosec // small
+	f.exec("update custody_data.ledger_entries set xids = substr(xids, 1, $2), entry_ids = substr(entry_ids, 1, 2 * $2), days = substr(days, 1, $2 / 2) where tile_index = $1", (size-1)/256, int32((size-1)%256*8+8)) //nolint:gosec // small
 	f.exec("update custody_data.ledger_heads set tree_size = $1, sealed_to = $2::text::xid8, sealed_to_entry_id = null", size, fmt.Sprint(f.events[size-1].xid+1))
 	f.exec("delete from custody_data.ledger_checkpoints where tree_size > $1", size)
 	f.exec("delete from custody_data.audit_logs where xid > $1::text::xid8", fmt.Sprint(f.events[size-1].xid))

@@ -584,7 +584,8 @@ begin
   select u.events, u.oldest, clock_timestamp() - u.oldest, coalesce(v_head.sealed_to, '0'), v_horizon, b.kind, b.holder, b.datname, b.since
   from (
     select coalesce(sum(e.events), 0)::bigint as events, min(e.oldest_recorded_at) as oldest
-    from custody_data.unsealed_events(false, pg_snapshot_xmax(pg_current_snapshot())) e
+    -- what is numbered beyond is nobody's of this server, and waits for no sealer
+    from custody_data.unsealed_events(false, greatest(pg_snapshot_xmax(pg_current_snapshot()), custody_data.next_xid(pg_current_xact_id_if_assigned()))) e
   ) u
   left join lateral (
     select 'prepared' as kind, p.gid as holder, p.database::text as datname, p.prepared as since

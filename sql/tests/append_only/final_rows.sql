@@ -14,13 +14,16 @@ select refuses($$update custody_data.job_runs set error = 'x'$$, 'PC020', 'a run
 reset role;
 set local role custody_admin;
 select custody.set_context('system', 'owner');
-select refuses($$update custody_data.archive_segments set xid_to = '9'$$, 'PC030', 'an open segment keeps its window');
+select refuses($$update custody_data.archive_segments set leaves = '{[0,1)}'$$, 'PC030', 'an open segment keeps its leaves');
 select refuses($$update custody_data.archive_segments set day = day + 1$$, 'PC030', 'and its day');
 reset role;
-update custody_data.archive_segments set object_key = 'k', manifest_key = 'm', rows_archived = 1, plain_bytes = 1, stored_bytes = 1, plain_sha256 = sha256('x'), stored_sha256 = sha256('x'), first_occurred_at = now(), last_occurred_at = now(),
-  retain_until = now(), manifest = '{}', recorded_at = now() where day = '2020-01-01';
+update custody_data.archive_segments set object_key = 'k', manifest_key = 'm', plain_bytes = 1, compressed_bytes = 1, stored_bytes = 1, plain_sha256 = sha256('x'), compressed_sha256 = sha256('x'), stored_sha256 = sha256('x'), manifest_sha256 = sha256('x'), root_hash = sha256('x'), people = '', recipients = '{}', first_occurred_at = now(), last_occurred_at = now(),
+  retain_until = now(), recorded_at = now() where day = '2020-01-01';
 set local role custody_admin;
-select refuses($$update custody_data.archive_segments set rows_archived = 0$$, 'PC020', 'a recorded segment is final');
+select refuses(format('update custody_data.archive_segments set %s', s), 'PC020', format('of a recorded segment: %s', s)) from unnest(array['object_key = ''x''', 'plain_bytes = 0', 'manifest_sha256 = null', 'retain_until = now() - interval ''1 day''']) s;
+update custody_data.archive_segments set legal_hold = true, superseded_at = now(), expired_at = now();
+select refuses($$update custody_data.archive_segments set expired_at = null$$, 'PC020', 'what has expired stays so');
+select refuses($$update custody_data.archive_segments set superseded_at = null$$, 'PC020', 'and what is superseded');
 select refuses($$update custody_data.archive_segments set recorded_at = null$$, 'PC020', 'and stays recorded');
 select enter('final_rows', 'owner') /* $1 */;
 -- version and updated_at are the trigger's: nobody sets them, the owner neither.

@@ -13,11 +13,11 @@ select set_eq('select p.name, p.cmd, p.roles::text from policies p where p.name 
   with page (name, cmd, roles) as (
   select t || '_all_all', '*', '{}' from unnest(array['user_profiles', 'user_preferences', 'consent_records', 'conversations', 'audit_entry_ids', 'erased_user_ids', 'identities', 'tenants', 'requests', 'erasure_certificates', 'stored_certificates',
     'holders', 'erasure_notices', 'legal_holds', 'job_runs', 'imports', 'archive_restores', 'restored_events']) t
-  union all select t || '_all_select', 'r', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_segments', 'partition_drops', 'schema_migrations', 'schema_steps',
+  union all select t || '_all_select', 'r', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'schema_migrations', 'schema_steps',
     'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints']) t
   union all select t || '_owner_all', '*', '{custody_owner}' from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints']) t
-  union all select t || '_all_insert', 'a', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_segments', 'partition_drops']) t
-  union all select t || '_all_update', 'w', '{}' from unnest(array['audit_actions', 'audit_resource_types', 'retention_policies', 'archive_segments']) t
+  union all select t || '_all_insert', 'a', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_heads', 'archive_segments', 'partition_drops']) t
+  union all select t || '_all_update', 'w', '{}' from unnest(array['audit_actions', 'audit_resource_types', 'retention_policies', 'archive_heads', 'archive_segments']) t
   union all values ('audit_logs_worker_insert', 'a', '{custody_worker}'), ('audit_logs_worker_select', 'r', '{custody_owner,custody_worker}'),
     ('audit_logs_writers_insert', 'a', '{custody_privacy,custody_readwrite,custody_worker}'), ('holders_owner_select', 'r', '{custody_owner}'),
     ('identities_subject_all', '*', '{custody_auditor,custody_privacy,custody_readonly,custody_readwrite,custody_worker}'), ('legal_holds_owner_select', 'r', '{custody_owner}'),

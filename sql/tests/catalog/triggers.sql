@@ -24,7 +24,7 @@ insert into guards values
   ('requests', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, request_id, kind, identity_id, reason, requested_by, received_at, xid, +closed_at)'),
   ('legal_holds', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, hold_id, scope, identity_id, table_name, row_id, reference, reason, placed_by, placed_at, +released_at)'),
   ('job_runs', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, run_id, job, river_job_id, started_at, +ended_at)'),
-  ('archive_segments', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, day, part, xid_from, xid_to, opened_at, +recorded_at)'),
+  ('archive_segments', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, day, part, leaves, events, opened_at, =object_key, =manifest_key, =plain_bytes, =compressed_bytes, =stored_bytes, =plain_sha256, =compressed_sha256, =stored_sha256, =manifest_sha256, =root_hash, =first_occurred_at, =last_occurred_at, =recipients, =retain_until, =recorded_at, =superseded_at, =expired_at, =objects_deleted_at)'),
   ('archive_restores', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, restore_id, range_from, range_to, of_tenant, identity_id, log_entry_id, action, reason, restored_by, begun_at, expires_at, +finished_at)'),
   ('restored_events', 'a_reject_mutation', 'BEFORE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('erasure_notices', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, notice_id, request_id, holder, created_at, +acknowledged_at)');
@@ -35,7 +35,7 @@ from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', '
 insert into guards select t, 'a_reject_row_mutation', 'BEFORE DELETE UPDATE ROW tg_reject_mutation()'
 from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
 insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'
-from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'ledger_heads']) t;
+from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_restores', 'archive_heads', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies', 'ledger_heads']) t;
 insert into guards select t, x.trg, x.says
 from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches']) t cross join lateral
   (values ('a_keep_anchored', 'BEFORE DELETE UPDATE ROW ' || replace(t, 'ledger_', 'tg_keep_') || '()'), ('a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()')) x (trg, says);

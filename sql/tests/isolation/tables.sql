@@ -24,7 +24,7 @@ where t.name not like 'schema\_%' and has_table_privilege(g.name, t.oid, 'select
 grant select on readable to public;
 
 select ok(rows_of('isolation_b', t.name) > 0, format('there is something to see in %s', t.name)) from tables t
-where t.name not like 'schema\_%' and t.name not in ('incarnations', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints');
+where t.name not like 'schema\_%' and t.name not in ('incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints');
 
 select is(pg_temp.seen(r.role, r.relation), 'nothing', format('without a context %s sees nothing in %s', r.role, r.name)) from readable r
 where r.role <> 'custody_backup' and not (r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin'));
@@ -35,12 +35,12 @@ where r.role <> 'custody_backup' and not (r.name = 'tenants' and r.role in ('cus
 select set_config('custody.tenant', '%', true);
 select is(pg_temp.seen(r.role, r.relation), 'nothing', format('a pattern as tenant shows %s nothing of tenants in %s', r.role, r.name)) from readable r
 where r.role <> 'custody_backup' and not (r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin'))
-  and r.name not in ('audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints');
+  and r.name not in ('audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints');
 
 -- A real context: its own rows, and what all tenants share.
 select enter('isolation_a', 'clerk') /* $1 */;
 select is(pg_temp.seen(r.role, r.relation),
-  case when r.name in ('incarnations', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints') then format('system %s', rows_of('system', r.name))
+  case when r.name in ('incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints') then format('system %s', rows_of('system', r.name))
     when r.name in ('audit_actions', 'audit_resource_types', 'retention_policies') then format('isolation_a %s, system %s', rows_of('isolation_a', r.name), rows_of('system', r.name))
     when r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin') then (select string_agg(format('%s 1', t.tenant_id), ', ' order by t.tenant_id) from custody_data.tenants t)
     else format('isolation_a %s', rows_of('isolation_a', r.name)) end,

@@ -1,4 +1,4 @@
--- Which columns may be written, and by whom: what the server fills in is nobody's to give.
+-- Which columns may be written, and by whom: what the server fills in is nobody's to give. And which alone may be read.
 begin;
 set local search_path = tap, testing;
 select no_plan();
@@ -18,6 +18,8 @@ insert into may values
   ('audit_actions', 'UPDATE', 'metadata_keys description', 'custody_admin custody_readwrite custody_worker'),
   ('audit_resource_types', 'INSERT', 'tenant_id resource_type description', 'custody_admin custody_readwrite custody_worker'),
   ('audit_resource_types', 'UPDATE', 'description', 'custody_admin custody_readwrite custody_worker'),
+  ('archive_segments', 'SELECT', 'tenant_id day part leaves events opened_at object_key manifest_key plain_bytes compressed_bytes stored_bytes plain_sha256 compressed_sha256 stored_sha256 manifest_sha256 root_hash first_occurred_at last_occurred_at recipients retain_until recorded_at superseded_at legal_hold expired_at objects_deleted_at',
+    'custody_auditor custody_privacy custody_worker'),
   ('imports', 'INSERT', 'tenant_id import_id run_id table_name file_sha256 rows_read rows_added rows_changed rows_rejected', 'custody_worker');
 -- custody_pgaudit, where a DBA has set it up, is nobody's role: it marks columns for the log.
 select set_eq($$

@@ -41,12 +41,12 @@ from (values
   ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
-  ('custody', 'auditor worker', 'archive_due audit_months ledger_head sealing_status verify_ledger'),
-  ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore ledger_root'),
+  ('custody', 'auditor worker', 'archive_due audit_months held_segments ledger_head sealing_status verify_ledger'),
+  ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore find_segments ledger_root segment_leaves segment_may_hold'),
   ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
   ('custody', 'admin', 'adopt_events'),
-  ('custody', 'worker', 'drop_archived_partitions mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
-    'open_segments prepare_import record_checkpoint record_segment refuse_import seal_audit_log segment_entries start_run take_over_leaves'),
+  ('custody', 'worker', 'drop_archived_partitions expire_segments mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
+    'open_segments prepare_import record_checkpoint record_segment record_segment_gone record_segment_hold refuse_import seal_audit_log start_run take_over_leaves'),
   -- helpers that functions with the caller's rights need
   ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),
   ('custody_data', 'admin auditor privacy readonly readwrite worker', 'check_user_id require_context'),

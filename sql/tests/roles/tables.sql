@@ -3,7 +3,8 @@ begin;
 set local search_path = tap, testing;
 select no_plan();
 
--- s select, i insert, u update, d delete; nobody has truncate, references or trigger. Insert and update are by column.
+-- s select, i insert, u update, d delete; nobody has truncate, references or trigger. Insert and update are by column,
+-- and what is selected of archive_segments.
 create temp table may (name text, readonly text, readwrite text, worker text, privacy text, auditor text, backup text);
 insert into may values
   ('tenants',              's',   's',    's',   's',  's', 's'),
@@ -27,6 +28,7 @@ insert into may values
   ('job_runs',             '',    '',     's',   's',  's', 's'),
   ('imports',              '',    '',     'si',  's',  's', 's'),
   ('incarnations',         '',    '',     's',   's',  's', 's'),
+  ('archive_heads',        '',    '',     's',   's',  's', 's'),
   ('archive_segments',     '',    '',     's',   's',  's', 's'),
   ('partition_drops',      '',    '',     's',   's',  's', 's'),
   ('archive_restores',     '',    '',     's',   's',  's', 's'),
@@ -44,7 +46,7 @@ select m.name, r.role, r.rights from may m cross join lateral (values ('custody_
 select results_eq('select name collate "default" from tables order by 1', 'select name from may order by 1', 'every table is on the page');
 
 -- As the catalog has it, partitions among the tables.
-select is(concat(case when has_table_privilege(p.role, t.oid, 'select') then 's' end, case when has_any_column_privilege(p.role, t.oid, 'insert') then 'i' end,
+select is(concat(case when has_any_column_privilege(p.role, t.oid, 'select') then 's' end, case when has_any_column_privilege(p.role, t.oid, 'insert') then 'i' end,
     case when has_any_column_privilege(p.role, t.oid, 'update') then 'u' end, case when has_table_privilege(p.role, t.oid, 'delete') then 'd' end,
     case when has_table_privilege(p.role, t.oid, 'truncate') then 't' end, case when has_any_column_privilege(p.role, t.oid, 'references') then 'r' end, case when has_table_privilege(p.role, t.oid, 'trigger') then 'g' end),
   p.rights, format('rights of %s on %s', p.role, p.name))

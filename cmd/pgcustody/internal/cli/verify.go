@@ -24,7 +24,7 @@ func newVerifyCmd(app *App) *cobra.Command {
 hold these against every signed checkpoint in the bucket. Nothing that a superuser of
 the database could write decides: origin, verifier keys and bucket are this command's
 own settings. A login with BYPASSRLS, or of custody_backup, sees all rows for certain;
-what a policy hides from another shows as missing. Leaf hashes wait in TMPDIR, 56 bytes
+what a policy hides from another shows as missing. Leaf hashes wait in TMPDIR, 60 bytes
 an event.
 
 With --from-objects the bucket alone is verified: checkpoints, tiles, and the archive.
