@@ -1,9 +1,12 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -157,4 +160,68 @@ func (c *archiveCommands) exec(sql string, args ...any) {
 	defer conn.Close(c.Context())
 	_, err = conn.Exec(c.Context(), sql, args...)
 	require.NoError(c, err)
+}
+
+// The commands that README gives for whoever has neither Postgres nor pgcustody.
+func TestTheArchiveWithoutPgcustody(t *testing.T) {
+	for _, program := range []string{"bash", "age", "zstd", "jq", "sha256sum", "od"} {
+		_, err := exec.LookPath(program)
+		require.NoError(t, err, "make deps installs it")
+	}
+	readme, err := os.ReadFile(filepath.Join("..", "..", "..", "..", "README.md"))
+	require.NoError(t, err)
+	_, commands, found := strings.Cut(string(readme), "<!-- run by "+t.Name()+" -->\n```sh\n")
+	commands, _, closed := strings.Cut(commands, "```")
+	require.True(t, found && closed, "README has the commands")
+
+	c := newArchiveCommands(t)
+	key := c.newIdentity()
+	day := c.events(3, 300)
+	c.runs(ExitOK, "archive", "run")
+	dir := t.TempDir()
+	put := func(name string, content []byte) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), content, 0o600))
+	}
+	identity, err := os.ReadFile(key)
+	require.NoError(t, err)
+	put("key.txt", identity)
+	s, err := store.OpenURL(t.Context(), c.env["PGCUSTODY_STORE"])
+	require.NoError(t, err)
+	fetch := func(key, version string) []byte {
+		object, err := s.Get(t.Context(), key, version)
+		require.NoError(t, err)
+		defer object.Close()
+		content, err := io.ReadAll(object)
+		require.NoError(t, err)
+		return content
+	}
+	name := segment.NewName(day, 1)
+	put("manifest.json", fetch(name.ManifestKey(), ""))
+	manifest, err := segment.DecodeManifest(bytes.NewReader(fetch(name.ManifestKey(), "")))
+	require.NoError(t, err)
+	events := fetch(name.ObjectKey(), manifest.ObjectVersion)
+	put("events.age", events)
+	put("tile", asks[[]byte](c, `select hashes from custody_data.ledger_tiles where level = 0 and tile_index = $1`, manifest.Leaves[0].First/256))
+
+	run := func() (string, error) {
+		command := exec.CommandContext(t.Context(), "bash", "-euo", "pipefail", "-c", commands)
+		command.Dir = dir
+		out, err := command.CombinedOutput()
+		return string(out), err
+	}
+	out, err := run()
+	require.NoError(t, err, out)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	require.Len(t, lines, 5+300, out)
+	for i, file := range []string{"events.age", "events.zst", "events.jsonl"} {
+		require.Equal(t, file+": OK", lines[i])
+	}
+	require.Equal(t, lines[4]+"  -", lines[3], "the line is the leaf")
+	require.Contains(t, lines[5], day.Format(time.DateOnly))
+
+	events[len(events)/2] ^= 1
+	put("events.age", events)
+	out, err = run()
+	require.Error(t, err)
+	require.Contains(t, out, "events.age: FAILED")
 }
