@@ -41,7 +41,7 @@ func newLog(t testing.TB) *log {
 	bucket := stacktest.Bucket(t)
 	for name, value := range stacktest.Shared(t).Env() {
 		if strings.HasPrefix(name, "AWS_") {
-			require.NoError(t, os.Setenv(name, value))
+			require.NoError(t, os.Setenv(name, value)) //nolint:usetesting // tests run side by side, and all have the same store
 		}
 	}
 	s, err := store.OpenURL(t.Context(), "s3://"+bucket)
