@@ -96,7 +96,7 @@ func TestRetrievalFromTheBucketAlone(t *testing.T) {
 		tree, err := ledger.OpenAnchored(t.Context(), b.deps.Store, ledgerOrigin, b.deps.Signer.VerifierKeys())
 		require.NoError(t, err)
 		require.Equal(t, anchored.Size, tree.Size)
-		return retrieve.Options{Store: b.deps.Store, Catalog: retrieve.Objects{Store: b.deps.Store}, Tree: retrieve.AnchoredTree{AnchoredTree: tree},
+		return retrieve.Options{Store: b.deps.Store, Catalog: retrieve.Objects{Store: b.deps.Store, Origin: ledgerOrigin, Keys: b.deps.Signer.VerifierKeys()}, Tree: retrieve.AnchoredTree{AnchoredTree: tree},
 			Identities: identities(), Query: retrieve.Day(b.day(2))}
 	}
 	lines := map[string]bool{}
@@ -111,6 +111,18 @@ func TestRetrievalFromTheBucketAlone(t *testing.T) {
 		require.Contains(t, lines, line)
 	}
 
+	// A manifest that the index lists must be there, and be that one.
+	hidden := open()
+	hidden.Store = without{b.deps.Store, segment.NewName(b.day(2), 1).ManifestKey()}
+	hidden.Catalog = retrieve.Objects{Store: hidden.Store, Origin: ledgerOrigin, Keys: b.deps.Signer.VerifierKeys()}
+	_, err = retrieve.Run(t.Context(), hidden, func(*retrieve.Event) error { return nil })
+	require.ErrorContains(t, err, "manifest is missing")
+	_, err = b.deps.Store.Put(t.Context(), segment.NewName(b.day(2), 1).ManifestKey(), strings.NewReader("{}"), store.PutOptions{})
+	require.NoError(t, err)
+	result, err = retrieve.Run(t.Context(), open(), func(*retrieve.Event) error { return nil })
+	require.NoError(t, err, "the version that was signed is read")
+	require.EqualValues(t, 700, result.Rows)
+
 	// A tile that was changed in the bucket does not give the root that was signed.
 	key := ledger.TileKey(ledgerOrigin, 0, 1, ledger.TileWidth)
 	_, err = b.deps.Store.Put(t.Context(), key, bytes.NewReader(make([]byte, ledger.TileWidth*ledger.HashSize)), store.PutOptions{})
@@ -122,6 +134,19 @@ func TestRetrievalFromTheBucketAlone(t *testing.T) {
 
 	_, err = ledger.OpenAnchored(t.Context(), b.deps.Store, "example.com/other", b.deps.Signer.VerifierKeys())
 	require.ErrorContains(t, err, "there is no checkpoint of this origin")
+}
+
+// without is a store that has lost an object.
+type without struct {
+	store.Store
+	key string
+}
+
+func (s without) Get(ctx context.Context, key, version string) (*store.Object, error) {
+	if key == s.key {
+		return nil, &store.Error{Op: "get", Object: key, Kind: store.ErrNotFound}
+	}
+	return s.Store.Get(ctx, key, version)
 }
 
 // frozen is a store whose events are in a class that must be thawed.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -74,6 +75,7 @@ func measureRestore(ctx context.Context, b *bench) error {
 		want += 3
 	}
 	var toFirst, rates []float64
+	var memory int64
 	for range rounds {
 		read, err := a.restore(ctx, "--from", theDay.Format(time.DateOnly), "--to", theDay.AddDate(0, 0, 1).Format(time.DateOnly))
 		if err != nil {
@@ -82,12 +84,14 @@ func measureRestore(ctx context.Context, b *bench) error {
 		if read.lines != want {
 			return fmt.Errorf("%d events of the day came back, not %d", read.lines, want)
 		}
+		memory = max(memory, read.memory)
 		toFirst = append(toFirst, read.first.Seconds())
 		rates = append(rates, float64(read.lines)/read.took.Seconds())
 	}
 	note := fmt.Sprintf("%d events to standard output, each held against its leaf; pgcustody archive restore from start to end, median of %d", want, rounds)
 	b.add(row{figure: fmt.Sprintf("restore of one day out of %d segments: first event", segments), target: "< 1 s", ratio: ms(median(toFirst)), verdict: atMost(median(toFirst), 1), note: "from the start of the process"})
 	b.add(row{figure: "… events", target: "≥ 200000/s", ratio: perSecond(median(rates)), verdict: atLeast(median(rates), 200_000), note: note})
+	b.add(row{figure: "… memory", ratio: fmt.Sprintf("%d MiB", memory>>20), note: "of the process at most"})
 
 	read, err := a.restore(ctx, "--from", first.Format(time.DateOnly), "--to", first.AddDate(0, 0, days).Format(time.DateOnly), "--tenant", tenant, "--user", "rare")
 	if err != nil {
@@ -120,6 +124,7 @@ func (d *database) ask(ctx context.Context, statement string, value any) error {
 type restored struct {
 	lines       int
 	first, took time.Duration
+	memory      int64 // of the process at most
 }
 
 // restore reads events back to standard output.
@@ -152,7 +157,9 @@ func (a *auditor) restore(ctx context.Context, args ...string) (r restored, err 
 			r.first = time.Since(started)
 		}
 	}
-	err = cmd.Wait()
-	r.took = time.Since(started)
-	return r, err
+	if err := cmd.Wait(); err != nil {
+		return r, err
+	}
+	r.took, r.memory = time.Since(started), cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss<<10
+	return r, nil
 }

@@ -181,7 +181,7 @@ func (r *retrieval) run(ctx context.Context, keep time.Duration, open func(resto
 		if err != nil {
 			return nil, result, err
 		}
-		o.Catalog, o.Tree = retrieve.Objects{Store: opened}, retrieve.AnchoredTree{AnchoredTree: tree}
+		o.Catalog, o.Tree = retrieve.Objects{Store: opened, Origin: origin, Keys: keys}, retrieve.AnchoredTree{AnchoredTree: tree}
 		return nil, result, work()
 	}
 	err = r.withDatabase(ctx, r.Command, func(pool *pgxpool.Pool) (err error) {
