@@ -294,6 +294,14 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	o.app.run(t, tenant, `select custody.record_audit_event('thing.do')`)
 	require.Equal(t, "[]", o.runner.run(t, tenant, fmt.Sprintf(`select custody.search_residue('%s')`, o.asked.request)))
 
+	// A copy of an event out of the archive.
+	restore := o.runner.run(t, "system", `select custody.begin_restore(now() - interval '1 year', now(), p_reason => 'an enquiry')`)
+	require.Equal(t, "1", o.runner.run(t, "system", fmt.Sprintf(`
+		select custody.add_restored_events('%s', s.object_key, array[l.first_leaf], array[e.entry])
+		from (select s.* from custody.archive_segments s where s.recorded_at is not null order by s.day desc limit 1) s
+		cross join lateral custody.segment_leaves(s.day, s.part, 0, 1) l
+		join custody.audit_entries e on e.log_entry_id = encode(substr(l.entry_ids, 1, 16), 'hex')::uuid`, restore)))
+
 	o.anchor(t, o.runner, 1)
 
 	o.digests = contents(t, o.admin)

@@ -15,7 +15,7 @@ for m in 18 17 16 15; do
 done
 
 wanted() {
-  echo pgbouncer zstd libtap-parser-sourcehandler-pgtap-perl
+  echo pgbouncer age jq zstd libtap-parser-sourcehandler-pgtap-perl
   # The race detector needs a C compiler.
   command -v gcc >/dev/null || echo gcc libc6-dev
   # Whoever sets DEVSTACK_PGBIN brings a PostgreSQL with its extensions along.

@@ -204,10 +204,7 @@ func TestOnlyWhatCanHoldItIsRead(t *testing.T) {
 		require.Equal(t, 1, r.Segments, "the first day has no event so late, which the record knows")
 	})
 	t.Run("nothing", func(t *testing.T) {
-		_, _, _, err := func() (l []string, x []int64, r Result, err error) {
-			r, err = Run(t.Context(), b.options(Day(theDay.AddDate(1, 0, 0))), func(*Event) error { return nil })
-			return l, x, r, err
-		}()
+		_, err := Run(t.Context(), b.options(Day(theDay.AddDate(1, 0, 0))), func(*Event) error { return nil })
 		require.ErrorIs(t, err, ErrNothing)
 	})
 }

@@ -41,7 +41,7 @@ func newLog(t testing.TB) *log {
 	bucket := stacktest.Bucket(t)
 	for name, value := range stacktest.Shared(t).Env() {
 		if strings.HasPrefix(name, "AWS_") {
-			require.NoError(t, os.Setenv(name, value))
+			require.NoError(t, os.Setenv(name, value)) //nolint:usetesting // tests run side by side, and all have the same store
 		}
 	}
 	s, err := store.OpenURL(t.Context(), "s3://"+bucket)
@@ -273,7 +273,7 @@ func TestEventsAreWhatWasSealed(t *testing.T) {
 		o := l.options(at(Query{Tenant: "acme"}))
 		want, _, _, err := get(o)
 		require.NoError(t, err)
-		o.Catalog = Objects{l.store}
+		o.Catalog = Objects{Store: l.store}
 		lines, _, _, err := get(o)
 		require.NoError(t, err)
 		require.Equal(t, want, lines)
@@ -283,7 +283,7 @@ func TestEventsAreWhatWasSealed(t *testing.T) {
 	})
 	t.Run("manifests are found by month", func(t *testing.T) {
 		o := l.options(Query{From: theDay.AddDate(0, -2, 0), To: theDay.AddDate(0, 1, 0)})
-		found, err := Objects{l.store}.Segments(t.Context(), o.Query)
+		found, err := Objects{Store: l.store}.Segments(t.Context(), o.Query)
 		require.NoError(t, err)
 		require.Len(t, found, 2)
 		require.Contains(t, found[1].ManifestKey, ".2.manifest.json")

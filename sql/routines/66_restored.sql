@@ -71,7 +71,7 @@ grant execute on function custody.begin_restore(timestamptz, timestamptz, text, 
 comment on function custody.begin_restore(timestamptz, timestamptz, text, uuid, uuid, text, text, interval) is
 'Records that events are fetched from the archive, by whom and why, and returns the id of the restore; an event (archive.restore). Commit before a line is handed out.
 p_from (inclusive), p_to (exclusive): bounds of occurred_at. p_tenant: events of this tenant alone; in tenant system null stands for all. p_identity: events about or by this identity; needs a tenant. p_log_entry_id, p_action: only these. p_reason: 1 to 2000 characters, names nobody. p_keep: for how long rows of custody.restored_events stay, at most and by default the policy restored.
-Errors: PC001, PC003, PC009, PC015 another tenant, or confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
+Errors: PC001, PC009, PC015 another tenant, or confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- definer: as begin_restore; a restore in tenant system brings events of all tenants
 create or replace function custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[])

@@ -77,6 +77,20 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
+-- Name: add_restored_events(uuid, text, bigint[], text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]) IS 'Puts canonical entries into custody.restored_events, all or none, and returns how many were not there yet. Each must be what its restore asked for, and have its hash in the ledger as that leaf.
+p_object_key: of the recorded segment that they are from. p_leaves: index of each entry''s leaf. p_entries: 1 to 100000 entries.
+Errors: PC001, PC015 confined to one person, PC023, PC029 no segment has that object and these leaves, PC041 not what was sealed. Callers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: adopt_events(text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.adopt_events(p_reason text) RETURNS bigint
@@ -479,6 +493,19 @@ CREATE FUNCTION custody.audit_months(p_as_of timestamp with time zone DEFAULT no
 COMMENT ON FUNCTION custody.audit_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres, oldest first, and what keeps each or that it may leave. Compares the events of those past the hot period with their leaves.
 p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
+-- Name: begin_restore(timestamp with time zone, timestamp with time zone, text, uuid, uuid, text, text, interval); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.begin_restore(p_from timestamp with time zone, p_to timestamp with time zone, p_tenant text DEFAULT NULL::text, p_identity uuid DEFAULT NULL::uuid, p_log_entry_id uuid DEFAULT NULL::uuid, p_action text DEFAULT NULL::text, p_reason text DEFAULT NULL::text, p_keep interval DEFAULT NULL::interval) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION begin_restore(p_from timestamp with time zone, p_to timestamp with time zone, p_tenant text, p_identity uuid, p_log_entry_id uuid, p_action text, p_reason text, p_keep interval); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.begin_restore(p_from timestamp with time zone, p_to timestamp with time zone, p_tenant text, p_identity uuid, p_log_entry_id uuid, p_action text, p_reason text, p_keep interval) IS 'Records that events are fetched from the archive, by whom and why, and returns the id of the restore; an event (archive.restore). Commit before a line is handed out.
+p_from (inclusive), p_to (exclusive): bounds of occurred_at. p_tenant: events of this tenant alone; in tenant system null stands for all. p_identity: events about or by this identity; needs a tenant. p_log_entry_id, p_action: only these. p_reason: 1 to 2000 characters, names nobody. p_keep: for how long rows of custody.restored_events stay, at most and by default the policy restored.
+Errors: PC001, PC009, PC015 another tenant, or confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: cancel_request(uuid, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.cancel_request(p_request_id uuid, p_reason text DEFAULT NULL::text) RETURNS text
@@ -873,7 +900,7 @@ CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, restored; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -1104,6 +1131,18 @@ CREATE FUNCTION custody.finish_import(p_import_id uuid, p_table text, p_file_sha
 
 COMMENT ON FUNCTION custody.finish_import(p_import_id uuid, p_table text, p_file_sha256 bytea, p_rows_read bigint, p_rows_added bigint, p_rows_changed bigint, p_rows_rejected bigint, p_run_id uuid) IS 'Records an import and appends record.import to the trail, in the transaction of the import.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
+
+-- Name: finish_restore(uuid, bigint, bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.finish_restore(p_restore_id uuid, p_rows bigint, p_segments bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION finish_restore(p_restore_id uuid, p_rows bigint, p_segments bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.finish_restore(p_restore_id uuid, p_rows bigint, p_segments bigint) IS 'Records how a restore ended: how many events were handed out, and how many segments were read for them; an event (archive.restore). One that is finished stays as it is.
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: finish_run(uuid, text, jsonb, bigint, text); Type: FUNCTION; Schema: custody
 
@@ -2322,7 +2361,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids, restored; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -3165,7 +3204,7 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests, holds and restores, copies out of the archive, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- Name: fold_hashes(bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3886,6 +3925,16 @@ CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row
 -- Name: FUNCTION open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
+-- Name: parse_entry_time(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.parse_entry_time(p_text text) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN CASE WHEN ((p_text ~~ '-%'::text) AND (p_text <> '-infinity'::text)) THEN ((substr(p_text, 2) || ' BC'::text))::timestamp with time zone ELSE (p_text)::timestamp with time zone END;
+
+-- Name: FUNCTION parse_entry_time(p_text text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.parse_entry_time(p_text text) IS 'The time that entry_time wrote.';
 
 -- Name: previous_kek(text, bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -4798,6 +4847,79 @@ CREATE FUNCTION custody_data.writes_system() RETURNS boolean
 
 COMMENT ON FUNCTION custody_data.writes_system() IS 'Whether the caller may change what all tenants share: the setting that names the tenant is anybody''s to set, this is not.';
 
+-- Name: archive_restores; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.archive_restores (
+    tenant_id custody_data.tenant_name NOT NULL,
+    restore_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    range_from timestamp with time zone NOT NULL,
+    range_to timestamp with time zone NOT NULL,
+    of_tenant custody_data.tenant_name,
+    identity_id uuid,
+    log_entry_id uuid,
+    action text COLLATE pg_catalog."C",
+    reason text NOT NULL,
+    restored_by uuid NOT NULL,
+    begun_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone,
+    segments_read bigint,
+    rows bigint,
+    CONSTRAINT archive_restores_finished_whole_check CHECK ((((finished_at IS NULL) = (rows IS NULL)) AND ((finished_at IS NULL) = (segments_read IS NULL)))),
+    CONSTRAINT archive_restores_range_is_not_empty_check CHECK ((range_to > range_from)),
+    CONSTRAINT archive_restores_reason_length_is_1_to_2000_check CHECK (((char_length(reason) >= 1) AND (char_length(reason) <= 2000)))
+);
+
+ALTER TABLE ONLY custody_data.archive_restores FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE archive_restores; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.archive_restores IS 'What was fetched from the archive: events of which time, tenant, person, id and action, for whom and why. Written at the beginning and at the end, never deleted.';
+
+-- Name: COLUMN archive_restores.of_tenant; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.of_tenant IS 'Events of this tenant alone; empty where those of all tenants were asked for, in the context of tenant system.';
+
+-- Name: COLUMN archive_restores.reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.reason IS 'Why, in the words of whoever asked; must not name the person. @custody{"sensitivity":"content","retention":"audit"}';
+
+-- Name: COLUMN archive_restores.expires_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.expires_at IS 'When at the latest the rows in restored_events go; a tenant''s own policy restored may ask for sooner.';
+
+-- Name: COLUMN archive_restores.finished_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.finished_at IS 'Empty where it is under way, or was given up: what it had handed out until then is nowhere counted.';
+
+-- Name: COLUMN archive_restores.rows; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.rows IS 'How many events were handed out, into restored_events or to whoever asked.';
+
+-- Name: archive_restores; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.archive_restores WITH (security_invoker='true') AS
+ SELECT r.tenant_id,
+    r.restore_id,
+    r.range_from,
+    r.range_to,
+    r.of_tenant,
+    r.identity_id,
+    r.log_entry_id,
+    r.action,
+    r.reason,
+    r.restored_by,
+    r.begun_at,
+    r.finished_at,
+    r.expires_at,
+    r.segments_read,
+    r.rows
+   FROM custody_data.archive_restores r;
+
+-- Name: VIEW archive_restores; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.archive_restores IS 'What was fetched from the archive in the context of this tenant, by whom and why. Readers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: archive_segments; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.archive_segments WITH (security_invoker='true') AS
@@ -4933,6 +5055,86 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
+-- Name: restored_events; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.restored_events (
+    tenant_id custody_data.tenant_name NOT NULL,
+    restore_id uuid NOT NULL,
+    leaf_index bigint NOT NULL,
+    log_entry_id uuid NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    actor_id uuid NOT NULL,
+    subject_id uuid,
+    action text NOT NULL COLLATE pg_catalog."C",
+    resource_type text COLLATE pg_catalog."C",
+    resource_id text COLLATE pg_catalog."C",
+    result text NOT NULL COLLATE pg_catalog."C",
+    purpose text,
+    metadata jsonb NOT NULL,
+    personal custody_data.sealed_value,
+    import_id uuid,
+    db_role text NOT NULL,
+    xid xid8 NOT NULL,
+    entry text NOT NULL,
+    restored_from text NOT NULL,
+    restored_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+
+ALTER TABLE ONLY custody_data.restored_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.restored_events IS 'Events of the archive, copied back for a while; each was held against its leaf in the ledger. Deleted when they expire.';
+
+-- Name: COLUMN restored_events.leaf_index; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.leaf_index IS 'Of the event in the ledger''s tree.';
+
+-- Name: COLUMN restored_events.personal; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.personal IS 'As in the trail, sealed there and opened as there: nobody opens it once the person has been erased. @custody{"sensitivity":"content","retention":"restored"}';
+
+-- Name: COLUMN restored_events.entry; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.entry IS 'The canonical entry, byte for byte as the archive has it: SHA-256 of a byte 0 and it is the leaf.';
+
+-- Name: COLUMN restored_events.restored_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.restored_from IS 'Key of the object in the archive.';
+
+-- Name: restored_events; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.restored_events WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    e.restored_from,
+    e.restore_id,
+    e.expires_at,
+    e.leaf_index,
+    e.log_entry_id,
+    e.occurred_at,
+    e.recorded_at,
+    e.actor_id,
+    e.subject_id,
+    e.action,
+    e.resource_type,
+    e.resource_id,
+    e.result,
+    e.purpose,
+    e.metadata,
+    e.personal,
+    e.import_id,
+    e.db_role,
+    e.xid,
+    e.entry
+   FROM custody_data.restored_events e
+  WHERE (e.expires_at > now());
+
+-- Name: VIEW restored_events; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.restored_events IS 'Events of the tenant in context that were fetched from the archive, until they expire: restored_from is the object that they are from, restore_id the row of custody.archive_restores that says for whom and why. Not the trail, which is custody.audit_events. personal is sealed as there. Readers: custody_worker (in tenant system of all tenants), custody_privacy, custody_auditor.';
+
 -- Name: retention_changes; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.retention_changes WITH (security_invoker='true') AS
@@ -4991,7 +5193,7 @@ CREATE TABLE custody_data.retention_policies (
     change_id uuid,
     CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
+    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
 );
 
@@ -5041,7 +5243,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_mutation'::text AS trigger_name
            FROM tables t
-          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
+          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text, 'restored_events'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
         UNION ALL
          SELECT t.name,
             'a_reject_row_mutation'::text AS trigger_name
@@ -5051,7 +5253,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -5789,6 +5991,11 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its pro
 ALTER TABLE ONLY custody_data.archive_heads
     ADD CONSTRAINT archive_heads_pkey PRIMARY KEY (tenant_id);
 
+-- Name: archive_restores archive_restores_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.archive_restores
+    ADD CONSTRAINT archive_restores_pkey PRIMARY KEY (tenant_id, restore_id);
+
 -- Name: archive_segments archive_segments_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.archive_segments
@@ -5909,6 +6116,11 @@ ALTER TABLE ONLY custody_data.partition_drops
 ALTER TABLE ONLY custody_data.requests
     ADD CONSTRAINT requests_pkey PRIMARY KEY (tenant_id, request_id);
 
+-- Name: restored_events restored_events_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.restored_events
+    ADD CONSTRAINT restored_events_pkey PRIMARY KEY (tenant_id, restore_id, leaf_index);
+
 -- Name: retention_changes retention_changes_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.retention_changes
@@ -5963,6 +6175,10 @@ ALTER TABLE ONLY custody_keys.key_encryption_keys
 
 ALTER TABLE ONLY custody_keys.wrapped_keys
     ADD CONSTRAINT wrapped_keys_pkey PRIMARY KEY (tenant_id, identity_id, key_version, kek_version);
+
+-- Name: archive_restores_begun_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX archive_restores_begun_at_idx ON custody_data.archive_restores USING btree (tenant_id, begun_at DESC);
 
 -- Name: archive_segments_open_idx; Type: INDEX; Schema: custody_data
 
@@ -6080,6 +6296,14 @@ CREATE INDEX requests_received_at_idx ON custody_data.requests USING btree (tena
 
 CREATE INDEX requests_status_idx ON custody_data.requests USING btree (tenant_id, kind, received_at) WHERE (status = ANY (ARRAY['received'::text, 'held'::text]));
 
+-- Name: restored_events_expires_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX restored_events_expires_at_idx ON custody_data.restored_events USING btree (tenant_id, expires_at);
+
+-- Name: restored_events_occurred_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX restored_events_occurred_at_idx ON custody_data.restored_events USING btree (tenant_id, occurred_at, log_entry_id);
+
 -- Name: retention_changes_open_idx; Type: INDEX; Schema: custody_data
 
 CREATE UNIQUE INDEX retention_changes_open_idx ON custody_data.retention_changes USING btree (tenant_id, class) WHERE (decision IS NULL);
@@ -6123,6 +6347,12 @@ ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_keep_anchored;
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.archive_heads ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: archive_restores a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_restores FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.archive_restores ENABLE ALWAYS TRIGGER a_reject_delete;
 
 -- Name: archive_segments a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -6232,6 +6462,12 @@ CREATE TRIGGER a_reject_held AFTER DELETE ON custody_data.user_profiles REFERENC
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
+-- Name: archive_restores a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_restores FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'restore_id', 'range_from', 'range_to', 'of_tenant', 'identity_id', 'log_entry_id', 'action', 'reason', 'restored_by', 'begun_at', 'expires_at', '+finished_at');
+
+ALTER TABLE custody_data.archive_restores ENABLE ALWAYS TRIGGER a_reject_key_change;
+
 -- Name: archive_segments a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_segments FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'day', 'part', 'leaves', 'events', 'opened_at', '=object_key', '=manifest_key', '=plain_bytes', '=compressed_bytes', '=stored_bytes', '=plain_sha256', '=compressed_sha256', '=stored_sha256', '=manifest_sha256', '=root_hash', '=first_occurred_at', '=last_occurred_at', '=recipients', '=retain_until', '=recorded_at', '=superseded_at', '=expired_at', '=objects_deleted_at');
@@ -6333,6 +6569,12 @@ ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_mutat
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.partition_drops FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.partition_drops ENABLE ALWAYS TRIGGER a_reject_mutation;
+
+-- Name: restored_events a_reject_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_mutation BEFORE UPDATE OR TRUNCATE ON custody_data.restored_events FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.restored_events ENABLE ALWAYS TRIGGER a_reject_mutation;
 
 -- Name: stored_certificates a_reject_mutation; Type: TRIGGER; Schema: custody_data
 
@@ -6615,6 +6857,26 @@ CREATE POLICY archive_heads_backup_select ON custody_data.archive_heads FOR SELE
 -- Name: POLICY archive_heads_backup_select ON archive_heads; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY archive_heads_backup_select ON custody_data.archive_heads IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: archive_restores; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.archive_restores ENABLE ROW LEVEL SECURITY;
+
+-- Name: archive_restores archive_restores_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_restores_all_all ON custody_data.archive_restores USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY archive_restores_all_all ON archive_restores; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_restores_all_all ON custody_data.archive_restores IS 'Rows of the tenant in context, for whoever sees the whole tenant.';
+
+-- Name: archive_restores archive_restores_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_restores_backup_select ON custody_data.archive_restores FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY archive_restores_backup_select ON archive_restores; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_restores_backup_select ON custody_data.archive_restores IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: archive_segments; Type: ROW SECURITY; Schema: custody_data
 
@@ -7243,6 +7505,42 @@ CREATE POLICY requests_owner_select ON custody_data.requests FOR SELECT TO custo
 -- Name: POLICY requests_owner_select ON requests; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY requests_owner_select ON custody_data.requests IS 'Who asked for an erasure under a subject finds it by its id once the person is gone.';
+
+-- Name: restored_events; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.restored_events ENABLE ROW LEVEL SECURITY;
+
+-- Name: restored_events restored_events_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_all_all ON custody_data.restored_events USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY restored_events_all_all ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_all_all ON custody_data.restored_events IS 'Rows of the tenant in context, for whoever sees the whole tenant.';
+
+-- Name: restored_events restored_events_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_backup_select ON custody_data.restored_events FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY restored_events_backup_select ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_backup_select ON custody_data.restored_events IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: restored_events restored_events_owner_insert; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_owner_insert ON custody_data.restored_events FOR INSERT TO custody_owner WITH CHECK ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY restored_events_owner_insert ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_owner_insert ON custody_data.restored_events IS 'A restore in the context of tenant system brings events of all tenants.';
+
+-- Name: restored_events restored_events_worker_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_worker_select ON custody_data.restored_events FOR SELECT TO custody_owner, custody_worker USING ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY restored_events_worker_select ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_worker_select ON custody_data.restored_events IS 'As of the trail: the worker reads all tenants, in the context of tenant system.';
 
 -- Name: retention_changes; Type: ROW SECURITY; Schema: custody_data
 

@@ -37,7 +37,7 @@ from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', '
 insert into guards select t, 'a_reject_row_mutation', 'BEFORE DELETE UPDATE ROW tg_reject_mutation()'
 from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
 insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'
-from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'ledger_heads']) t;
+from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_restores', 'archive_heads', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'ledger_heads']) t;
 insert into guards select t, x.trg, x.says
 from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches']) t cross join lateral
   (values ('a_keep_anchored', 'BEFORE DELETE UPDATE ROW ' || replace(t, 'ledger_', 'tg_keep_') || '()'), ('a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()')) x (trg, says);

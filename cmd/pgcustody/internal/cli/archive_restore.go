@@ -85,7 +85,6 @@ func (r *retrieval) addFlags(cmd *cobra.Command) {
 	addIdentities(flags, &r.Identities)
 	flags.BoolVar(&r.FromObjects, "from-objects", false, "do without a database: by the bucket and the log's verifier keys alone")
 	addVerifierKeys(flags, &r.VKeys)
-	cmd.MarkFlagsMutuallyExclusive("user", "entry", "action")
 }
 
 // query is what the flags ask for; a user_id is not looked up yet.
@@ -182,7 +181,7 @@ func (r *retrieval) run(ctx context.Context, keep time.Duration, open func(resto
 		if err != nil {
 			return nil, result, err
 		}
-		o.Catalog, o.Tree = retrieve.Objects{Store: opened}, retrieve.AnchoredTree{AnchoredTree: tree}
+		o.Catalog, o.Tree = retrieve.Objects{Store: opened, Origin: origin, Keys: keys}, retrieve.AnchoredTree{AnchoredTree: tree}
 		return nil, result, work()
 	}
 	err = r.withDatabase(ctx, r.Command, func(pool *pgxpool.Pool) (err error) {
@@ -250,7 +249,7 @@ func (r *archiveRestore) Run(ctx context.Context) error {
 	}
 	if r.Into == "-" {
 		// Standard output is the events'.
-		fmt.Fprintln(r.Err, said(result))
+		r.Log.Info("archive restored", "events", result.Rows, "lines", result.Lines, "segments", result.Segments, "bytes", result.Bytes)
 		return nil
 	}
 	return r.Print(struct {
