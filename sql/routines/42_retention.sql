@@ -30,13 +30,13 @@ set search_path = pg_catalog, pg_temp
 as $$
   -- Not by comparing intervals, for which a year has 360 days: 361 days would pass for longer. Shorter is what ends
   -- sooner from any day of four years, counted forwards, as ends of policies are, or backwards, as what is due is.
-  -- Policies for keys say when keys change, not how long data is kept.
-  select p_class not in ('key_age', 'kek_generation', 'key_backup') and exists (
+  -- Policies for keys say when keys change, not how long data is kept; what is restored is a copy.
+  select p_class not in ('key_age', 'kek_generation', 'key_backup', 'restored') and exists (
     select from (select timestamp '2000-01-01' + d * interval '1 day' as at from generate_series(0, 1460) d) s
     where s.at + p_keep < s.at + p_before or s.at - p_keep > s.at - p_before);
 $$;
 revoke all on function custody_data.shortens(text, interval, interval) from public;
-comment on function custody_data.shortens(text, interval, interval) is 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do: no data goes by them.';
+comment on function custody_data.shortens(text, interval, interval) is 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do, no data goes by them, nor does that for copies out of the archive.';
 
 create or replace function custody_data.lock_policy(p_tenant text, p_class text)
 returns void
@@ -129,7 +129,7 @@ revoke all on function custody.set_retention_policy(text, interval, text) from p
 grant execute on function custody.set_retention_policy(text, interval, text) to custody_privacy, custody_admin;
 comment on function custody.set_retention_policy(text, interval, text) is
 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids, restored; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 create or replace function custody_data.require_open_change(p_change_id uuid)
@@ -432,7 +432,7 @@ begin
   -- Each copy says when it goes; a hold keeps what is in the archive, not copies of it.
   v_keep := custody_data.keep_of('restored');
   return query
-  select v_tenant, 'restored'::text, 'restored_events'::text, v_keep, count(*), 0::bigint, min(e.restored_at)
+  select v_tenant, 'restored'::text, 'restored_events'::text, v_keep, count(*), 0::bigint, min(e.restored_at), count(*) * 1000, '{}'::text[]
   from custody_data.restored_events e
   where e.tenant_id = v_tenant and e.expires_at < p_as_of;
 

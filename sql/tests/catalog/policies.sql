@@ -12,7 +12,7 @@ where c.relnamespace = 'custody_data'::regnamespace;
 select set_eq('select p.name, p.cmd, p.roles::text from policies p where p.name !~ ''_backup_select$''', $$
   with page (name, cmd, roles) as (
   select t || '_all_all', '*', '{}' from unnest(array['user_profiles', 'user_preferences', 'consent_records', 'conversations', 'audit_entry_ids', 'erased_user_ids', 'identities', 'tenants', 'requests', 'erasure_certificates', 'stored_certificates',
-    'holders', 'erasure_notices', 'legal_holds', 'retention_changes', 'job_runs', 'imports', 'archive_restores', 'restored_events''imports']) t
+    'holders', 'erasure_notices', 'legal_holds', 'retention_changes', 'job_runs', 'imports', 'archive_restores', 'restored_events']) t
   union all select t || '_all_select', 'r', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'schema_migrations', 'schema_steps',
     'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints']) t
   union all select t || '_owner_all', '*', '{custody_owner}' from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints']) t

@@ -41,8 +41,8 @@ from (values
   ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
-  ('custody', 'auditor worker', 'archive_due archive_totals plan_expiry plan_months audit_months held_segments ledger_head sealing_status verify_ledger''archive_due audit_months held_segments ledger_head sealing_status verify_ledger'),
-  ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore ledger_root''find_segments ledger_root segment_leaves segment_may_hold''add_restored_events begin_restore finish_restore find_segments ledger_root segment_leaves segment_may_hold'),
+  ('custody', 'auditor worker', 'archive_due archive_totals audit_months held_segments ledger_head plan_expiry plan_months sealing_status verify_ledger'),
+  ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore find_segments ledger_root segment_leaves segment_may_hold'),
   ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
   ('custody', 'admin', 'adopt_events'),
   ('custody', 'worker', 'drop_archived_partitions expire_segments mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
