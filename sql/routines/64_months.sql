@@ -110,6 +110,32 @@ $$;
 revoke all on function custody_data.archived_leaves(timestamptz, timestamptz, timestamptz) from public;
 comment on function custody_data.archived_leaves(timestamptz, timestamptz, timestamptz) is 'Leaves of the days from p_from to p_to in segments that were recorded before p_recorded_before, and whose leaves nobody can cut off any more.';
 
+create or replace function custody_data.archived_events(p_from timestamptz, p_to timestamptz, p_recorded_before timestamptz)
+returns table (day date, xid bytea, entry_id bytea)
+language sql
+stable
+-- What the planner would make of the runs and tiles is a hundred thousand times as much, and a hash table to match.
+rows 1000000
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+set jit = off
+as $$
+  select s.day, substr(t.xids, l.n * 8 + 1, 8), substr(t.entry_ids, l.n * 16 + 1, 16)
+  from custody_data.archived_leaves(p_from, p_to, p_recorded_before) s
+  cross join lateral unnest(s.leaves) u (run)
+  cross join lateral generate_series(lower(u.run) / 256, (upper(u.run) - 1) / 256) n (tile)
+  -- In memory before they are taken apart, by the key, and once a tile: hence first and last stand here.
+  cross join lateral (
+    select (select e.xids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as xids,
+      (select e.entry_ids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as entry_ids,
+      (greatest(lower(u.run), n.tile * 256) % 256)::integer as first, (least(upper(u.run), n.tile * 256 + 256) - n.tile * 256 - 1)::integer as last
+    offset 0
+  ) t
+  cross join lateral generate_series(t.first, t.last) l (n);
+$$;
+revoke all on function custody_data.archived_events(timestamptz, timestamptz, timestamptz) from public;
+comment on function custody_data.archived_events(timestamptz, timestamptz, timestamptz) is 'Which events the leaves are that archived_leaves returns: transaction and id as the map has them.';
+
 create or replace function custody_data.unarchived_events(p_from timestamptz, p_to timestamptz, p_recorded_before timestamptz)
 returns table (row_id tid)
 language sql
@@ -126,20 +152,9 @@ as $$
   from custody_data.audit_logs a
   where a.occurred_at >= p_from and a.occurred_at < p_to
     and not exists (
-      select
-      from custody_data.archived_leaves(p_from, p_to, p_recorded_before) s
-      cross join lateral unnest(s.leaves) u (run)
-      cross join lateral generate_series(lower(u.run) / 256, (upper(u.run) - 1) / 256) n (tile)
-      -- in memory before they are taken apart, and by the key
-      cross join lateral (
-        select (select e.xids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as xids,
-          (select e.entry_ids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as entry_ids
-        offset 0
-      ) t
-      cross join lateral generate_series((greatest(lower(u.run), n.tile * 256) % 256)::integer, (least(upper(u.run), n.tile * 256 + 256) - n.tile * 256 - 1)::integer) l (n)
-      where substr(t.entry_ids, l.n * 16 + 1, 16) = uuid_send(a.log_entry_id)
-        and substr(t.xids, l.n * 8 + 1, 8) = case when a.xid < '9223372036854775806' then int8send(a.xid::text::bigint) end
-        and s.day = (a.occurred_at at time zone 'UTC')::date);
+      select from custody_data.archived_events(p_from, p_to, p_recorded_before) k
+      where k.entry_id = uuid_send(a.log_entry_id) and k.xid = case when a.xid < '9223372036854775806' then int8send(a.xid::text::bigint) end
+        and k.day = (a.occurred_at at time zone 'UTC')::date);
 $$;
 revoke all on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) from public;
 comment on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) is 'Where in the partition of p_from to p_to the events stand that are in no such segment as archived_leaves returns.';
