@@ -2,7 +2,8 @@
 -- control: HIPAA 164.312(b), (c)(1), 164.316(b)(2)(i); ISO 27001 A.8.10, A.8.13, A.8.15; SOC 2 CC7.2, A1.2
 -- reviewed by: DBA, auditor
 --
--- An event may go when it is in a segment that was recorded a week ago or before, its hot period is over and no hold
+-- An event may go when it is in a segment that was recorded a week ago or before and whose leaves a signed checkpoint
+-- covers (where there are checkpoints: what they cover is never cut off), its hot period is over and no hold
 -- covers it. A month goes as a whole, by swap: what may not go (late, held, not archived, not sealed) is copied as it is
 -- into a new partition, which takes the place of the old one. So one hold does not keep a month, and no row is deleted.
 -- A month of which more than half would be copied stays as it is until less is.
@@ -20,7 +21,7 @@ select ''::text as partition_name, null::timestamptz as range_from, null::timest
   0::bigint as rows, 0::bigint as rows_kept, ''::text as detail
 where false;
 comment on view custody.audit_month is
-'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
+'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago, or that no checkpoint covers), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
 
 create or replace function custody_data.audit_partitions()
 returns setof custody.audit_month
@@ -183,7 +184,7 @@ begin
   if (rows_here - v_archived) * 2 > rows_here then
     state := 'unarchived';
     rows_kept := rows_here - greatest(v_archived, 0);
-    detail := format('%s events are in no segment that was recorded a week ago', rows_kept);
+    detail := format('%s events are in no segment that was recorded a week ago and is anchored', rows_kept);
     return;
   end if;
 
@@ -207,7 +208,7 @@ begin
     when cardinality(v_recent) >= cardinality(v_unarchived) then 'recent'
     else 'unarchived' end;
   detail := nullif(concat_ws(', ',
-    case when cardinality(v_unarchived) > 0 then format('%s events are in no segment that was recorded a week ago', cardinality(v_unarchived)) end,
+    case when cardinality(v_unarchived) > 0 then format('%s events are in no segment that was recorded a week ago and is anchored', cardinality(v_unarchived)) end,
     case when cardinality(v_recent) > 0 then format('%s were imported within the hot period', cardinality(v_recent)) end,
     case when cardinality(v_held) > 0 then format('%s are under legal hold', cardinality(v_held)) end), '');
 end
