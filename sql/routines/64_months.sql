@@ -2,7 +2,8 @@
 -- control: HIPAA 164.312(b), (c)(1), 164.316(b)(2)(i); ISO 27001 A.8.10, A.8.13, A.8.15; SOC 2 CC7.2, A1.2
 -- reviewed by: DBA, auditor
 --
--- An event may go when it is in a segment that was recorded a week ago or before, its hot period is over and no hold
+-- An event may go when it is in a segment that was recorded a week ago or before and whose leaves a signed checkpoint
+-- covers (where there are checkpoints: what they cover is never cut off), its hot period is over and no hold
 -- covers it. A month goes as a whole, by swap: what may not go (late, held, not archived, not sealed) is copied as it is
 -- into a new partition, which takes the place of the old one. So one hold does not keep a month, and no row is deleted.
 -- A month of which more than half would be copied stays as it is until less is.
@@ -20,7 +21,7 @@ select ''::text as partition_name, null::timestamptz as range_from, null::timest
   0::bigint as rows, 0::bigint as rows_kept, ''::text as detail
 where false;
 comment on view custody.audit_month is
-'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
+'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago, or that no checkpoint covers), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
 
 create or replace function custody_data.audit_partitions()
 returns setof custody.audit_month
@@ -110,9 +111,35 @@ $$;
 revoke all on function custody_data.archived_leaves(timestamptz, timestamptz, timestamptz) from public;
 comment on function custody_data.archived_leaves(timestamptz, timestamptz, timestamptz) is 'Leaves of the days from p_from to p_to in segments that were recorded before p_recorded_before, and whose leaves nobody can cut off any more.';
 
+create or replace function custody_data.archived_events(p_from timestamptz, p_to timestamptz, p_recorded_before timestamptz)
+returns table (day date, xid bytea, entry_id bytea)
+language sql
+stable
+-- What the planner would make of the runs and tiles is a hundred thousand times as much, and a hash table to match.
+rows 1000000
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+set jit = off
+as $$
+  select s.day, substr(t.xids, l.n * 8 + 1, 8), substr(t.entry_ids, l.n * 16 + 1, 16)
+  from custody_data.archived_leaves(p_from, p_to, p_recorded_before) s
+  cross join lateral unnest(s.leaves) u (run)
+  cross join lateral generate_series(lower(u.run) / 256, (upper(u.run) - 1) / 256) n (tile)
+  -- In memory before they are taken apart, by the key, and once a tile: hence first and last stand here.
+  cross join lateral (
+    select (select e.xids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as xids,
+      (select e.entry_ids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as entry_ids,
+      (greatest(lower(u.run), n.tile * 256) % 256)::integer as first, (least(upper(u.run), n.tile * 256 + 256) - n.tile * 256 - 1)::integer as last
+    offset 0
+  ) t
+  cross join lateral generate_series(t.first, t.last) l (n);
+$$;
+revoke all on function custody_data.archived_events(timestamptz, timestamptz, timestamptz) from public;
+comment on function custody_data.archived_events(timestamptz, timestamptz, timestamptz) is 'Which events the leaves are that archived_leaves returns: transaction and id as the map has them.';
+
 create or replace function custody_data.unarchived_events(p_from timestamptz, p_to timestamptz, p_recorded_before timestamptz)
 returns table (row_id tid)
-language plpgsql
+language sql
 stable
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan
@@ -122,35 +149,13 @@ set enable_hashjoin = on
 set work_mem = '64MB'
 set jit = off
 as $$
-declare
-  -- Said for the planner: left to itself it takes billions of leaves for granted, and splits its join into as many files
-  -- as take longer to make than the rest.
-  v_leaves constant bigint := (select coalesce(sum(s.events), 0) from custody_data.archived_leaves(p_from, p_to, p_recorded_before) s);
-begin
-  return query
   select a.ctid
   from custody_data.audit_logs a
   where a.occurred_at >= p_from and a.occurred_at < p_to
     and not exists (
-      select
-      from (
-        select s.day, substr(t.entry_ids, l.n * 16 + 1, 16) as id, substr(t.xids, l.n * 8 + 1, 8) as xid
-        from custody_data.archived_leaves(p_from, p_to, p_recorded_before) s
-        cross join lateral unnest(s.leaves) u (run)
-        cross join lateral generate_series(lower(u.run) / 256, (upper(u.run) - 1) / 256) n (tile)
-        -- in memory before they are taken apart, and by the key
-        cross join lateral (
-          select (select e.xids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as xids,
-            (select e.entry_ids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = n.tile) as entry_ids
-          offset 0
-        ) t
-        cross join lateral generate_series((greatest(lower(u.run), n.tile * 256) % 256)::integer, (least(upper(u.run), n.tile * 256 + 256) - n.tile * 256 - 1)::integer) l (n)
-        limit v_leaves
-      ) e
-      where e.id = uuid_send(a.log_entry_id)
-        and e.xid = case when a.xid < '9223372036854775806' then int8send(a.xid::text::bigint) end
-        and e.day = (a.occurred_at at time zone 'UTC')::date);
-end
+      select from custody_data.archived_events(p_from, p_to, p_recorded_before) k
+      where k.entry_id = uuid_send(a.log_entry_id) and k.xid = case when a.xid < '9223372036854775806' then int8send(a.xid::text::bigint) end
+        and k.day = (a.occurred_at at time zone 'UTC')::date);
 $$;
 revoke all on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) from public;
 comment on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) is 'Where in the partition of p_from to p_to the events stand that are in no such segment as archived_leaves returns.';
@@ -179,7 +184,7 @@ begin
   if (rows_here - v_archived) * 2 > rows_here then
     state := 'unarchived';
     rows_kept := rows_here - greatest(v_archived, 0);
-    detail := format('%s events are in no segment that was recorded a week ago', rows_kept);
+    detail := format('%s events are in no segment that was recorded a week ago and is anchored', rows_kept);
     return;
   end if;
 
@@ -203,7 +208,7 @@ begin
     when cardinality(v_recent) >= cardinality(v_unarchived) then 'recent'
     else 'unarchived' end;
   detail := nullif(concat_ws(', ',
-    case when cardinality(v_unarchived) > 0 then format('%s events are in no segment that was recorded a week ago', cardinality(v_unarchived)) end,
+    case when cardinality(v_unarchived) > 0 then format('%s events are in no segment that was recorded a week ago and is anchored', cardinality(v_unarchived)) end,
     case when cardinality(v_recent) > 0 then format('%s were imported within the hot period', cardinality(v_recent)) end,
     case when cardinality(v_held) > 0 then format('%s are under legal hold', cardinality(v_held)) end), '');
 end

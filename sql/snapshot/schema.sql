@@ -465,7 +465,7 @@ CREATE VIEW custody.audit_month WITH (security_invoker='true') AS
 
 -- Name: VIEW audit_month; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.audit_month IS 'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
+COMMENT ON VIEW custody.audit_month IS 'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago, or that no checkpoint covers), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
 
 -- Name: audit_months(timestamp with time zone); Type: FUNCTION; Schema: custody
 
@@ -2577,6 +2577,19 @@ CREATE FUNCTION custody_data.append_record_events(p_operation text, p_table text
 -- Name: FUNCTION append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[]) IS 'Appends record.insert, record.update or record.delete to the trail: one event for each person that a statement touched (and, for updates, for each set of changed columns), naming every row and no value.';
+
+-- Name: archived_events(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.archived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid bytea, entry_id bytea)
+    LANGUAGE sql STABLE ROWS 1e+06
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION archived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.archived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) IS 'Which events the leaves are that archived_leaves returns: transaction and id as the map has them.';
 
 -- Name: archived_leaves(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 

@@ -125,7 +125,7 @@ select custody.place_hold('{"table": "audit_logs", "row": "11111111-1111-4111-81
 set local session authorization custody_runner;
 select custody.set_context('system', 'runner');
 select is(pg_temp.state('2001_03'), 'due 12 3', 'some of it stays');
-select is((select m.detail from custody.audit_months() m where m.partition_name = 'audit_logs_2001_03'), '1 events are in no segment that was recorded a week ago, 1 were imported within the hot period, 1 are under legal hold', 'and why');
+select is((select m.detail from custody.audit_months() m where m.partition_name = 'audit_logs_2001_03'), '1 events are in no segment that was recorded a week ago and is anchored, 1 were imported within the hot period, 1 are under legal hold', 'and why');
 select refuses($$select custody.drop_archived_partitions(1, '-infinity')$$, 'PC009', 'as of ever');
 select is_empty($$select custody.drop_archived_partitions(10, '2001-06-29 00:00:00+00')$$, 'within the hot period it stays');
 select results_eq($$select d.partition_name, d.rows_dropped, d.rows_kept, d.range_from, d.range_to from custody.drop_archived_partitions(1) d where d.partition_name like 'audit_logs_2001%'$$,
