@@ -60,7 +60,7 @@ func measureArchive(ctx context.Context, b *bench) error {
 			return err
 		}
 		bare = append(bare, float64(events)/plain.Seconds())
-		d.log.Info("round", "ours", took.Round(time.Millisecond), "bare", plain.Round(time.Millisecond), "bytes", size)
+		d.log.Info("round", "ours", took.Round(time.Millisecond), "bare", plain.Round(time.Millisecond), "bytes", size, "counts", run.Counts)
 	}
 	r := median(ratios(ours, bare))
 	b.add(row{figure: fmt.Sprintf("archiving a day of %d events, read back", events), target: "≥ 0.80", ratio: fmt.Sprintf("%.2f", r), verdict: atLeast(r, 0.8),
