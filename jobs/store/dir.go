@@ -275,24 +275,6 @@ func (s *dirStore) Put(ctx context.Context, key string, body io.Reader, opts Put
 	return PutResult{Key: key, Version: next.version(), Size: size, Checksum: m.SHA256}, nil
 }
 
-// source tells its own failures from those of who reads it.
-type source struct {
-	ctx  context.Context
-	from io.Reader
-	err  error
-}
-
-func (s *source) Read(p []byte) (int, error) {
-	if err := s.ctx.Err(); err != nil {
-		return 0, err
-	}
-	n, err := s.from.Read(p)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	return n, err
-}
-
 // upload is where a key's unfinished objects are, but for what makes each unique.
 func (s *dirStore) upload(key string) string {
 	return filepath.Join(s.dir, uploadsDir, url.QueryEscape(key)+"@")
@@ -337,7 +319,7 @@ func (s *dirStore) lock() (func(), error) {
 	}
 	for {
 		err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX)
-		if err != syscall.EINTR {
+		if !errors.Is(err, syscall.EINTR) {
 			break
 		}
 	}
@@ -379,11 +361,12 @@ func (r *dirReader) Read(p []byte) (int, error) {
 	}
 	n, err := r.file.Read(p)
 	r.left -= int64(n)
-	if err == io.EOF && r.left != 0 {
+	atEnd := errors.Is(err, io.EOF)
+	if atEnd && r.left != 0 {
 		return n, &Error{Op: "get", Object: r.store.objectURL(r.key), Kind: ErrTruncated, Hint: "the object is damaged",
 			Err: fmt.Errorf("%d bytes are missing", r.left)}
 	}
-	if err != nil && err != io.EOF {
+	if err != nil && !atEnd {
 		err = r.store.error("get", r.key, err)
 	}
 	return n, err

@@ -150,11 +150,10 @@ func (s *gcsStore) Put(ctx context.Context, key string, body io.Reader, opts Put
 }
 
 func (s *gcsStore) put(ctx context.Context, key string, body io.Reader, retention *gcs.ObjectRetention, opts PutOptions) (PutResult, error) {
-	head := make([]byte, classFrom)
-	n, err := io.ReadFull(body, head)
-	whole := err == io.EOF || err == io.ErrUnexpectedEOF // ReadFull's own, never wrapped
-	if err != nil && !whole {
-		return PutResult{}, &Error{Op: "put", Object: s.objectURL(key), Kind: ErrSource, Err: err}
+	head, source := make([]byte, classFrom), &source{ctx: ctx, from: body}
+	n, whole, err := readPart(source, head)
+	if err != nil {
+		return PutResult{}, source.error(ctx, s, key)
 	}
 	head = head[:n]
 
@@ -169,21 +168,16 @@ func (s *gcsStore) put(ctx context.Context, key string, body io.Reader, retentio
 	w.ContentType = cmp.Or(opts.ContentType, "application/octet-stream")
 	w.Retention = retention
 	w.ChunkSize, w.ChunkRetryDeadline, w.ChunkTransferTimeout = partSize, partTimeout, stallTimeout
-	source := &source{ctx: ctx, from: io.MultiReader(bytes.NewReader(head), body)}
 	if whole {
-		source.from = bytes.NewReader(head)
 		w.ChunkSize = classFrom
 		w.CRC32C, w.SendCRC32C = crc32.Checksum(head, castagnoli), true
 	} else if retention != nil {
 		w.StorageClass = s.opts.StorageClass
 	}
 	sum := crc32.New(castagnoli)
-	size, err := io.Copy(io.MultiWriter(w, sum), source)
-	switch {
-	case ctx.Err() != nil:
-		err = ctx.Err()
-	case source.err != nil:
-		err = &Error{Op: "put", Object: s.objectURL(key), Kind: ErrSource, Err: source.err}
+	size, err := io.Copy(io.MultiWriter(w, sum), io.MultiReader(bytes.NewReader(head), source))
+	if ctx.Err() != nil || source.err != nil {
+		err = source.error(ctx, s, key)
 	}
 	if err != nil {
 		cancel()

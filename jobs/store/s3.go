@@ -102,18 +102,16 @@ func (s *s3Store) objectURL(key string) string {
 func (s *s3Store) key(key string) *string { return aws.String(s.prefix + key) }
 
 func (s *s3Store) Put(ctx context.Context, key string, body io.Reader, opts PutOptions) (PutResult, error) {
-	part := s.buffer()
-	n, err := io.ReadFull(body, part[:])
-	switch err {
-	case nil:
-		return s.putParts(ctx, key, part, body, opts)
-	case io.EOF, io.ErrUnexpectedEOF: // ReadFull's own, never wrapped
-		defer s.free(part)
-		return s.putWhole(ctx, key, part[:n], opts)
-	default:
-		s.free(part)
-		return PutResult{}, s.sourceError(key, err)
+	part, source := s.buffer(), &source{ctx: ctx, from: body}
+	n, last, err := readPart(source, part[:])
+	if err == nil && !last {
+		return s.putParts(ctx, key, part, source, opts)
 	}
+	defer s.free(part)
+	if err != nil {
+		return PutResult{}, source.error(ctx, s, key)
+	}
+	return s.putWhole(ctx, key, part[:n], opts)
 }
 
 // buffer returns a part's buffer, free takes it back.
@@ -131,10 +129,6 @@ func (s *s3Store) free(part *[partSize]byte) {
 	case s.parts <- part:
 	default:
 	}
-}
-
-func (s *s3Store) sourceError(key string, err error) error {
-	return &Error{Op: "put", Object: s.objectURL(key), Kind: ErrSource, Err: err}
 }
 
 func (s *s3Store) putWhole(ctx context.Context, key string, body []byte, opts PutOptions) (PutResult, error) {
@@ -178,7 +172,7 @@ func (s *s3Store) encryption() (types.ServerSideEncryption, *string) {
 
 // putParts uploads first and then what is left of body. It gives first back to
 // the pool.
-func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byte, body io.Reader, opts PutOptions) (_ PutResult, err error) {
+func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byte, body *source, opts PutOptions) (_ PutResult, err error) {
 	in := &s3.CreateMultipartUploadInput{
 		Bucket:            &s.bucket,
 		Key:               s.key(key),
@@ -209,7 +203,7 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 		done            []types.CompletedPart // part n at n-1
 		size            int64
 		sums            = sha256.New() // over the parts' sums, in order
-		sourceErr       error
+		failed          bool           // the source
 	)
 	send := func(part *[partSize]byte, n int) error {
 		number := int32(len(done) + 1)
@@ -248,7 +242,7 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 
 	flying <- struct{}{}
 	err = send(first, partSize)
-	for last := false; err == nil && sourceErr == nil && !last; {
+	for last := false; err == nil && !failed && !last; {
 		select {
 		case flying <- struct{}{}:
 		case <-groupCtx.Done():
@@ -256,12 +250,11 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 			continue
 		}
 		part := s.buffer()
-		n, readErr := io.ReadFull(body, part[:])
-		last = readErr != nil
-		if readErr != nil && readErr != io.EOF && readErr != io.ErrUnexpectedEOF {
-			sourceErr = readErr
-		}
-		if n == 0 || sourceErr != nil {
+		var n int
+		var readErr error
+		n, last, readErr = readPart(body, part[:])
+		failed = readErr != nil
+		if n == 0 || failed {
 			s.free(part)
 			<-flying
 			continue
@@ -272,8 +265,8 @@ func (s *s3Store) putParts(ctx context.Context, key string, first *[partSize]byt
 		err = groupErr
 	}
 	switch {
-	case sourceErr != nil:
-		return PutResult{}, s.sourceError(key, sourceErr)
+	case failed:
+		return PutResult{}, body.error(ctx, s, key)
 	case err != nil:
 		return PutResult{}, err
 	case ctx.Err() != nil:

@@ -233,12 +233,14 @@ func TestStoresFailedPutLeavesNothing(t *testing.T) {
 			require.Zero(t, n, "an unfinished upload was left")
 		}
 		for _, size := range []int{0, 10, partSize, 2*partSize + 1} {
-			lost := errors.New("connection to the database lost")
-			source := io.MultiReader(bytes.NewReader(make([]byte, size)), iotest.ErrReader(lost))
-			_, err := s.Put(t.Context(), "source", source, PutOptions{RetainUntil: inAnHour()})
-			require.ErrorIs(t, err, lost)
-			require.ErrorIs(t, err, ErrSource)
-			nothing(t, "source")
+			// The second is what io.ReadFull says of a source that has come to its end.
+			for _, lost := range []error{errors.New("connection to the database lost"), io.ErrUnexpectedEOF} {
+				source := io.MultiReader(bytes.NewReader(make([]byte, size)), iotest.ErrReader(lost))
+				_, err := s.Put(t.Context(), "source", source, PutOptions{RetainUntil: inAnHour()})
+				require.ErrorIs(t, err, lost)
+				require.ErrorIs(t, err, ErrSource)
+				nothing(t, "source")
+			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		source := io.MultiReader(bytes.NewReader(make([]byte, 2*partSize)), readerFunc(func([]byte) (int, error) {

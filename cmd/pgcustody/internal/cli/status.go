@@ -230,7 +230,7 @@ func (s *status) store(ctx context.Context, state *storeState) error {
 		var wrong *store.Error
 		if errors.As(err, &wrong) {
 			state.State = wrong.Kind.Error()
-			if wrong.Kind == store.ErrUnfit {
+			if errors.Is(wrong.Kind, store.ErrUnfit) {
 				state.State += ": " + wrong.Err.Error()
 			}
 		}
