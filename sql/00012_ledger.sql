@@ -43,6 +43,8 @@ create table custody_data.ledger_entries (
     and pg_catalog.octet_length(entry_ids) = 4 * pg_catalog.octet_length(days) and pg_catalog.octet_length(entry_ids) % 16 = 0)
 );
 alter table custody_data.ledger_entries alter column entry_ids set storage external;
+-- Transactions and days are mostly the same from leaf to leaf, and are compressed only where a row is longer than this.
+alter table custody_data.ledger_entries set (toast_tuple_target = 512);
 -- The last tile is written anew with each batch, and at the usual fifth of a table what vacuum has not come to would
 -- take more room than the ledger is allowed.
 alter table custody_data.ledger_tiles set (toast.autovacuum_vacuum_threshold = 1000, toast.autovacuum_vacuum_scale_factor = 0.02);

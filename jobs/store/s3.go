@@ -27,9 +27,9 @@ import (
 )
 
 const (
-	// partSize times maxParts bounds an object: 78 GiB. Three parts are in
-	// memory at once: one being filled, two on their way.
-	partSize    = 8 << 20
+	// partSize, the least that S3 takes, times maxParts bounds an object: 48 GiB.
+	// Three parts are in memory at once: one being filled, two on their way.
+	partSize    = 5 << 20
 	maxParts    = 10_000
 	partsFlying = 2
 

@@ -257,7 +257,7 @@ as $$
 declare
   v_segment custody_data.archive_segments;
   v_rest int8multirange;
-  v_names text[] := '{}';
+  v_names text[] := array[]::text[];
 begin
   for v_segment in
     select s.* from custody_data.archive_segments s
@@ -366,15 +366,16 @@ begin
   end if;
   for v_slice in
     select s.first_leaf, s.leaves,
-      -- each in a sub-select of its own: a slice is fetched of what is stored out of line, by the key
+      -- Each in a sub-select of its own: a slice is fetched of what is stored out of line, by the key. A quotient is no key:
+      -- division is not leakproof, and row-level security keeps it from the index.
       (select substr(e.xids, (s.first_leaf % 256 * 8 + 1)::integer, s.leaves * 8)
-        from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = s.first_leaf / 256) as xids,
+        from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = s.tile) as xids,
       (select substr(e.entry_ids, (s.first_leaf % 256 * 16 + 1)::integer, s.leaves * 16)
-        from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = s.first_leaf / 256) as entry_ids,
+        from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = s.tile) as entry_ids,
       (select substr(t.hashes, (s.first_leaf % 256 * 32 + 1)::integer, s.leaves * 32)
-        from custody_data.ledger_tiles t where t.tenant_id = 'system' and t.level = 0 and t.tile_index = s.first_leaf / 256) as hashes
+        from custody_data.ledger_tiles t where t.tenant_id = 'system' and t.level = 0 and t.tile_index = s.tile) as hashes
     from (
-      select greatest(r.first, n.tile * 256) as first_leaf, (least(r.behind, n.tile * 256 + 256) - greatest(r.first, n.tile * 256))::integer as leaves
+      select n.tile, greatest(r.first, n.tile * 256) as first_leaf, (least(r.behind, n.tile * 256 + 256) - greatest(r.first, n.tile * 256))::integer as leaves
       from (
         select greatest(lower(u.run), p_from_leaf) as first, upper(u.run) as behind
         from unnest(v_segment.leaves) u (run)
@@ -382,9 +383,8 @@ begin
         order by u.run
         limit p_limit
       ) r
-      -- of a long run no more tiles than are asked for
-      cross join lateral generate_series(r.first / 256, least((r.behind - 1) / 256, r.first / 256 + p_limit)) n (tile)
-      order by 1
+      cross join lateral generate_series(r.first / 256, (r.behind - 1) / 256) n (tile)
+      order by 2
       limit p_limit
     ) s
     order by s.first_leaf

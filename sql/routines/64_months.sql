@@ -144,7 +144,9 @@ $$;
 revoke all on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) from public;
 comment on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) is 'Where in the partition of p_from to p_to the events stand that are in no such segment as archived_leaves returns.';
 
-create or replace function custody_data.assess_month(p_month custody.audit_month, p_as_of timestamptz, out month custody.audit_month, out kept tid[])
+create or replace function custody_data.assess_month(
+  p_from timestamptz, p_to timestamptz, p_as_of timestamptz, out state text, out rows_here bigint, out rows_kept bigint, out kept tid[], out detail text
+)
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
@@ -157,48 +159,46 @@ declare
   v_recent tid[];
   v_held tid[];
 begin
-  month := p_month;
-  select count(*) into month.rows from custody_data.audit_logs a where a.occurred_at >= month.range_from and a.occurred_at < month.range_to;
-  select coalesce(sum(s.events), 0) into v_archived
-  from custody_data.archived_leaves(month.range_from, month.range_to, v_recorded_before) s;
-  -- whose events are not all here any more
+  select count(*) into rows_here from custody_data.audit_logs a where a.occurred_at >= p_from and a.occurred_at < p_to;
+  select coalesce(sum(s.events), 0) into v_archived from custody_data.archived_leaves(p_from, p_to, v_recorded_before) s;
+  -- Not all of their events are here any more.
   v_archived := v_archived - coalesce((
     select sum(d.rows_dropped) from custody_data.partition_drops d
-    where d.tenant_id = 'system' and d.range_from >= month.range_from and d.range_to <= month.range_to), 0);
-  if (month.rows - v_archived) * 2 > month.rows then
-    month.state := 'unarchived';
-    month.rows_kept := month.rows - greatest(v_archived, 0);
-    month.detail := format('%s events are in no segment that was recorded a week ago', month.rows_kept);
+    where d.tenant_id = 'system' and d.range_from >= p_from and d.range_to <= p_to), 0);
+  if (rows_here - v_archived) * 2 > rows_here then
+    state := 'unarchived';
+    rows_kept := rows_here - greatest(v_archived, 0);
+    detail := format('%s events are in no segment that was recorded a week ago', rows_kept);
     return;
   end if;
 
-  v_unarchived := array(select u.row_id from custody_data.unarchived_events(month.range_from, month.range_to, v_recorded_before) u);
-  if month.rows - cardinality(v_unarchived) <> v_archived then
-    month.state := 'mismatch';
-    month.detail := format('its segments hold %s events of what has not left, the trail %s of them', v_archived, month.rows - cardinality(v_unarchived));
+  v_unarchived := array(select u.row_id from custody_data.unarchived_events(p_from, p_to, v_recorded_before) u);
+  if rows_here - cardinality(v_unarchived) <> v_archived then
+    state := 'mismatch';
+    detail := format('its segments hold %s events that have not left, the trail %s of them', v_archived, rows_here - cardinality(v_unarchived));
     return;
   end if;
   -- Who imports events chooses their time.
   v_recent := array(
     select a.ctid from custody_data.audit_logs a
-    where a.occurred_at >= month.range_from and a.occurred_at < month.range_to
+    where a.occurred_at >= p_from and a.occurred_at < p_to
       and a.import_id is not null and a.recorded_at > (p_as_of at time zone 'UTC' - custody_data.hot_period()) at time zone 'UTC');
-  v_held := array(select h.row_id from custody_data.held_events(month.range_from, month.range_to) h);
+  v_held := array(select h.row_id from custody_data.held_events(p_from, p_to) h);
   kept := array(select unnest(v_unarchived) union select unnest(v_recent) union select unnest(v_held));
-  month.rows_kept := cardinality(kept);
-  month.state := case
-    when month.rows_kept * 2 <= month.rows then 'due'
+  rows_kept := cardinality(kept);
+  state := case
+    when rows_kept * 2 <= rows_here then 'due'
     when cardinality(v_held) >= greatest(cardinality(v_recent), cardinality(v_unarchived)) then 'held'
     when cardinality(v_recent) >= cardinality(v_unarchived) then 'recent'
     else 'unarchived' end;
-  month.detail := nullif(concat_ws(', ',
-    case when v_unarchived <> '{}' then format('%s events are in no segment that was recorded a week ago', cardinality(v_unarchived)) end,
-    case when v_recent <> '{}' then format('%s were imported within the hot period', cardinality(v_recent)) end,
-    case when v_held <> '{}' then format('%s are under legal hold', cardinality(v_held)) end), '');
+  detail := nullif(concat_ws(', ',
+    case when cardinality(v_unarchived) > 0 then format('%s events are in no segment that was recorded a week ago', cardinality(v_unarchived)) end,
+    case when cardinality(v_recent) > 0 then format('%s were imported within the hot period', cardinality(v_recent)) end,
+    case when cardinality(v_held) > 0 then format('%s are under legal hold', cardinality(v_held)) end), '');
 end
 $$;
-revoke all on function custody_data.assess_month(custody.audit_month, timestamptz) from public;
-comment on function custody_data.assess_month(custody.audit_month, timestamptz) is
+revoke all on function custody_data.assess_month(timestamptz, timestamptz, timestamptz) from public;
+comment on function custody_data.assess_month(timestamptz, timestamptz, timestamptz) is
 'Whether a month past the hot period may leave, and which of its events would stay: where they stand in its partition.';
 
 -- definer: reads the trail of all tenants
@@ -211,6 +211,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_month custody.audit_month;
+  v_assessed record;
 begin
   perform custody_data.require_all_tenants('archive');
   if p_as_of is null or not isfinite(p_as_of) then
@@ -218,7 +219,11 @@ begin
   end if;
   for v_month in select m.* from custody_data.audit_partitions() m loop
     if v_month.state = 'hot' and (v_month.range_to at time zone 'UTC' + custody_data.hot_period()) at time zone 'UTC' <= p_as_of then
-      v_month := (custody_data.assess_month(v_month, p_as_of)).month;
+      v_assessed := custody_data.assess_month(v_month.range_from, v_month.range_to, p_as_of);
+      v_month.state := v_assessed.state;
+      v_month.rows := v_assessed.rows_here;
+      v_month.rows_kept := v_assessed.rows_kept;
+      v_month.detail := v_assessed.detail;
     end if;
     return next v_month;
   end loop;
@@ -271,7 +276,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_month custody.audit_month;
-  v_months custody.audit_month[] := '{}';
+  v_months custody.audit_month[] := array[]::custody.audit_month[];
   v_assessed record;
   v_holds uuid[];
   v_life uuid;
@@ -299,23 +304,24 @@ begin
   loop
     exit when cardinality(v_months) >= p_limit;
     execute format('lock table only custody_data.%I in share mode', v_month.partition_name);
-    v_assessed := custody_data.assess_month(v_month, p_as_of);
-    v_month := v_assessed.month;
-    if v_month.state = 'mismatch' then
+    v_assessed := custody_data.assess_month(v_month.range_from, v_month.range_to, p_as_of);
+    if v_assessed.state = 'mismatch' then
       raise exception using
         errcode = 'PC029',
         message = format('month %s does not hold what its archive says', v_month.partition_name),
-        detail = v_month.detail || '.',
+        detail = v_assessed.detail || '.',
         hint = 'Rows came or went behind the archive''s back. Nothing was dropped; run pgcustody archive verify and have the case looked at.',
         schema = 'custody_data', table = v_month.partition_name;
     end if;
-    continue when v_month.state <> 'due';
+    continue when v_assessed.state <> 'due';
+    v_month.rows := v_assessed.rows_here;
+    v_month.rows_kept := v_assessed.rows_kept;
     if v_month.rows_kept > 0 then
       perform custody_data.copy_month(v_month, v_assessed.kept);
     end if;
     v_months := v_months || v_month;
   end loop;
-  if v_months = '{}' then
+  if cardinality(v_months) = 0 then
     return;
   end if;
 

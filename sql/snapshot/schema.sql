@@ -2478,17 +2478,17 @@ CREATE FUNCTION custody_data.archived_leaves(p_from timestamp with time zone, p_
 
 COMMENT ON FUNCTION custody_data.archived_leaves(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) IS 'Leaves of the days from p_from to p_to in segments that were recorded before p_recorded_before, and whose leaves nobody can cut off any more.';
 
--- Name: assess_month(custody.audit_month, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: assess_month(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.assess_month(p_month custody.audit_month, p_as_of timestamp with time zone, OUT month custody.audit_month, OUT kept tid[]) RETURNS record
+CREATE FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text) RETURNS record
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$ … $$;
 
--- Name: FUNCTION assess_month(p_month custody.audit_month, p_as_of timestamp with time zone, OUT month custody.audit_month, OUT kept tid[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.assess_month(p_month custody.audit_month, p_as_of timestamp with time zone, OUT month custody.audit_month, OUT kept tid[]) IS 'Whether a month past the hot period may leave, and which of its events would stay: where they stand in its partition.';
+COMMENT ON FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text) IS 'Whether a month past the hot period may leave, and which of its events would stay: where they stand in its partition.';
 
 -- Name: attach_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
 
@@ -5482,7 +5482,7 @@ CREATE TABLE custody_data.ledger_entries (
     last_occurred_at timestamp with time zone NOT NULL,
     CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND (octet_length(entry_ids) = (4 * octet_length(days))) AND ((octet_length(entry_ids) % 16) = 0)))
 )
-WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
+WITH (toast_tuple_target='512', toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
 ALTER TABLE ONLY custody_data.ledger_entries ALTER COLUMN entry_ids SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.ledger_entries FORCE ROW LEVEL SECURITY;

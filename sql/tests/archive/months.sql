@@ -103,6 +103,12 @@ alter table custody_data.audit_logs detach partition custody_data.anything;
 select pg_temp.event('11111111-1111-4111-8111-444444444444', '2001-03-05 00:00:00+00', '9'), pg_temp.event('11111111-1111-4111-8111-555555555555', '2001-03-05 00:00:00+00', '6', p_recorded_at => now() - interval '89 days') \g /dev/null
 insert into custody_data.audit_logs_2001_03 select a.tenant_id, gen_random_uuid(), a.occurred_at, a.recorded_at, a.actor_id, a.subject_id, a.action, a.resource_type, a.resource_id, a.result, a.purpose, a.metadata,
   a.personal, a.import_id, a.db_role, '6' from custody_data.audit_logs_2001_03 a, generate_series(1, 2) where a.xid in ('5', '6') and a.recorded_at < '2002-01-01';
+savepoint missing;
+delete from custody_data.audit_logs_2001_03 where xid = '6';
+set local session authorization custody_runner;
+select refuses($$select custody.drop_archived_partitions()$$, 'PC029', 'what is missing stops the drop');
+reset session authorization;
+rollback to missing;
 create temp table before as select a.* from custody_data.audit_logs_2001_03 a;
 update custody_data.ledger_heads set sealed_to = '6', sealed_to_entry_id = null, taken_until = '100000000000';
 set local session authorization custody_runner;

@@ -95,6 +95,21 @@ select results_eq($$select f.day from custody.find_segments('2001-01-01', '2001-
 select refuses($$select custody.find_segments('2001-02-02', '2001-02-01')$$, 'PC009', 'the last day first');
 select refuses($$select custody.find_segments(null, null, gen_random_uuid())$$, 'PC023', 'an identity of no tenant');
 
+-- The ledger lost a tile of its map.
+reset session authorization;
+select custody.set_context('system', 'runner');
+alter table custody_data.ledger_entries disable trigger user;
+savepoint whole;
+delete from custody_data.ledger_entries;
+set local session authorization custody_runner;
+select refuses($$select custody.segment_leaves('2001-02-01', 1, null, 1)$$, 'PC041', 'leaves that the map has not');
+reset session authorization;
+update custody_data.archive_heads set opened_to = opened_to - 1, first_open = 0;
+set local session authorization custody_runner;
+select refuses($$select custody.open_segments()$$, 'PC041', 'opening leaves that the map has not');
+reset session authorization;
+rollback to whole;
+
 set local session authorization custody_audit;
 select enter('segments', 'auditor') /* $1 */;
 select is((select count(*) from custody.archive_segments s where s.day = '2001-02-01'), 2::bigint, 'every tenant''s auditor sees the segments');
