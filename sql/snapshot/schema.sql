@@ -2361,7 +2361,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids, restored; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -4441,7 +4441,7 @@ CREATE FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before in
 
 -- Name: FUNCTION shortens(p_class text, p_keep interval, p_before interval); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) IS 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do: no data goes by them.';
+COMMENT ON FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) IS 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do, no data goes by them, nor does that for copies out of the archive.';
 
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 
@@ -4717,7 +4717,7 @@ COMMENT ON FUNCTION custody_data.time_in_id(p_log_entry_id uuid) IS 'When an eve
 -- Name: unarchived_events(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(row_id tid)
-    LANGUAGE plpgsql STABLE
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_nestloop TO 'off'
