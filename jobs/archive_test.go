@@ -171,7 +171,9 @@ func (b *archiveBench) archived() map[rowID]string {
 	}
 	uploads, err := stacktest.Shared(b.T).S3().ListMultipartUploads(b.Context(), &s3.ListMultipartUploadsInput{Bucket: &b.bucket})
 	require.NoError(b, err)
-	require.Empty(b, uploads.Uploads)
+	for _, upload := range uploads.Uploads {
+		require.Fail(b, "an upload is unfinished", "%s since %s", *upload.Key, upload.Initiated)
+	}
 	return lines
 }
 
