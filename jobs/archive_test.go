@@ -468,7 +468,7 @@ func TestOpenSegmentsOfEarlierDays(t *testing.T) {
 var archiveSteps = []string{
 	"before lock", "after lock", "before look", "after look", "before stream", "after stream", "before read back", "after read back",
 	"before put manifest", "after put manifest", "before read back manifest", "after read back manifest",
-	"before lock objects", "after lock objects", "before record", "after record",
+	"before lock objects", "after lock objects", "before sweep", "after sweep", "before record", "after record",
 }
 
 // TestKilledAtEachStep ends a run at each step of a segment, by an error and by
