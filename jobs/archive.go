@@ -11,6 +11,7 @@ import (
 	"github.com/riverqueue/river"
 
 	"pgcustody/db"
+	"pgcustody/jobs/fault"
 	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
 )
@@ -206,9 +207,11 @@ func (w *ArchiveWorker) drop(ctx context.Context, run *Run, config ArchiveConfig
 		scope := w.archiveScope()
 		scope.LockTimeout = config.DropLockTimeout
 		err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) (err error) {
+			fault.Point("before drop")
 			dropped, err = db.New().DropArchivedPartitions(ctx, tx, 1)
 			return err
 		})
+		fault.Point("after drop")
 		switch {
 		case err == nil && len(dropped) == 0:
 			return w.kept(ctx, run)

@@ -72,10 +72,12 @@ func (w *ArchiveWorker) expire(ctx context.Context, run *Run) error {
 
 // expired are segments whose objects are to be deleted.
 func (w *ArchiveWorker) expired(ctx context.Context) (segments []db.ExpireSegmentsRow, err error) {
+	fault.Point("before expire")
 	err = InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) (err error) {
 		segments, err = db.New().ExpireSegments(ctx, tx, segmentsAtOnce)
 		return err
 	})
+	fault.Point("after expire")
 	return segments, fail("expire segments", err)
 }
 
@@ -108,6 +110,7 @@ func (w *ArchiveWorker) remove(ctx context.Context, run *Run) error {
 			w.Log.Warn("expired segment is still under lock", "segment", name.String())
 			continue
 		}
+		fault.Point("before record gone")
 		err := InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) error {
 			_, err := db.New().RecordSegmentGone(ctx, tx, db.RecordSegmentGoneParams{Day: s.Day.Format(time.DateOnly), Part: s.Part})
 			return err
@@ -115,6 +118,7 @@ func (w *ArchiveWorker) remove(ctx context.Context, run *Run) error {
 		if err != nil {
 			return fail("record that segment "+name.String()+" is gone", err)
 		}
+		fault.Point("after record gone")
 		run.Count("segments_expired", 1)
 		w.Log.Info("segment expired", "segment", name.String(), "events", s.Events, "stored_bytes", s.StoredBytes)
 	}

@@ -25,14 +25,14 @@ const (
 	// chunkLeaves is how many leaves are copied by one statement. Rows of the map are
 	// of one tile at most; mapRows is how many are asked for at first, mostRows where
 	// they are of few leaves each.
-	chunkLeaves       = 8192
+	chunkLeaves       = 2048
 	mapRows, mostRows = chunkLeaves / 256, chunkLeaves
 	// copiesAtOnce is the number of connections that copy, batchBytes how much of
 	// their lines is handed on at a time, and batchesAhead how many batches of a
 	// chunk may wait for the chunk before.
 	copiesAtOnce = 2
 	batchBytes   = 256 << 10
-	batchesAhead = 16
+	batchesAhead = 6
 )
 
 // leaf is one of a segment, with the event that the map has for it.

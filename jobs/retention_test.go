@@ -248,11 +248,11 @@ func TestRetentionGivesWayToWhoWaits(t *testing.T) {
 	live := b.database.Conn(t, stack.Superuser)
 	const want = "select 1 from custody_data.conversations where conversation_id = 'old-1' for update"
 	// Once a batch has deleted the row, whoever wants it waits; the batch cannot end by itself.
-	require.NoError(t, exec(t, live, "set lock_timeout = '1ms'"))
-	require.Eventually(t, func() bool { return state(exec(t, live, want)) == lockNotAvailable }, time.Minute, time.Millisecond, "no batch has taken the row")
-	require.NoError(t, exec(t, live, "set lock_timeout = '1min'"))
-	require.NoError(t, exec(t, live, "begin"))
-	require.NoError(t, exec(t, live, want), "the row is let go, although the batch still has no place for its event")
+	require.NoError(t, execute(t, live, "set lock_timeout = '1ms'"))
+	require.Eventually(t, func() bool { return state(execute(t, live, want)) == lockNotAvailable }, time.Minute, time.Millisecond, "no batch has taken the row")
+	require.NoError(t, execute(t, live, "set lock_timeout = '1min'"))
+	require.NoError(t, execute(t, live, "begin"))
+	require.NoError(t, execute(t, live, want), "the row is let go, although the batch still has no place for its event")
 	require.Equal(t, "57014", b.await1(ends))
 	letGo()
 	require.Equal(t, river.EventKindJobCompleted, (<-done).Kind)
@@ -261,7 +261,7 @@ func TestRetentionGivesWayToWhoWaits(t *testing.T) {
 	require.EqualValues(t, 39, b.count(run, "conversations"))
 	require.Positive(t, b.count(run, "yields"))
 	require.GreaterOrEqual(t, b.count(run, "batches"), int64(2), "smaller ones")
-	require.NoError(t, exec(t, live, "rollback"))
+	require.NoError(t, execute(t, live, "rollback"))
 }
 
 // A batch that takes too long is ended by its statement timeout and tried again.
@@ -303,7 +303,7 @@ func TestWatchedTellsWhoWaited(t *testing.T) {
 	other := b.database.Conn(t, stack.Superuser)
 	got := make(chan error, 1)
 	felt, err = watch(time.Hour, func() {
-		go func() { got <- exec(t, other, "select pg_advisory_lock(1)") }()
+		go func() { got <- execute(t, other, "select pg_advisory_lock(1)") }()
 		admin := b.database.Conn(t, stack.Superuser)
 		require.Eventually(t, func() bool {
 			var waiting bool
@@ -317,7 +317,7 @@ func TestWatchedTellsWhoWaited(t *testing.T) {
 	require.NoError(t, <-got, "and got the lock when the transaction had ended")
 }
 
-func exec(t *testing.T, conn *pgx.Conn, query string) error {
+func execute(t *testing.T, conn *pgx.Conn, query string) error {
 	t.Helper()
 	_, err := conn.Exec(t.Context(), query)
 	return err

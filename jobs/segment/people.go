@@ -24,9 +24,9 @@ type People struct {
 const (
 	peopleHashes  = 8
 	bitsPerMember = 12
-	// A filter has 128 bytes to 8 MiB. The largest is full at 5.6 million members;
-	// beyond them it only rules out less.
-	peopleMin, peopleMax = 128, 8 << 20
+	// A filter has 128 bytes to 2 MiB. The largest is full at 1.4 million members;
+	// beyond them it rules out less: at 3 million it is mistaken one time in four.
+	peopleMin, peopleMax = 128, 2 << 20
 )
 
 // NewPeople makes a filter for as many lines.

@@ -27,9 +27,9 @@ import (
 )
 
 const (
-	// partSize times maxParts bounds an object: 78 GiB. Three parts are in
-	// memory at once: one being filled, two on their way.
-	partSize    = 8 << 20
+	// partSize, the least that S3 takes, times maxParts bounds an object: 48 GiB.
+	// Three parts are in memory at once: one being filled, two on their way.
+	partSize    = 5 << 20
 	maxParts    = 10_000
 	partsFlying = 2
 
@@ -366,10 +366,16 @@ func (s *s3Store) Get(ctx context.Context, key, version string) (*Object, error)
 	}}, nil
 }
 
+// place is what a reader needs to say what went wrong.
+type place interface {
+	objectURL(key string) string
+	error(ctx context.Context, op, key string, err error) error
+}
+
 // objectReader hands out an object's bytes. It fails when fewer come than were
 // announced and when the store falls silent.
 type objectReader struct {
-	store           *s3Store
+	store           place
 	parent, reading context.Context
 	cancel          context.CancelCauseFunc
 	stall           *time.Timer

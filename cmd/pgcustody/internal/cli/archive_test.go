@@ -135,3 +135,15 @@ func TestArchiveCommandsRefuse(t *testing.T) {
 	require.Contains(t, c.runs(ExitPermission, "archive", "list", "--database-url", c.env["URL_custody_app"]), "tenant system is not for this role")
 	require.Contains(t, c.runs(ExitPermission, "archive", "run", "--dry-run", "--database-url", c.env["URL_custody_app"]), "tenant system is not for this role")
 }
+
+// TestArchiveIntoADirectory: for development, where it is accepted that nothing is locked.
+func TestArchiveIntoADirectory(t *testing.T) {
+	c := newArchiveCommands(t)
+	c.events(1, 10)
+	c.env["PGCUSTODY_STORE"] = "file://" + t.TempDir()
+	require.Contains(t, c.runs(ExitObjectStore, "archive", "run"), "PGCUSTODY_STORE_ACCEPT=no-lock")
+	require.Contains(t, c.runs(ExitOK, "archive", "list"), "no segments")
+	c.env["PGCUSTODY_STORE_ACCEPT"] = "no-lock"
+	require.Regexp(t, `archive +system +succeeded .*events=10 .*segments=1`, c.runs(ExitOK, "archive", "run"))
+	require.Contains(t, c.runs(ExitOK, "archive", "verify"), "1 segments with 10 events verified, 0 findings")
+}

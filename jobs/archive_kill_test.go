@@ -1,0 +1,259 @@
+package jobs
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"pgcustody/cmd/devstack/stack/stacktest"
+	"pgcustody/jobs/ledger"
+	"pgcustody/jobs/segment"
+)
+
+// faulty is the real binary, built so that it can be told to kill itself at a step.
+var faulty = sync.OnceValues(func() (string, error) {
+	folder, err := os.MkdirTemp("", "pgcustody-faults-")
+	if err != nil {
+		return "", err
+	}
+	binary := filepath.Join(folder, "pgcustody")
+	out, err := exec.Command("go", "build", "-tags", "faults", "-o", binary, "pgcustody/cmd/pgcustody").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return binary, err
+})
+
+// killing is an archive that the real binary writes.
+type killing struct {
+	*archiveBench
+	binary string
+	env    []string
+	signer *ledger.Signer
+}
+
+func newKilling(t *testing.T) *killing {
+	k := &killing{archiveBench: newArchiveBench(t)}
+	var err error
+	k.binary, err = faulty()
+	require.NoError(t, err)
+	folder := filepath.Join(t.TempDir(), "signer")
+	k.signer, err = ledger.InitSigner(folder, "example.com/kill", time.Now())
+	require.NoError(t, err)
+	t.Cleanup(k.signer.Close)
+	k.deps.Signer = k.signer
+	env := map[string]string{}
+	maps.Copy(env, stacktest.Shared(t).Env())
+	env["PGDATABASE"], env["PGCUSTODY_STORE"], env["PGCUSTODY_SIGNER"] = k.database.Name, k.deps.Store.URL(), folder
+	env["PGCUSTODY_ARCHIVE_RECIPIENTS"] = opens.Recipient().String()
+	env["PATH"], env["HOME"], env["AWS_MAX_ATTEMPTS"] = os.Getenv("PATH"), t.TempDir(), "2"
+	for name, value := range env {
+		k.env = append(k.env, name+"="+value)
+	}
+	return k
+}
+
+// command is a run of the archive.
+func (k *killing) command(env ...string) (*exec.Cmd, *bytes.Buffer) {
+	k.Helper()
+	cmd := exec.CommandContext(k.Context(), k.binary, "archive", "run")
+	var out bytes.Buffer
+	cmd.Env, cmd.Stdout, cmd.Stderr = slices.Concat(k.env, env), &out, &out
+	return cmd, &out
+}
+
+// finish runs the archive without faults, after everything that was written before.
+func (k *killing) finish() {
+	k.Helper()
+	k.settle()
+	cmd, out := k.command()
+	require.NoError(k, cmd.Run(), out.String())
+}
+
+func killed(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+}
+
+// whole holds all there is against all there should be.
+func (k *killing) whole() {
+	k.Helper()
+	k.requireAllArchived()
+	checks, err := VerifyArchive(k.Context(), k.deps, identities(), 0, func(int, int) {})
+	require.NoError(k, err)
+	for _, c := range checks {
+		require.Empty(k, c.Finding, c.Object)
+	}
+	// The index lists every segment, once.
+	listed := map[string]int{}
+	last, err := newestIndex(k.Context(), k.deps.Store)
+	require.NoError(k, err)
+	for number := int64(1); number <= last; number++ {
+		_, index, err := readIndex(k.Context(), k.deps, number)
+		require.NoError(k, err)
+		for _, line := range index.Lines {
+			listed[strings.Fields(line)[1]+strings.Fields(line)[0]]++
+		}
+	}
+	require.EqualValues(k, k.number(SystemTenant, "select count(*) from custody.archive_segments"), countOf(listed, "segment"))
+	for name, n := range listed {
+		require.Equal(k, 1, n, "%s is listed more than once", name)
+	}
+}
+
+func countOf(listed map[string]int, what string) (n int) {
+	for name := range listed {
+		if strings.HasSuffix(name, what) {
+			n++
+		}
+	}
+	return n
+}
+
+// big writes events that do not compress, so that their object has several parts.
+func (k *killing) big(day time.Time, n int) {
+	k.Helper()
+	k.partition(day)
+	_, err := k.super.Exec(k.Context(), `
+insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, recorded_at, actor_id, action, metadata, personal, import_id)
+select $1, gen_random_uuid(), $2::timestamptz + random() * interval '86399 s', $2::timestamptz + interval '86399 s', gen_random_uuid(), 'phi.access', '{}',
+  '\x0100000001'::bytea || (select string_agg(sha512((random()::text || i || j)::bytea), ''::bytea) from generate_series(1, 12) j), gen_random_uuid()
+from generate_series(1, $3) i`, tenant, day, n)
+	require.NoError(k, err)
+}
+
+// points of a run in which there is something of everything to do.
+func (k *killing) points(env ...string) []string {
+	k.Helper()
+	trace := filepath.Join(k.TempDir(), "trace")
+	k.settle()
+	cmd, out := k.command(append(env, "PGCUSTODY_FAULT_TRACE="+trace)...)
+	require.NoError(k, cmd.Run(), out.String())
+	text, err := os.ReadFile(trace)
+	require.NoError(k, err)
+	var points []string
+	for _, point := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+		if !slices.Contains(points, point) {
+			points = append(points, point)
+		}
+	}
+	return points
+}
+
+// TestArchiveKilledAtEachPoint kills the real binary before and after every step.
+func TestArchiveKilledAtEachPoint(t *testing.T) {
+	k := newKilling(t)
+	held := false
+	something := func() {
+		k.events(tenant, k.day(1), 3)
+		k.events(tenant, k.day(2), 2)
+		// Each time the hold is another, so that all segments change.
+		if held = !held; held {
+			k.asRunner(`select custody.place_hold('{"tenant": true}', 'case', 'test')`)
+		} else {
+			k.asRunner("select custody.release_hold(hold_id, 'over') from custody.holds where active")
+		}
+	}
+	something()
+	k.finish()
+	something()
+	points := k.points()
+	for _, step := range archiveSteps {
+		require.Contains(t, points, step)
+	}
+	for _, step := range []string{"before upload", "sent", "before put index", "after put index", "before set hold", "after set hold", "before record hold", "before drop", "after drop"} {
+		require.Contains(t, points, step)
+	}
+	for _, point := range points {
+		something()
+		k.settle()
+		cmd, out := k.command("PGCUSTODY_FAULT=" + point)
+		require.True(t, killed(cmd.Run()), "%s: %s", point, out.String())
+		k.finish()
+		require.Zero(t, k.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"), point)
+		require.Zero(t, k.number(SystemTenant, "select count(*) from custody.held_segments()"), point)
+	}
+	k.whole()
+}
+
+// kills is how many times the binary is killed at random: PGCUSTODY_KILLS for more.
+func kills(t *testing.T) int {
+	t.Helper()
+	text := os.Getenv("PGCUSTODY_KILLS")
+	if text == "" {
+		return 16
+	}
+	n, err := strconv.Atoi(text)
+	require.NoError(t, err)
+	return n
+}
+
+// TestArchiveKilledAtAnyTime kills one or two binaries at random times, and now and
+// then the database's sessions, and lets the next run finish.
+func TestArchiveKilledAtAnyTime(t *testing.T) {
+	k := newKilling(t)
+	k.big(k.day(3), 2000)
+	began := time.Now()
+	k.finish()
+	long := time.Since(began)
+	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any
+	t.Logf("seed %d, a run takes %s", seed, long)
+	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test
+	died := 0
+	for n := range kills(t) {
+		k.events(tenant, k.day(1+random.IntN(4)), 1+random.IntN(40))
+		if n%4 == 0 {
+			k.big(k.day(1+random.IntN(4)), 12_000) // 10 MB
+		}
+		k.settle()
+		var workers []*exec.Cmd
+		for range 1 + random.IntN(2) {
+			cmd, _ := k.command()
+			require.NoError(t, cmd.Start())
+			workers = append(workers, cmd)
+		}
+		time.Sleep(time.Duration(random.Int64N(int64(2 * long))))
+		if random.IntN(5) == 0 {
+			_, err := k.super.Exec(t.Context(), "select pg_catalog.pg_terminate_backend(a.pid) from pg_catalog.pg_stat_activity a where a.datname = current_database() and a.usename = 'custody_runner' and a.application_name like '%archive%'")
+			require.NoError(t, err)
+		}
+		_ = workers[0].Process.Kill()
+		for _, cmd := range workers {
+			if killed(cmd.Wait()) {
+				died++
+			}
+		}
+		if n%5 == 4 {
+			k.finish()
+			require.Zero(t, k.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"))
+		}
+	}
+	k.finish()
+	k.whole()
+	superseded := 0
+	for object, err := range k.deps.Store.List(t.Context(), segment.Prefix) {
+		require.NoError(t, err)
+		if name, err := segment.ParseKey(object.Key); err == nil && object.Key == name.ManifestKey() {
+			superseded += len(k.manifest(name).SupersededVersions)
+		}
+	}
+	t.Logf("%d of %d were killed at work; %d versions are superseded", died, kills(t), superseded)
+	require.NotZero(t, died)
+}
+
+var _ = context.Background
