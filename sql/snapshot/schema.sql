@@ -4668,7 +4668,7 @@ COMMENT ON FUNCTION custody_data.time_in_id(p_log_entry_id uuid) IS 'When an eve
 -- Name: unarchived_events(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(row_id tid)
-    LANGUAGE plpgsql STABLE
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
     SET enable_nestloop TO 'off'
