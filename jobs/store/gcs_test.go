@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -337,7 +338,7 @@ func TestGoogleErrors(t *testing.T) {
 			require.ErrorAs(t, err, &e, "%s %d", op, code)
 			require.ErrorIs(t, err, kind, "%s %d", op, code)
 			require.Contains(t, e.Object, s.URL(), op)
-			if op != "put" || kind != ErrUnreachable { // which is tried until its time is over
+			if op != "put" || !errors.Is(kind, ErrUnreachable) { // which is tried until its time is over
 				require.ErrorContains(t, err, "said the server", op)
 			}
 			require.NotContains(t, err.Error(), "http", op)
