@@ -37,10 +37,12 @@ type gcsStore struct {
 	name   string
 	prefix string // "" or "a/b/"
 	opts   Options
+	// patience is for how long a part of an upload is tried again.
+	patience time.Duration
 }
 
 func openGCS(ctx context.Context, bucket, prefix string, opts Options) (*gcsStore, error) {
-	s := &gcsStore{name: bucket, opts: opts}
+	s := &gcsStore{name: bucket, opts: opts, patience: partTimeout}
 	if prefix != "" {
 		s.prefix = prefix + "/"
 	}
@@ -51,7 +53,8 @@ func openGCS(ctx context.Context, bucket, prefix string, opts Options) (*gcsStor
 	}
 	// What is repeated here does no harm: a Put that was done and is not known to be
 	// makes one more generation, or finds that its object exists.
-	client.SetRetry(gcs.WithPolicy(gcs.RetryAlways), gcs.WithMaxAttempts(4),
+	// Named, what is tried again counts for uploads as well.
+	client.SetRetry(gcs.WithPolicy(gcs.RetryAlways), gcs.WithMaxAttempts(4), gcs.WithErrorFunc(gcs.ShouldRetry),
 		gcs.WithBackoff(gax.Backoff{Initial: 200 * time.Millisecond, Max: 5 * time.Second, Multiplier: 2}))
 	s.client, s.bucket = client, client.Bucket(bucket)
 	return s, nil
@@ -162,12 +165,12 @@ func (s *gcsStore) put(ctx context.Context, key string, body io.Reader, retentio
 		object = object.If(gcs.Conditions{DoesNotExist: true})
 	}
 	// Only cancelling keeps an unfinished object from becoming one.
-	writing, cancel := context.WithCancel(ctx)
-	defer cancel()
+	writing, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	w := object.NewWriter(writing)
 	w.ContentType = cmp.Or(opts.ContentType, "application/octet-stream")
 	w.Retention = retention
-	w.ChunkSize, w.ChunkRetryDeadline, w.ChunkTransferTimeout = partSize, partTimeout, stallTimeout
+	w.ChunkSize, w.ChunkRetryDeadline, w.ChunkTransferTimeout = partSize, s.patience, stallTimeout
 	if whole {
 		w.ChunkSize = classFrom
 		w.CRC32C, w.SendCRC32C = crc32.Checksum(head, castagnoli), true
@@ -175,16 +178,31 @@ func (s *gcsStore) put(ctx context.Context, key string, body io.Reader, retentio
 		w.StorageClass = s.opts.StorageClass
 	}
 	sum := crc32.New(castagnoli)
-	size, err := io.Copy(io.MultiWriter(w, sum), io.MultiReader(bytes.NewReader(head), source))
+	// The client bounds attempts at parts, those at an upload's beginning by nothing.
+	stuck := time.AfterFunc(2*s.patience, func() { cancel(fmt.Errorf("no answer for %s", 2*s.patience)) })
+	defer stuck.Stop()
+	waiting := writerFunc(func(p []byte) (int, error) {
+		stuck.Reset(2 * s.patience)
+		defer stuck.Stop() // the source may take its time
+		return w.Write(p)
+	})
+	stuck.Stop()
+	size, err := io.Copy(io.MultiWriter(waiting, sum), io.MultiReader(bytes.NewReader(head), source))
 	if ctx.Err() != nil || source.err != nil {
 		err = source.error(ctx, s, key)
 	}
 	if err != nil {
-		cancel()
+		cancel(err) // unless it was before
 		_ = w.Close()
-		return PutResult{}, s.error(ctx, "put", key, err)
+	} else {
+		stuck.Reset(2 * s.patience)
+		err = w.Close()
+		stuck.Stop()
 	}
-	if err := w.Close(); err != nil {
+	if err != nil {
+		if writing.Err() != nil {
+			err = context.Cause(writing)
+		}
 		return PutResult{}, s.error(ctx, "put", key, err)
 	}
 	stored := w.Attrs()
@@ -196,6 +214,10 @@ func (s *gcsStore) put(ctx context.Context, key string, body io.Reader, retentio
 	}
 	return res, nil
 }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 

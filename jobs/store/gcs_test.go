@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -16,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -284,4 +286,137 @@ func TestGoogleCheckPasses(t *testing.T) {
 	// Anybody is anybody to the fake server, and overrides what can be overridden.
 	require.Equal(t, []string{NoDefaultRetention, BypassRight, PublicAccess, PublicAccess}, names(findings))
 	require.NoError(t, Accept(findings, []string{BypassRight, PublicAccess}))
+}
+
+// breaking lets a test answer in the fake server's place.
+func breakingGoogle(breaks func(w http.ResponseWriter, r *http.Request) bool) func(http.Handler) http.Handler {
+	return func(next http.Handler) http.Handler {
+		next = holdingGoogle(next)
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if !breaks(w, r) {
+				next.ServeHTTP(w, r)
+			}
+		})
+	}
+}
+
+// hasty makes a store give up at once.
+func hasty(s *gcsStore) *gcsStore {
+	s.client.SetRetry(gcs.WithPolicy(gcs.RetryNever))
+	s.bucket = s.client.Bucket(s.name) // which takes it over
+	s.patience = time.Second
+	return s
+}
+
+func TestGoogleErrors(t *testing.T) {
+	status := 0
+	s := hasty(openGoogle(t, breakingGoogle(func(w http.ResponseWriter, r *http.Request) bool {
+		if status != 0 {
+			refuse(w, status, "said the server")
+		}
+		return status != 0
+	})))
+	locked := put(t, s, "locked", "x", PutOptions{RetainUntil: inAnHour()})
+	for code, kind := range map[int]error{
+		401: ErrAccessDenied, 403: ErrAccessDenied, 400: ErrRefused, 429: ErrUnreachable, 500: ErrUnreachable, 503: ErrUnreachable,
+	} {
+		status = code
+		_, putErr := s.Put(t.Context(), "k", strings.NewReader("x"), PutOptions{})
+		_, getErr := s.Get(t.Context(), "locked", "")
+		_, headErr := s.Head(t.Context(), "locked", locked.Version)
+		_, deleteErr := s.Delete(t.Context(), "locked")
+		_, checkErr := s.Check(t.Context())
+		var listErr error
+		for _, listErr = range s.List(t.Context(), "") {
+			break
+		}
+		for op, err := range map[string]error{
+			"put": putErr, "get": getErr, "head": headErr, "delete": deleteErr, "check": checkErr, "list": listErr,
+			"extend": s.Extend(t.Context(), "locked", "", inAnHour()), "hold": s.SetLegalHold(t.Context(), "locked", "", true),
+		} {
+			var e *Error
+			require.ErrorAs(t, err, &e, "%s %d", op, code)
+			require.ErrorIs(t, err, kind, "%s %d", op, code)
+			require.Contains(t, e.Object, s.URL(), op)
+			if op != "put" || !errors.Is(kind, ErrUnreachable) { // which is tried until its time is over
+				require.ErrorContains(t, err, "said the server", op)
+			}
+			require.NotContains(t, err.Error(), "http", op)
+		}
+	}
+	status = 0
+	n, err := s.Delete(t.Context(), "locked")
+	require.ErrorIs(t, err, ErrLocked)
+	require.ErrorContains(t, err, locked.Version)
+	require.Zero(t, n)
+
+	missing := *s
+	missing.name, missing.bucket = "no-such-bucket", s.client.Bucket("no-such-bucket")
+	_, err = missing.Head(t.Context(), "k", "")
+	require.ErrorIs(t, err, ErrBucketMissing)
+	_, err = missing.Check(t.Context())
+	require.ErrorIs(t, err, ErrBucketMissing)
+}
+
+// TestGoogleConnectionsAreLost in the middle of what is sent and of what is read.
+func TestGoogleConnectionsAreLost(t *testing.T) {
+	body := randomBytes(2*partSize + 7)
+	var lost atomic.Int64
+	always := false
+	s := openGoogle(t, breakingGoogle(func(w http.ResponseWriter, r *http.Request) bool {
+		upload := strings.HasPrefix(r.URL.Path, "/upload/")
+		if always && r.URL.Query().Get("alt") == "media" && r.Method == http.MethodGet {
+			w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+			w.Header().Set("Content-Type", "application/octet-stream")
+			w.WriteHeader(http.StatusOK)
+			_, _ = w.Write(body[:len(body)/2])
+			panic(http.ErrAbortHandler)
+		}
+		if upload && (always || lost.Add(1)%2 == 1) {
+			_, _ = io.CopyN(io.Discard, r.Body, 100)
+			panic(http.ErrAbortHandler)
+		}
+		return false
+	}))
+	for _, size := range []int{100, len(body)} {
+		key := fmt.Sprint(size)
+		_, err := s.Put(t.Context(), key, bytes.NewReader(body[:size]), PutOptions{RetainUntil: inAnHour(), IfNoneMatch: true})
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(body[:size], readAll(t, s, key, "")))
+	}
+	require.GreaterOrEqual(t, lost.Load(), int64(4), "nothing was broken")
+
+	always = true
+	hasty(s)
+	_, err := s.Put(t.Context(), "k", bytes.NewReader(body), PutOptions{})
+	require.ErrorIs(t, err, ErrUnreachable)
+	require.NotContains(t, err.Error(), "upload", "who has the address of an upload can write it")
+	_, err = s.Head(t.Context(), "k", "")
+	require.ErrorIs(t, err, ErrNotFound)
+	object, err := s.Get(t.Context(), fmt.Sprint(len(body)), "")
+	require.NoError(t, err)
+	defer object.Close()
+	got, err := io.ReadAll(object)
+	require.Error(t, err)
+	require.Less(t, len(got), len(body))
+	var e *Error
+	require.ErrorAs(t, err, &e)
+	require.Contains(t, e.Object, "gs://")
+}
+
+// TestGoogleHidden: a key without a live generation is told as one under a marker.
+func TestGoogleHidden(t *testing.T) {
+	s := openGoogle(t, holdingGoogle)
+	first := put(t, s, "k", "first", PutOptions{RetainUntil: inAnHour()})
+	require.NoError(t, s.bucket.Object("k").Delete(t.Context()))
+	put(t, s, "k2", "second", PutOptions{})
+	var got []string
+	for info, err := range s.History(t.Context(), "") {
+		require.NoError(t, err)
+		got = append(got, fmt.Sprint(info.Key, " ", info.DeleteMarker))
+	}
+	require.Equal(t, []string{"k true", "k false", "k2 false"}, got)
+	_, err := s.Get(t.Context(), "k", "")
+	require.ErrorIs(t, err, ErrNotFound)
+	require.Equal(t, "first", string(readAll(t, s, "k", first.Version)))
 }

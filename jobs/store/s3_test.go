@@ -84,8 +84,8 @@ func openAt(t *testing.T, url, endpoint string) *s3Store {
 }
 
 // fit is what a writer makes of a check.
-func fit(s Store) error {
-	findings, err := s.Check(context.Background())
+func fit(ctx context.Context, s Store) error {
+	findings, err := s.Check(ctx)
 	return cmp.Or(err, Accept(findings, nil))
 }
 
@@ -257,7 +257,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 		for _, err := range s.List(ctx, "") {
 			listErr = err
 		}
-		return map[string]error{"put": putErr, "parts": partsErr, "get": getErr, "head": headErr, "list": listErr, "check": fit(s)}
+		return map[string]error{"put": putErr, "parts": partsErr, "get": getErr, "head": headErr, "list": listErr, "check": fit(ctx, s)}
 	}
 	requireAll := func(t *testing.T, errs map[string]error, kind error, words ...string) {
 		t.Helper()
@@ -290,7 +290,7 @@ func TestErrorsNameWhatIsWrong(t *testing.T) {
 			Bucket: &s.bucket, VersioningConfiguration: &types.VersioningConfiguration{Status: types.BucketVersioningStatusSuspended},
 		})
 		require.NoError(t, err)
-		err = fit(s)
+		err = fit(ctx, s)
 		require.ErrorIs(t, err, ErrNoVersioning)
 		require.ErrorIs(t, err, ErrNoObjectLock)
 	})
@@ -429,7 +429,7 @@ func TestCheckProvesTheLock(t *testing.T) {
 		})
 		s := openAt(t, s.URL(), proxy)
 		quick(s)
-		require.ErrorIs(t, fit(s), ErrUnreachable)
+		require.ErrorIs(t, fit(t.Context(), s), ErrUnreachable)
 	})
 }
 

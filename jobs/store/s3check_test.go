@@ -69,7 +69,7 @@ func TestCheckOnARealServer(t *testing.T) {
 		}
 		retain(types.ObjectLockRetentionModeGovernance)
 		require.Equal(t, []string{Governance}, found(t, s), "the canary is tried all the same")
-		require.ErrorIs(t, fit(s), ErrUnfit)
+		require.ErrorIs(t, fit(t.Context(), s), ErrUnfit)
 		retain(types.ObjectLockRetentionModeCompliance)
 		require.Empty(t, found(t, s))
 	})
