@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -526,6 +527,8 @@ func BenchmarkRetrieval(b *testing.B) {
 	l.archive(theDay, 1, leaves)
 	var rows int64
 	var first time.Duration
+	var before, after syscall.Rusage
+	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &before))
 	for b.Loop() {
 		started := time.Now()
 		r, err := Run(b.Context(), l.options(Day(theDay)), func(*Event) error {
@@ -537,6 +540,8 @@ func BenchmarkRetrieval(b *testing.B) {
 		require.NoError(b, err)
 		rows += r.Rows
 	}
+	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &after))
 	b.ReportMetric(float64(rows)/b.Elapsed().Seconds(), "rows/s")
+	b.ReportMetric(float64(after.Utime.Nano()-before.Utime.Nano()+after.Stime.Nano()-before.Stime.Nano())/float64(rows), "cpu-ns/row")
 	b.ReportMetric(first.Seconds(), "s-to-first")
 }
