@@ -13,7 +13,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"filippo.io/age"
@@ -74,15 +73,43 @@ func (a *auditor) run(ctx context.Context, env []string, args ...string) (out []
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(filepath.Dir(self), "pgcustody"), args...)
 	cmd.Env = slices.Concat(a.env, env)
-	var problems bytes.Buffer
-	cmd.Stderr = &problems
+	var output, problems bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &problems
 	started := time.Now()
-	if out, err = cmd.Output(); err != nil {
+	if err := cmd.Start(); err != nil {
+		return nil, 0, 0, err
+	}
+	held := make(chan int64, 1)
+	watching, stop := context.WithCancel(ctx)
+	go func() { held <- highWater(watching, cmd.Process.Pid) }()
+	err = cmd.Wait()
+	took = time.Since(started)
+	stop()
+	memory, out = <-held, output.Bytes()
+	if err != nil {
 		return out, 0, 0, fmt.Errorf("pgcustody %s: %w: %s%s", strings.Join(args, " "), err, out, problems.String())
 	}
-	took = time.Since(started)
 	a.d.log.Info("ran", "command", "pgcustody "+strings.Join(args, " "), "duration", took.Round(time.Millisecond))
-	return out, took, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss << 10, nil
+	return out, took, memory, nil
+}
+
+// highWater is the most memory that a process has held by the time its watcher's
+// context ends. What the kernel says of a process that ended has in it what its parent
+// held when it began.
+func highWater(ctx context.Context, pid int) (bytes int64) {
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var kib int64
+		if _, err := fmt.Sscanf(procLine(fmt.Sprintf("/proc/%d/status", pid), "VmHWM"), "%d kB", &kib); err == nil {
+			bytes = max(bytes, kib<<10)
+		}
+		select {
+		case <-ctx.Done():
+			return bytes
+		case <-tick.C:
+		}
+	}
 }
 
 // verify verifies, which must find nothing.
