@@ -14,10 +14,12 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,6 +34,7 @@ import (
 var fakeGoogle struct {
 	sync.Mutex
 	server *exec.Cmd
+	done   chan struct{}
 	url    string
 }
 
@@ -52,8 +55,21 @@ func startGoogle(t *testing.T) string {
 	var log bytes.Buffer
 	server := exec.Command(exe, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-backend", "memory", "-log-level", "error")
 	server.Stdout, server.Stderr = &log, &log
-	require.NoError(t, server.Start())
-	fakeGoogle.server, fakeGoogle.url = server, "http://127.0.0.1:"+port
+	// It goes with this process, however that ends: with the thread that started it.
+	server.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	done := make(chan struct{})
+	go func() {
+		runtime.LockOSThread()
+		defer close(done)
+		err := server.Start()
+		started <- err
+		if err == nil {
+			_ = server.Wait()
+		}
+	}()
+	require.NoError(t, <-started)
+	fakeGoogle.server, fakeGoogle.done, fakeGoogle.url = server, done, "http://127.0.0.1:"+port
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	require.Eventually(t, func() bool {
 		answer, err := client.Get(fakeGoogle.url + "/_internal/healthcheck")
@@ -70,7 +86,7 @@ func stopGoogle() {
 	defer fakeGoogle.Unlock()
 	if fakeGoogle.server != nil {
 		_ = fakeGoogle.server.Process.Kill()
-		_ = fakeGoogle.server.Wait()
+		<-fakeGoogle.done
 	}
 }
 
