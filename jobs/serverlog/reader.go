@@ -199,8 +199,20 @@ func (r *Reader) stepCSV(rec *Record, unread []byte) (bool, error) {
 		r.looked = len(unread)
 		return r.more(rec)
 	}
-	// A broken record ends with its first line: see the package's comment on why
-	// it is safe to begin anew within what may be a quoted text.
+	// A broken record ends with its first line, or where another begins in it,
+	// whose predecessor was torn: see the package's comment on why it is safe to
+	// begin anew within what may be a quoted text.
+	if line := bytes.IndexByte(text, '\n'); line >= 0 {
+		for i := 1; i < line; i++ {
+			if _, _, ok := civil(text[i:line]); ok {
+				start := r.base + int64(r.begin)
+				r.report(Broken, start, start+int64(i))
+				r.begin += i
+				r.looked = 0
+				return false, nil
+			}
+		}
+	}
 	r.skipFrom(Broken, csvLost)
 	return false, nil
 }
