@@ -2,6 +2,8 @@ package serverlog
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"unicode/utf16"
 	"unicode/utf8"
 )
@@ -16,6 +18,24 @@ var plainByte = func() (plain [256]bool) {
 	}
 	return plain
 }()
+
+// plainEnd returns where the plain bytes from i on end.
+func plainEnd(b []byte, i int) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	// Eight at a time: a byte of x is 0 exactly if its high bit is the lowest that is
+	// set in (x - ones) &^ x & highs, so is the first below 0x20 in the same way.
+	for ; i+8 <= len(b); i += 8 {
+		w := binary.LittleEndian.Uint64(b[i:])
+		quote, backslash := w^ones*'"', w^ones*'\\'
+		if found := ((quote-ones)&^quote | (backslash-ones)&^backslash | (w-ones*0x20)&^w) & highs; found != 0 {
+			return i + bits.TrailingZeros64(found)/8
+		}
+	}
+	for i < len(b) && plainByte[b[i]] {
+		i++
+	}
+	return i
+}
 
 // jsonText reads one line.
 type jsonText struct {
@@ -54,20 +74,19 @@ func (r *Reader) parseJSON(rec *Record, line []byte) bool {
 		return false
 	}
 	var seen uint64
+	expected := 0
 	for {
-		j.space()
-		key, ok := j.text()
-		if !ok || !j.take(':') {
+		field, ok := j.key(&expected)
+		if !ok {
 			return false
 		}
-		j.space()
-		text, number, bit := rec.field(key)
-		if bit >= 0 {
-			if seen&(1<<bit) != 0 {
+		if field >= 0 {
+			if seen&(1<<field) != 0 {
 				return false
 			}
-			seen |= 1 << bit
+			seen |= 1 << field
 		}
+		text, number := rec.field(field)
 		switch {
 		case text != nil:
 			*text, ok = j.text()
@@ -78,6 +97,10 @@ func (r *Reader) parseJSON(rec *Record, line []byte) bool {
 		}
 		if !ok {
 			return false
+		}
+		if j.i < len(j.b) && j.b[j.i] == ',' {
+			j.i++
+			continue
 		}
 		if j.take(',') {
 			continue
@@ -96,69 +119,128 @@ func (r *Reader) parseJSON(rec *Record, line []byte) bool {
 	return rec.complete(&r.zone)
 }
 
-// field returns where the value of a key goes, and a number of the key's own.
-func (r *Record) field(key []byte) (text *[]byte, number *int64, bit int) {
-	switch string(key) {
-	case "timestamp":
-		return &r.Timestamp, nil, 0
-	case "user":
-		return &r.User, nil, 1
-	case "dbname":
-		return &r.DBName, nil, 2
-	case "pid":
-		return nil, &r.PID, 3
-	case "remote_host":
-		return &r.RemoteHost, nil, 4
-	case "remote_port":
-		return nil, &r.RemotePort, 5
-	case "session_id":
-		return &r.SessionID, nil, 6
-	case "line_num":
-		return nil, &r.LineNum, 7
-	case "ps":
-		return &r.PS, nil, 8
-	case "session_start":
-		return &r.SessionStart, nil, 9
-	case "vxid":
-		return &r.VXID, nil, 10
-	case "txid":
-		return nil, &r.TXID, 11
-	case "error_severity":
-		return &r.ErrorSeverity, nil, 12
-	case "state_code":
-		return &r.StateCode, nil, 13
-	case "message":
-		return &r.Message, nil, 14
-	case "detail":
-		return &r.Detail, nil, 15
-	case "hint":
-		return &r.Hint, nil, 16
-	case "internal_query":
-		return &r.InternalQuery, nil, 17
-	case "internal_position":
-		return nil, &r.InternalPosition, 18
-	case "context":
-		return &r.Context, nil, 19
-	case "statement":
-		return &r.Statement, nil, 20
-	case "cursor_position":
-		return nil, &r.CursorPosition, 21
-	case "func_name":
-		return &r.FuncName, nil, 22
-	case "file_name":
-		return &r.FileName, nil, 23
-	case "file_line_num":
-		return nil, &r.FileLineNum, 24
-	case "application_name":
-		return &r.ApplicationName, nil, 25
-	case "backend_type":
-		return &r.BackendType, nil, 26
-	case "leader_pid":
-		return nil, &r.LeaderPID, 27
-	case "query_id":
-		return nil, &r.QueryID, 28
+// jsonKeys are the fields in the order in which the server writes them.
+var jsonKeys = [...]string{
+	`"timestamp":`,
+	`"user":`,
+	`"dbname":`,
+	`"pid":`,
+	`"remote_host":`,
+	`"remote_port":`,
+	`"session_id":`,
+	`"line_num":`,
+	`"ps":`,
+	`"session_start":`,
+	`"vxid":`,
+	`"txid":`,
+	`"error_severity":`,
+	`"state_code":`,
+	`"message":`,
+	`"detail":`,
+	`"hint":`,
+	`"internal_query":`,
+	`"internal_position":`,
+	`"context":`,
+	`"statement":`,
+	`"cursor_position":`,
+	`"func_name":`,
+	`"file_name":`,
+	`"file_line_num":`,
+	`"application_name":`,
+	`"backend_type":`,
+	`"leader_pid":`,
+	`"query_id":`,
+}
+
+// key reads a key with its colon and returns its place among jsonKeys, -1 if it is
+// not there. Nearly always it is the expected one or one of the next.
+func (j *jsonText) key(expected *int) (field int, ok bool) {
+	rest := j.b[j.i:]
+	for field := *expected; field < len(jsonKeys); field++ {
+		if key := jsonKeys[field]; len(rest) > len(key) && rest[1] == key[1] && string(rest[:len(key)]) == key {
+			*expected = field + 1
+			j.i += len(key)
+			j.space()
+			return field, true
+		}
 	}
-	return nil, nil, -1
+	j.space()
+	key, ok := j.text()
+	if !ok || !j.take(':') {
+		return 0, false
+	}
+	j.space()
+	for field := range jsonKeys {
+		if name := jsonKeys[field]; string(key) == name[1:len(name)-2] {
+			return field, true
+		}
+	}
+	return -1, true
+}
+
+// field returns where the value of one of jsonKeys goes.
+func (r *Record) field(field int) (text *[]byte, number *int64) {
+	switch field {
+	case 0:
+		return &r.Timestamp, nil
+	case 1:
+		return &r.User, nil
+	case 2:
+		return &r.DBName, nil
+	case 3:
+		return nil, &r.PID
+	case 4:
+		return &r.RemoteHost, nil
+	case 5:
+		return nil, &r.RemotePort
+	case 6:
+		return &r.SessionID, nil
+	case 7:
+		return nil, &r.LineNum
+	case 8:
+		return &r.PS, nil
+	case 9:
+		return &r.SessionStart, nil
+	case 10:
+		return &r.VXID, nil
+	case 11:
+		return nil, &r.TXID
+	case 12:
+		return &r.ErrorSeverity, nil
+	case 13:
+		return &r.StateCode, nil
+	case 14:
+		return &r.Message, nil
+	case 15:
+		return &r.Detail, nil
+	case 16:
+		return &r.Hint, nil
+	case 17:
+		return &r.InternalQuery, nil
+	case 18:
+		return nil, &r.InternalPosition
+	case 19:
+		return &r.Context, nil
+	case 20:
+		return &r.Statement, nil
+	case 21:
+		return nil, &r.CursorPosition
+	case 22:
+		return &r.FuncName, nil
+	case 23:
+		return &r.FileName, nil
+	case 24:
+		return nil, &r.FileLineNum
+	case 25:
+		return &r.ApplicationName, nil
+	case 26:
+		return &r.BackendType, nil
+	case 27:
+		return nil, &r.LeaderPID
+	case 28:
+		return nil, &r.QueryID
+	}
+	return nil, nil
 }
 
 // text reads a string. Without escapes it is the line's own bytes.
@@ -168,9 +250,7 @@ func (j *jsonText) text() ([]byte, bool) {
 	}
 	b, i := j.b, j.i+1
 	start := i
-	for i < len(b) && plainByte[b[i]] {
-		i++
-	}
+	i = plainEnd(b, i)
 	if i >= len(b) {
 		return nil, false
 	}
@@ -231,9 +311,7 @@ func (j *jsonText) text() ([]byte, bool) {
 			return nil, false
 		}
 		start = i
-		for i < len(b) && plainByte[b[i]] {
-			i++
-		}
+		i = plainEnd(b, i)
 	}
 }
 

@@ -2,6 +2,8 @@ package serverlog
 
 import (
 	"bytes"
+	"encoding/binary"
+	"math/bits"
 	"strconv"
 	"unicode/utf8"
 )
@@ -520,18 +522,34 @@ func appendNumber(dst []byte, key string, n int64) []byte {
 	return strconv.AppendInt(append(dst, key...), n, 10)
 }
 
+// asciiEnd returns where the bytes from i on end that stand for themselves in any
+// JSON text.
+func asciiEnd(b []byte, i int) int {
+	const ones, highs = 0x0101010101010101, 0x8080808080808080
+	for ; i+8 <= len(b); i += 8 { // see plainEnd
+		w := binary.LittleEndian.Uint64(b[i:])
+		quote, backslash := w^ones*'"', w^ones*'\\'
+		if found := (w | (quote-ones)&^quote | (backslash-ones)&^backslash | (w-ones*0x20)&^w) & highs; found != 0 {
+			return i + bits.TrailingZeros64(found)/8
+		}
+	}
+	for i < len(b) && b[i] < utf8.RuneSelf && plainByte[b[i]] {
+		i++
+	}
+	return i
+}
+
 const hexDigits = "0123456789abcdef"
 
 // appendText appends a JSON string. What is not UTF-8 becomes U+FFFD.
 func appendText(dst, text []byte) []byte {
 	dst = append(dst, '"')
 	from := 0
-	for i := 0; i < len(text); {
-		c := text[i]
-		if c < utf8.RuneSelf && plainByte[c] && c != 0x7f {
-			i++
-			continue
+	for i := 0; ; {
+		if i = asciiEnd(text, i); i == len(text) {
+			break
 		}
+		c := text[i]
 		if c >= utf8.RuneSelf {
 			if _, size := utf8.DecodeRune(text[i:]); size > 1 {
 				i += size
