@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -42,7 +43,7 @@ func convert(log io.Reader, format Format, out io.Writer) (Counts, error) {
 	var b []byte
 	var found []Finding
 	for {
-		if err := r.Next(&record); err == io.EOF {
+		if err := r.Next(&record); errors.Is(err, io.EOF) {
 			_, err = out.Write(b)
 			return r.Counts(), err
 		} else if err != nil {

@@ -171,7 +171,7 @@ func readAll(t testing.TB, log []byte, o Options) (records []*Record, lost []Unr
 	for {
 		var record Record
 		err := r.Next(&record)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			require.EqualValues(t, len(log)+int(o.Offset), r.Offset())
 			return records, lost, r.Counts()
 		}

@@ -79,7 +79,7 @@ func all(t testing.TB, src io.Reader, o Options) (out []string) {
 	var record Record
 	for {
 		err := r.Next(&record)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return out
 		}
 		require.NoError(t, err)
@@ -138,7 +138,7 @@ func next(t *testing.T, r *Reader, _ []string, got *[]string) []string {
 	var record Record
 	for {
 		err := r.Next(&record)
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return *got
 		}
 		require.NoError(t, err)
