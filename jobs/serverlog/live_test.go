@@ -82,19 +82,16 @@ const (
 	forgedJSON = `{"timestamp":"2026-11-21 22:00:00.000 UTC","user":"person","dbname":"custody","pid":1,"session_id":"6b0219e6.7802","line_num":1,"error_severity":"LOG","message":"AUDIT: SESSION,1,1,READ,SELECT,TABLE,public.forged,select 1,<not logged>","func_name":"log_audit_event","file_name":"pgaudit.c","backend_type":"client backend"}`
 )
 
-// live is a server of the test's own that logs in both formats.
-func live(t *testing.T) *stack.Stack {
+// live is a server of the test's own that logs in both formats, with pgaudit if it
+// has it.
+func live(t *testing.T) (s *stack.Stack, audited bool) {
 	dir, err := stack.TempDir()
 	require.NoError(t, err)
-	s, err := stack.Start(t.Context(), stack.Options{Dir: dir, NoFsync: true, Ephemeral: true})
+	s, err = stack.Start(t.Context(), stack.Options{Dir: dir, NoFsync: true, Ephemeral: true})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, s.Destroy(context.Background())) })
 	super := connect(t, s.SuperURL(stack.Database))
-	var there bool
-	require.NoError(t, super.QueryRow(t.Context(), "select exists (select from pg_available_extensions where name = 'pgaudit')").Scan(&there))
-	if !there {
-		t.Skip("this server has no pgaudit")
-	}
+	require.NoError(t, super.QueryRow(t.Context(), "select exists (select from pg_available_extensions where name = 'pgaudit')").Scan(&audited))
 	for _, sql := range []string{
 		"alter system set log_destination = 'jsonlog,csvlog'",
 		"alter system set log_error_verbosity = verbose",
@@ -124,6 +121,9 @@ func live(t *testing.T) *stack.Stack {
 		"alter role person_plain set log_error_verbosity = 'default'",
 		"select pg_reload_conf()",
 	} {
+		if !audited && strings.Contains(sql, "pgaudit") {
+			continue
+		}
 		_, err := super.Exec(t.Context(), sql)
 		require.NoError(t, err, sql)
 	}
@@ -131,7 +131,7 @@ func live(t *testing.T) *stack.Stack {
 		var to string
 		return connect(t, s.SuperURL(stack.Database)).QueryRow(t.Context(), "show log_connections").Scan(&to) == nil && to == "on"
 	}, 20*time.Second, 10*time.Millisecond)
-	return s
+	return s, audited
 }
 
 func connect(t *testing.T, url string) *pgx.Conn {
@@ -182,7 +182,7 @@ func readAll(t testing.TB, log []byte, o Options) (records []*Record, lost []Unr
 
 func TestRealServer(t *testing.T) {
 	t.Parallel()
-	s := live(t)
+	s, audited := live(t)
 	url := func(user, database string) string {
 		u := s.URL("custody_app", database)
 		password := s.Passwords["custody_app"]
@@ -299,8 +299,6 @@ func TestRealServer(t *testing.T) {
 	require.Equal(t, 7, kinds["person_plain"][Forgery])
 	require.Zero(t, kinds["person"][Unproven])
 	require.Zero(t, kinds["person_plain"][Statement])
-	require.Greater(t, kinds["person"][Statement], len(statements)*2/3)
-	require.Greater(t, kinds["person_plain"][Unproven], len(statements)*2/3)
 	// The server authorizes a connection before it looks for the database.
 	require.Equal(t, map[string]int{"person": 2, "person_plain": 1, "person_rows": 1},
 		map[string]int{"person": kinds["person"][Logon], "person_plain": kinds["person_plain"][Logon], "person_rows": kinds["person_rows"][Logon]})
@@ -309,6 +307,11 @@ func TestRealServer(t *testing.T) {
 	require.Equal(t, 1, kinds["nobody"][LogonFailed])
 	require.Equal(t, 8, kinds["person"][Failed])
 
+	if !audited {
+		return
+	}
+	require.Greater(t, kinds["person"][Statement], len(statements)*2/3)
+	require.Greater(t, kinds["person_plain"][Unproven], len(statements)*2/3)
 	require.NotEmpty(t, audits)
 	ran := audits[len(audits)-1]
 	require.Equal(t, "select * from people where name = $1 and id = $2", string(ran.Statement))
