@@ -121,7 +121,7 @@ func (a *Audit) parse(b []byte) bool {
 	a.Type = next()
 	a.Name = next()
 	a.Statement = next()
-	if !ok || b == nil || a.StatementID < 1 || a.Substatement < 1 || !knownClass(a.Class) || len(a.Command) == 0 {
+	if !ok || b == nil || a.StatementID < 1 || a.Substatement < 1 || !knownClass(a.Class) || !isTag(a.Command) {
 		return false
 	}
 	a.Parameters = next()
@@ -154,6 +154,16 @@ func knownClass(class []byte) bool {
 		return true
 	}
 	return false
+}
+
+// isTag tells whether a text can be a command tag. ??? is the one of what has none.
+func isTag(command []byte) bool {
+	for _, c := range command {
+		if (c < 'A' || c > 'Z') && c != ' ' && c != '?' {
+			return false
+		}
+	}
+	return len(command) > 0
 }
 
 // field reads up to the next comma; rest is nil at the end. pgaudit quotes a
