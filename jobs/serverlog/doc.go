@@ -10,8 +10,9 @@
 // A Reader returns records with their place in the file, so that the next one goes
 // on at Record.End or Reader.Offset, and passes over what is no record: broken, cut
 // or longer than Options.MaxRecord. That is counted and reported with its place, and
-// costs no other record, except that a line which a crash tore is lost. A record may
-// come in any pieces. Records in another encoding than UTF-8 are returned as they
+// costs no other record. A record may come in any pieces. Two files that follow each
+// other can be read as one (io.MultiReader): then a record that rotation split
+// between them is whole. Records in another encoding than UTF-8 are returned as they
 // are, with BadEncoding; in events their strange bytes become U+FFFD.
 //
 // A csvlog record may hold line breaks that a user wrote, and after damage the

@@ -96,6 +96,38 @@ func TestOCSFPassesNoValuesOn(t *testing.T) {
 	require.Contains(t, b, `"message":"parameter \"log_statement\" changed to ? now"`)
 }
 
+// Where the log names no source, a message about a connection is believed if it has
+// nothing that a function's has.
+func TestConnections(t *testing.T) {
+	kind := func(severity, state, ps, message string, change func(*Record)) Kind {
+		r := auditRecord(message)
+		r.ErrorSeverity, r.StateCode, r.PS, r.User = []byte(severity), []byte(state), []byte(ps), []byte("ann")
+		r.FuncName, r.FileName = nil, nil
+		if change != nil {
+			change(r)
+		}
+		return NewEncoder(EncoderOptions{}).Read(r)
+	}
+	for message, want := range map[string]Kind{
+		"connection received: host=x": Connect, "connection authenticated: x": Authenticated,
+		"connection authorized: user=x": Logon, "disconnection: session time: x": Logoff, "connections": Other,
+	} {
+		require.Equal(t, want, kind("LOG", "00000", "", message, nil))
+		if want != Other {
+			require.Equal(t, Forgery, kind("LOG", "00000", "", message, func(r *Record) { r.Context = []byte("PL/pgSQL") }))
+			require.Equal(t, Forgery, kind("LOG", "38000", "", message, nil))
+			require.Equal(t, Forgery, kind("LOG", "00000", "", message, func(r *Record) { r.FuncName = []byte("exec_stmt_raise") }))
+		}
+	}
+	require.Equal(t, LogonFailed, kind("FATAL", "28P01", "authentication", "x", nil))
+	require.Equal(t, LogonFailed, kind("FATAL", "28000", "", "x", nil))
+	require.Equal(t, LogonFailed, kind("FATAL", "3D000", "startup", "x", nil))
+	require.Equal(t, Failed, kind("FATAL", "57P01", "idle", "x", nil))
+	require.Equal(t, Failed, kind("ERROR", "28P01", "SELECT", "x", nil))
+	require.Equal(t, Failed, kind("FATAL", "28P01", "SELECT", "x", func(r *Record) { r.Statement = []byte("select") }))
+	require.Equal(t, Other, kind("WARNING", "01000", "", "x", nil))
+}
+
 func TestOCSFEndpoints(t *testing.T) {
 	for host, want := range map[string]string{"": "name", "[local]": "name", "::1": "ip", "fe80::1%eth0": "ip", "127.0.0.1": "ip", "db.example.org": "hostname", "7h": "hostname", "host1": "hostname"} {
 		r := auditRecord("x")

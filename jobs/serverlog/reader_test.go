@@ -90,7 +90,7 @@ func all(t testing.TB, src io.Reader, o Options) (out []string) {
 func TestSplitAnywhere(t *testing.T) {
 	for format := range formats {
 		log := damaged(t, format)
-		log = log[:len(log)/5] // which has all the damage
+		log = log[:len(log)/6] // which has all the damage
 		o := Options{Format: format}
 		want := all(t, bytes.NewReader(log), o)
 		require.Equal(t, want, all(t, iotest.OneByteReader(bytes.NewReader(log)), o))
@@ -352,6 +352,30 @@ func TestCSVForms(t *testing.T) {
 		counts.Bytes = 0
 		require.Equal(t, want, counts, "%.300q", text)
 	}
+}
+
+func TestEqual(t *testing.T) {
+	records, _, _ := readAll(t, sample(t, "sample.json"), Options{})
+	r := records[20]
+	require.True(t, r.Equal(r.Clone()))
+	for i := range r.texts() {
+		other := r.Clone()
+		*other.texts()[i] = []byte("other")
+		require.False(t, r.Equal(other), i)
+	}
+	for _, change := range []func(*Record){
+		func(r *Record) { r.Time = r.Time.Add(1) }, func(r *Record) { r.BadEncoding = true }, func(r *Record) { r.PID++ },
+		func(r *Record) { r.RemotePort++ }, func(r *Record) { r.LineNum++ }, func(r *Record) { r.TXID++ },
+		func(r *Record) { r.InternalPosition++ }, func(r *Record) { r.CursorPosition++ }, func(r *Record) { r.FileLineNum++ },
+		func(r *Record) { r.LeaderPID++ }, func(r *Record) { r.QueryID++ },
+	} {
+		other := r.Clone()
+		change(other)
+		require.False(t, r.Equal(other))
+	}
+	other := r.Clone()
+	other.Start++
+	require.True(t, r.Equal(other))
 }
 
 func TestZones(t *testing.T) {

@@ -30,6 +30,7 @@ func TestRedact(t *testing.T) {
 		{`select 1, 1.5, .5, 1., 1e5, 1.5E-10, 0x1F, 0b1, 1_000, 5.e`, `select ?, ?, ?, ?, ?, ?, ?, ?, ?, ?`},
 		{`select 1.$$s$$, 1$$s$$, 1e'a\'b', x`, `select ??, ??, ??`},
 		{`select 1_0e'it\' 's3cret'`, `select ??`},
+		{`select 1_e'it\' 's3cret'`, `select ??`},
 		{`select t1, a.b, t.1, -1, 3-2, 1from t`, `select t1, a.b, t?, -?, ?-?, ? t`},
 		{`select 1e'a' from t`, `select ?? from t`},
 		{"select a -- 'secret\n, b --\r, c -- x", "select a  \n, b  \r, c  "},

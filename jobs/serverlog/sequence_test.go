@@ -41,6 +41,7 @@ func TestSequence(t *testing.T) {
 		"gap":                {[]line{{"a", 1, 0, 0}, {"a", 4, 1, 1}, {"a", 5, 1, 1}}, []string{"gap a 2-3 0s"}},
 		"repeat":             {[]line{{"a", 1, 0, 0}, {"a", 2, 0, 0}, {"a", 2, 1, 1}, {"a", 1, 1, 1}}, []string{"repeat a 2-2 0s", "repeat a 1-1 0s"}},
 		"reordered":          {[]line{{"a", 1, 0, 0}, {"a", 5, 0, 0}, {"a", 3, 1, 1}, {"a", 2, 1, 1}, {"a", 4, 1, 1}, {"a", 4, 1, 1}, {"a", 6, 1, 1}}, []string{"gap a 2-4 0s", "reordered a 3-3 0s", "reordered a 2-2 0s", "reordered a 4-4 0s", "repeat a 4-4 0s"}},
+		"two gaps":           {[]line{{"a", 1, 0, 0}, {"a", 5, 0, 0}, {"a", 7, 0, 0}, {"a", 3, 1, 1}, {"a", 6, 1, 1}}, []string{"gap a 2-4 0s", "gap a 6-6 0s", "reordered a 3-3 0s", "reordered a 6-6 0s"}},
 		"older session":      {[]line{{"a", 1, 0, 0}, {"b", 70, 1, 60}, {"b", 72, 2, 61}}, []string{"gap b 71-71 0s"}},
 		"first lines gone":   {[]line{{"a", 1, 0, 0}, {"b", 3, 9, 4}}, []string{"gap b 1-2 0s"}},
 		"the log itself":     {[]line{{"a", 3, 0, 0}}, nil},
