@@ -83,7 +83,7 @@ type Options struct {
 
 const (
 	defaultMaxRecord = 4 << 20
-	firstBuffer      = 256 << 10
+	firstBuffer      = 64 << 10
 )
 
 // Reader reads the records of one file in order.
