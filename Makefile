@@ -16,7 +16,7 @@ demo: deps build $(TOOLS)/versitygw ## install what is missing, start the privat
 	bin/devstack demo
 
 .PHONY: test
-test: deps build $(addprefix $(TOOLS)/,versitygw gotestsum) ## all tests, from nothing, on a stack of their own that is gone afterwards
+test: deps build $(addprefix $(TOOLS)/,versitygw gotestsum fake-gcs-server) ## all tests, from nothing, on a stack of their own that is gone afterwards
 	$(GO) vet ./...
 	bin/devstack with --no-fsync -- $(TOOLS)/gotestsum --format pkgname -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
 

@@ -74,7 +74,7 @@ func (a *archiving) work(ctx context.Context) error {
 			do   func(context.Context) error
 		}{
 			{"lock", a.lock}, {"look", a.look}, {"stream", a.stream}, {"read back", a.readBack},
-			{"put manifest", a.putManifest}, {"read back manifest", a.readBackManifest}, {"lock objects", a.lockObjects}, {"record", a.record},
+			{"put manifest", a.putManifest}, {"read back manifest", a.readBackManifest}, {"lock objects", a.lockObjects}, {"sweep", a.sweep}, {"record", a.record},
 		} {
 			if err := a.at("before " + step.name); err != nil {
 				return err
@@ -233,13 +233,8 @@ const progressRows = 10_000
 // upload streams lines → zstd → age → multipart upload.
 func (a *archiving) upload(ctx context.Context) error {
 	key := a.name.ObjectKey()
-	// We hold the segment's lock, so an unfinished upload is of somebody dead.
-	swept, err := a.Store.Sweep(ctx, key)
-	if err != nil {
+	if err := a.sweep(ctx); err != nil {
 		return err
-	}
-	if swept > 0 {
-		a.run.Count("uploads_swept", int64(swept))
 	}
 	before, err := versionsOf(ctx, a.Store, key)
 	if err != nil {
@@ -280,6 +275,16 @@ func (a *archiving) upload(ctx context.Context) error {
 			a.run.Count("answers_lost", 1)
 			return nil
 		}
+	}
+	return err
+}
+
+// sweep ends unfinished uploads. We hold the segment's lock, so they are of somebody
+// dead, or of a request of ours whose answer was lost.
+func (a *archiving) sweep(ctx context.Context) error {
+	swept, err := a.Store.Sweep(ctx, a.name.ObjectKey())
+	if swept > 0 {
+		a.run.Count("uploads_swept", int64(swept))
 	}
 	return err
 }

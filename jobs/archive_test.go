@@ -171,7 +171,9 @@ func (b *archiveBench) archived() map[rowID]string {
 	}
 	uploads, err := stacktest.Shared(b.T).S3().ListMultipartUploads(b.Context(), &s3.ListMultipartUploadsInput{Bucket: &b.bucket})
 	require.NoError(b, err)
-	require.Empty(b, uploads.Uploads)
+	for _, upload := range uploads.Uploads {
+		require.Fail(b, "an upload is unfinished", "%s since %s", *upload.Key, upload.Initiated)
+	}
 	return lines
 }
 
@@ -466,7 +468,7 @@ func TestOpenSegmentsOfEarlierDays(t *testing.T) {
 var archiveSteps = []string{
 	"before lock", "after lock", "before look", "after look", "before stream", "after stream", "before read back", "after read back",
 	"before put manifest", "after put manifest", "before read back manifest", "after read back manifest",
-	"before lock objects", "after lock objects", "before record", "after record",
+	"before lock objects", "after lock objects", "before sweep", "after sweep", "before record", "after record",
 }
 
 // TestKilledAtEachStep ends a run at each step of a segment, by an error and by

@@ -6,9 +6,12 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/stretchr/testify/require"
@@ -20,9 +23,9 @@ import (
 )
 
 // verified verifies all of a database, or the bucket alone.
-func (b *ledgerBench) verified(fromObjects bool) *verify.Report {
+func (b *ledgerBench) verified(fromObjects bool, with ...age.Identity) *verify.Report {
 	b.Helper()
-	o := verify.Options{Store: b.deps.Store, Origin: ledgerOrigin, Keys: b.deps.Signer.VerifierKeys()}
+	o := verify.Options{Store: b.deps.Store, Origin: ledgerOrigin, Keys: b.deps.Signer.VerifierKeys(), Identities: with}
 	if !fromObjects {
 		o.Database = b.deps.Pool
 		o.Prepare = func(ctx context.Context, tx pgx.Tx) error {
@@ -82,14 +85,20 @@ func TestVerifyAfterMonthsWereDropped(t *testing.T) {
 	}
 	l.sealed()
 	l.anchor()
+	b.run()
+	b.aged()
 	require.EqualValues(t, 2, b.run().Counts["months_dropped"])
 	l.events(20)
 	l.sealed()
 	l.anchor()
 	for _, fromObjects := range []bool{false, true} {
-		report := l.verified(fromObjects)
-		require.Empty(t, report.Findings)
-		require.EqualValues(t, 120, report.Archived)
+		for _, with := range [][]age.Identity{nil, identities()} {
+			report := l.verified(fromObjects, with...)
+			require.Empty(t, report.Findings)
+			require.EqualValues(t, 120, report.Archived)
+			unread := slices.ContainsFunc(report.Notes, func(note string) bool { return strings.HasPrefix(note, "no identity opens the archive") })
+			require.Equal(t, with == nil, unread)
+		}
 	}
 	require.Equal(t, l.verified(false).Leaves, l.verified(false).Events+60)
 

@@ -99,7 +99,7 @@ func benchOn(t *testing.T, d *stacktest.Database, bucket string) *bench {
 		"PATH": os.Getenv("PATH"), "HOME": b.tmp, "TMPDIR": b.tmp, "PGDATABASE": d.Name,
 		"PGCUSTODY_STORE": "s3://" + b.bucket, "PGCUSTODY_TENANT": tenant, "PGCUSTODY_KEYS": "file:" + keyring,
 		"PGCUSTODY_BACKUP_URL": d.URLs["custody_dump"], "PGCUSTODY_BACKUP_RECIPIENT": identity.Recipient().String(),
-		"PGCUSTODY_BACKUP_IDENTITY": b.identity,
+		"PGCUSTODY_BACKUP_IDENTITY": b.identity, "PGCUSTODY_ARCHIVE_RECIPIENTS": identity.Recipient().String(),
 	} {
 		b.env[name] = value
 	}

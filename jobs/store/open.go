@@ -49,6 +49,9 @@ func Open(ctx context.Context, rawURL string, opts Options) (Store, error) {
 	if u.Scheme == "file" {
 		return &dirStore{filepath.Clean(u.Path)}, nil
 	}
+	if u.Scheme == "gs" {
+		return openGCS(ctx, u.Host, strings.Trim(u.Path, "/"), opts)
+	}
 	return openS3(ctx, u.Host, strings.Trim(u.Path, "/"), opts)
 }
 

@@ -366,10 +366,16 @@ func (s *s3Store) Get(ctx context.Context, key, version string) (*Object, error)
 	}}, nil
 }
 
+// place is what a reader needs to say what went wrong.
+type place interface {
+	objectURL(key string) string
+	error(ctx context.Context, op, key string, err error) error
+}
+
 // objectReader hands out an object's bytes. It fails when fewer come than were
 // announced and when the store falls silent.
 type objectReader struct {
-	store           *s3Store
+	store           place
 	parent, reading context.Context
 	cancel          context.CancelCauseFunc
 	stall           *time.Timer

@@ -34,7 +34,15 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(&tests{m})
+}
+
+// tests stops the server that they may have started.
+type tests struct{ *testing.M }
+
+func (t *tests) Run() int {
+	defer stopGoogle()
+	return t.M.Run()
 }
 
 // newBucket makes a bucket on the shared stack, empty, and sets AWS's variables.

@@ -3,6 +3,8 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
@@ -15,13 +17,7 @@ func (s *s3Store) Check(ctx context.Context) ([]Finding, error) {
 	if err := s.listOne(ctx); err != nil {
 		return nil, err
 	}
-	findings, err := s.CheckSettings(ctx)
-	if err != nil || Accept(findings, nil) != nil {
-		// Without versions or Object Lock no canary can be locked.
-		return findings, err
-	}
-	_, more, err := tryCanary(ctx, s, canaryLock)
-	return append(findings, more...), err
+	return check(ctx, s)
 }
 
 // CheckSettings reads what the bucket says about itself.
@@ -64,25 +60,101 @@ func (s *s3Store) shorten(ctx context.Context, key, version string, until time.T
 	return s.gaveIn(ctx, key, err)
 }
 
+func (s *s3Store) gaveIn(ctx context.Context, key string, err error) (bool, error) {
+	if err == nil {
+		return true, nil
+	}
+	return gaveIn(s.error(ctx, "check", key, err))
+}
+
+// remove tries as an administrator would. Who lacks that right is refused for asking,
+// lock or not, and so it tries again as anybody else.
 func (s *s3Store) remove(ctx context.Context, key, version string) (bool, error) {
-	// BypassGovernanceRetention is what an administrator would try.
+	removed, err := s.bypass(ctx, key, version)
+	if removed || err != nil {
+		return removed, err
+	}
+	_, err = s.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.bucket, Key: s.key(key), VersionId: &version})
+	return s.gaveIn(ctx, key, err)
+}
+
+func (s *s3Store) bypass(ctx context.Context, key, version string) (bool, error) {
 	_, err := s.client.DeleteObject(ctx, &s3.DeleteObjectInput{
 		Bucket: &s.bucket, Key: s.key(key), VersionId: &version, BypassGovernanceRetention: aws.Bool(true),
 	})
 	return s.gaveIn(ctx, key, err)
 }
 
-// gaveIn tells a store that did what was asked from one that refused, and returns the
-// other errors: a store that is away has not refused anything.
-func (s *s3Store) gaveIn(ctx context.Context, key string, err error) (bool, error) {
+func (s *s3Store) putWeak(ctx context.Context, key string, until time.Time) (string, error) {
+	out, err := s.client.PutObject(ctx, &s3.PutObjectInput{
+		Bucket: &s.bucket, Key: s.key(key), Body: strings.NewReader("weak"), ChecksumAlgorithm: types.ChecksumAlgorithmSha256,
+		ObjectLockMode: types.ObjectLockModeGovernance, ObjectLockRetainUntilDate: &until,
+	})
+	if err != nil {
+		return "", s.error(ctx, "check", key, err)
+	}
+	return aws.ToString(out.VersionId), nil
+}
+
+func (s *s3Store) unencrypted(ctx context.Context, key, version string) (string, error) {
+	if s.opts.SSE == "" {
+		return "", nil
+	}
+	out, err := s.client.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.bucket, Key: s.key(key), VersionId: &version})
+	if err != nil {
+		return "", s.error(ctx, "head", key, err)
+	}
+	got, under := string(out.ServerSideEncryption), aws.ToString(out.SSEKMSKeyId)
+	asked := s.opts.SSEKMSKey
+	switch {
+	case got != s.opts.SSE:
+		return fmt.Sprintf("asked for encryption %s, the store reports %q", s.opts.SSE, got), nil
+	case asked != "" && !strings.Contains(asked, "alias/") && under != asked && !strings.HasSuffix(under, "/"+asked):
+		// What a name stands for only KMS knows.
+		return fmt.Sprintf("asked for encryption under KMS key %s, the store reports %q", asked, under), nil
+	}
+	return "", nil
+}
+
+func (s *s3Store) open(ctx context.Context, key, version string) (open []string, _ error) {
+	opts := s.client.Options()
+	opts.Credentials = aws.AnonymousCredentials{}
+	anybody := s3.New(opts)
+	_, err := anybody.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &s.prefix, MaxKeys: aws.Int32(1)})
+	if could, err := s.gaveIn(ctx, "", err); err != nil {
+		return nil, err
+	} else if could {
+		open = append(open, "anybody can list the bucket")
+	}
+	if key != "" {
+		out, err := anybody.GetObject(ctx, &s3.GetObjectInput{Bucket: &s.bucket, Key: s.key(key), VersionId: &version})
+		if err == nil {
+			out.Body.Close()
+		}
+		if could, err := s.gaveIn(ctx, key, err); err != nil && !errors.Is(err, ErrNotFound) {
+			return open, err
+		} else if could {
+			open = append(open, "anybody can read an object")
+		}
+	}
+	// What the bucket says of itself, where these credentials may ask and it answers.
+	status, err := s.client.GetBucketPolicyStatus(ctx, &s3.GetBucketPolicyStatusInput{Bucket: &s.bucket})
+	if err == nil && status.PolicyStatus != nil && aws.ToBool(status.PolicyStatus.IsPublic) {
+		open = append(open, "the bucket's policy is public")
+	}
+	acl, err := s.client.GetBucketAcl(ctx, &s3.GetBucketAclInput{Bucket: &s.bucket})
 	if err == nil {
-		return true, nil
+		for _, grant := range acl.Grants {
+			if grant.Grantee == nil {
+				continue
+			}
+			switch group := aws.ToString(grant.Grantee.URI); {
+			case strings.HasSuffix(group, "/AllUsers"), strings.HasSuffix(group, "/AuthenticatedUsers"), aws.ToString(grant.Grantee.ID) == "all-users":
+				open = append(open, "the bucket's access list gives everybody "+string(grant.Permission))
+			}
+		}
 	}
-	mapped := s.error(ctx, "check", key, err)
-	if errors.Is(mapped, ErrAccessDenied) || errors.Is(mapped, ErrRefused) {
-		return false, nil
-	}
-	return false, mapped
+	return open, nil
 }
 
 func (s *s3Store) dropCanaries(ctx context.Context) {

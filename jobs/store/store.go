@@ -37,9 +37,9 @@ type PutResult struct {
 	Key     string
 	Version string // empty in a bucket without versioning
 	Size    int64
-	// Checksum is the store's own SHA-256 over what it received, compared with
-	// what was sent: base64, with "-N" behind it when it is made of the sums of
-	// N parts.
+	// Checksum is the store's own sum over what it received, compared with what was
+	// sent: SHA-256 in base64, with "-N" behind it when it is made of the sums of N
+	// parts; of Google's, crc32c: and its hexadecimal.
 	Checksum string
 }
 

@@ -20,6 +20,7 @@ import (
 var kinds = map[string]func(t *testing.T) Store{
 	"s3":   func(t *testing.T) Store { return open(t, true) },
 	"file": func(t *testing.T) Store { return openDir(t) },
+	"gs":   func(t *testing.T) Store { return openGoogle(t, holdingGoogle) },
 }
 
 // each runs a test on every kind of store.
@@ -55,7 +56,7 @@ func TestStoresKeepWhatIsPut(t *testing.T) {
 				require.EqualValues(t, size, info.Size)
 				require.Equal(t, put.Version, info.Version)
 				require.Equal(t, put.Checksum, info.Checksum)
-				require.True(t, info.LockedUntil(until))
+				require.True(t, info.LockedUntil(until), "%+v", info)
 				require.False(t, info.LockedUntil(until.Add(time.Second)))
 				require.WithinDuration(t, time.Now(), info.Modified, time.Minute)
 			}
@@ -177,7 +178,7 @@ func TestStoresHoldAndExtend(t *testing.T) {
 		n, err = s.Delete(t.Context(), "k")
 		require.ErrorIs(t, err, ErrLocked)
 		require.Equal(t, 1, n)
-		require.Equal(t, "evidence", string(readAll(t, s, "k", "")))
+		require.Equal(t, "evidence", string(readAll(t, s, "k", locked.Version)))
 
 		require.ErrorIs(t, s.SetLegalHold(t.Context(), "none", "", true), ErrNotFound)
 		require.ErrorIs(t, s.Extend(t.Context(), "none", "", until), ErrNotFound)

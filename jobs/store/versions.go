@@ -15,8 +15,12 @@ import (
 // by key, of each the oldest first. Those under a delete marker are there too,
 // the markers themselves are not.
 func (s *s3Store) Versions(ctx context.Context, prefix string) iter.Seq2[Info, error] {
+	return withoutMarkers(s.History(ctx, prefix))
+}
+
+func withoutMarkers(history iter.Seq2[Info, error]) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		for info, err := range s.History(ctx, prefix) {
+		for info, err := range history {
 			if !info.DeleteMarker && !yield(info, err) {
 				return
 			}

@@ -1,19 +1,17 @@
 package stack
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 )
@@ -27,51 +25,6 @@ const (
 
 var gatewaySignals = signals{kind: syscall.SIGTERM, hard: syscall.SIGKILL, patience: 10 * time.Second}
 
-// findGateway returns the S3 server's program and builds it if need be.
-func findGateway(ctx context.Context) (string, error) {
-	if exe := os.Getenv("DEVSTACK_VERSITYGW"); exe != "" {
-		return filepath.EvalSymlinks(exe)
-	}
-	root, err := moduleRoot()
-	if err != nil {
-		return "", fmt.Errorf("find versitygw: %w, and DEVSTACK_VERSITYGW is not set", err)
-	}
-	tools := filepath.Join(root, "bin", "tools")
-	if err := os.MkdirAll(tools, 0o755); err != nil {
-		return "", err
-	}
-	// Several tests may want to build it at once.
-	unlock, err := lock(ctx, tools)
-	if err != nil {
-		return "", err
-	}
-	defer unlock()
-	exe := filepath.Join(tools, "versitygw")
-	if !exists(exe) {
-		build := exec.CommandContext(ctx, "go", "build", "-C", filepath.Join(root, "cmd", "devstack", "tools"), "-trimpath", "-o", exe, gatewayModule)
-		if out, err := build.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("build versitygw: %w: %s", err, out)
-		}
-	}
-	return filepath.EvalSymlinks(exe)
-}
-
-// moduleRoot is the folder of this module, as seen from the working directory.
-func moduleRoot() (string, error) {
-	dir, err := os.Getwd()
-	if err != nil {
-		return "", err
-	}
-	for from := dir; ; dir = filepath.Dir(dir) {
-		if exists(filepath.Join(dir, "cmd", "devstack", "tools", "go.mod")) {
-			return dir, nil
-		}
-		if dir == filepath.Dir(dir) {
-			return "", fmt.Errorf("%s is outside of the repository", from)
-		}
-	}
-}
-
 // startGateway starts the S3 server if it does not run and makes the bucket.
 func (s *Stack) startGateway(ctx context.Context) error {
 	if s.Gateway.alive() {
@@ -82,13 +35,14 @@ func (s *Stack) startGateway(ctx context.Context) error {
 			return err
 		}
 	}
-	exe, err := findGateway(ctx)
+	exe, err := Tool(ctx, "versitygw", gatewayModule)
 	if err != nil {
 		return err
 	}
 	dir := s.path("s3")
 	objects, versions, sidecar := filepath.Join(dir, "objects"), filepath.Join(dir, "versions"), filepath.Join(dir, "sidecar")
-	for _, dir := range []string{objects, versions} {
+	users := filepath.Join(dir, "users")
+	for _, dir := range []string{objects, versions, users} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
@@ -102,7 +56,8 @@ func (s *Stack) startGateway(ctx context.Context) error {
 		}
 		metadata = []string{"--sidecar", sidecar}
 	}
-	env := []string{"PATH=/usr/bin:/bin", "ROOT_ACCESS_KEY=" + s.AccessKey, "ROOT_SECRET_KEY=" + s.SecretKey}
+	s.RootKey, s.RootSecret = cmp.Or(s.RootKey, random(8)), cmp.Or(s.RootSecret, random(20))
+	env := []string{"PATH=/usr/bin:/bin", "ROOT_ACCESS_KEY=" + s.RootKey, "ROOT_SECRET_KEY=" + s.RootSecret}
 	log := filepath.Join(dir, "versitygw.log")
 
 	// Another program may take the port between the choice and the start.
@@ -110,7 +65,7 @@ func (s *Stack) startGateway(ctx context.Context) error {
 		if s.S3Port, err = freePort(s.S3Port); err != nil {
 			return err
 		}
-		args := []string{"--quiet", "--health", "/health", "--port", strings.TrimPrefix(s.Endpoint(), "http://"), "posix", "--versioning-dir", versions}
+		args := []string{"--quiet", "--health", "/health", "--port", strings.TrimPrefix(s.Endpoint(), "http://"), "--iam-dir", users, "posix", "--versioning-dir", versions}
 		if s.Gateway, err = launch(log, env, exe, append(append(args, metadata...), objects)...); err != nil {
 			return err
 		}
@@ -124,6 +79,9 @@ func (s *Stack) startGateway(ctx context.Context) error {
 		if attempt == 3 || ctx.Err() != nil {
 			return fmt.Errorf("start versitygw: %w: %s", err, tail(log))
 		}
+	}
+	if err := s.addUser(ctx, S3User{s.AccessKey, s.SecretKey}, "userplus"); err != nil {
+		return err
 	}
 	s.log.Info("versitygw_started", "pid", s.Gateway.PID, "port", s.S3Port)
 	return s.NewBucket(ctx, s.Bucket, true)
@@ -168,17 +126,6 @@ func (s *Stack) gatewayAnswers(ctx context.Context) error {
 
 // httpClient keeps no connection, and so no goroutine, after a call.
 var httpClient = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-
-// S3 is a client with all rights on the stack's S3 server.
-func (s *Stack) S3() *s3.Client {
-	return s3.New(s3.Options{
-		Region:       Region,
-		BaseEndpoint: aws.String(s.Endpoint()),
-		Credentials:  credentials.NewStaticCredentialsProvider(s.AccessKey, s.SecretKey, ""),
-		UsePathStyle: true,
-		HTTPClient:   httpClient,
-	})
-}
 
 // NewBucket makes a versioned bucket, with Object Lock or without, unless it is
 // there already.

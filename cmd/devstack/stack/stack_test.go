@@ -411,7 +411,7 @@ func TestObjectLock(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEmpty(t, aws.ToString(put.VersionId))
 
-	_, err = client.DeleteObject(t.Context(), &s3.DeleteObjectInput{
+	_, err = s.S3Root().DeleteObject(t.Context(), &s3.DeleteObjectInput{
 		Bucket: &s.Bucket, Key: aws.String("locked"), VersionId: put.VersionId, BypassGovernanceRetention: aws.Bool(true),
 	})
 	var refused smithy.APIError

@@ -33,7 +33,9 @@ type state struct {
 	Postgres    process           `json:"postgres"`
 
 	S3Port     int    `json:"s3_port"`
-	AccessKey  string `json:"access_key"`
+	RootKey    string `json:"s3_root_key"` // of the S3 server's root, who may bypass what can be bypassed
+	RootSecret string `json:"s3_root_secret"`
+	AccessKey  string `json:"access_key"` // of the user who owns the buckets
 	SecretKey  string `json:"secret_key"`
 	Bucket     string `json:"bucket"`
 	WebhookKey string `json:"webhook_key"` // hex

@@ -89,7 +89,15 @@ func TestArchiveCommands(t *testing.T) {
 	require.Regexp(t, old.Format("2006-01")+` +unarchived +5 `, plan)
 	require.Contains(t, c.runs(ExitOK, "archive", "list"), "no segments")
 
-	require.Regexp(t, `archive +system +succeeded .*events=15 events_dropped=5 months_dropped=\d+ segments=2`, c.runs(ExitOK, "archive", "run"))
+	recipients := c.env["PGCUSTODY_ARCHIVE_RECIPIENTS"]
+	c.env["PGCUSTODY_ARCHIVE_RECIPIENTS"] = ""
+	require.Contains(t, c.runs(ExitUsage, "archive", "run"), "--archive-recipients: required")
+	c.env["PGCUSTODY_ARCHIVE_RECIPIENTS"] = "AGE-SECRET-KEY-1XYZ"
+	said := c.runs(ExitUsage, "archive", "run")
+	require.Contains(t, said, "that is an identity, which is secret")
+	require.NotContains(t, said, "1XYZ")
+	c.env["PGCUSTODY_ARCHIVE_RECIPIENTS"] = recipients
+	require.Regexp(t, `archive +system +succeeded .*events=15 .*segments=2`, c.runs(ExitOK, "archive", "run"))
 	require.Contains(t, c.runs(ExitOK, "archive", "run", "--dry-run"), "nothing to archive")
 	var list []listedSegment
 	require.NoError(t, json.Unmarshal([]byte(c.runs(ExitOK, "archive", "list", "--json")), &list))
@@ -97,7 +105,11 @@ func TestArchiveCommands(t *testing.T) {
 	require.Equal(t, []string{oldName.ObjectKey(), name.ObjectKey()}, []string{list[0].Object, list[1].Object})
 	require.EqualValues(t, 5, list[0].Events)
 
-	require.Contains(t, c.runs(ExitOK, "archive", "verify"), "2 segments with 15 events verified, 0 findings")
+	identity := []string{"--identity", c.env["DEVSTACK_ARCHIVE_IDENTITY"]}
+	for _, with := range [][]string{nil, identity} {
+		require.Contains(t, c.runs(ExitOK, append([]string{"archive", "verify"}, with...)...), "2 segments with 15 events verified, 0 findings")
+	}
+	require.Contains(t, c.runs(ExitUsage, "archive", "verify", "--identity", "/nonexistent"), "/nonexistent cannot be read")
 	require.Contains(t, c.runs(ExitOK, "archive", "verify", "--sample", "1"), "1 segments with 10 events verified, 0 findings")
 	require.Contains(t, c.runs(ExitUsage, "archive", "verify", "--sample", "-1"), `--sample="-1"`)
 	require.Contains(t, c.runs(ExitOK, "store", "check"), "COMPLIANCE")
@@ -109,8 +121,8 @@ func TestArchiveCommands(t *testing.T) {
 	require.Contains(t, c.runs(ExitCheck, "archive", "verify"), name.ObjectKey())
 	require.Contains(t, c.runs(ExitCheck, "archive", "verify", "--json", "--sample", "1"), "1 findings")
 
-	// Something else stands where a segment should be.
-	key := segment.NewName(c.events(2, 1), 1).ObjectKey()
+	// Something else stands where a segment's manifest should be.
+	key := segment.NewName(c.events(2, 1), 1).ManifestKey()
 	_, err = s.Put(t.Context(), key, strings.NewReader("foreign"), store.PutOptions{})
 	require.NoError(t, err)
 	for _, command := range [][]string{{"archive", "run"}, {"run", "archive"}} {
@@ -134,4 +146,16 @@ func TestArchiveCommandsRefuse(t *testing.T) {
 	require.Contains(t, c.runs(ExitUsage, "archive"), "wants a command")
 	require.Contains(t, c.runs(ExitPermission, "archive", "list", "--database-url", c.env["URL_custody_app"]), "tenant system is not for this role")
 	require.Contains(t, c.runs(ExitPermission, "archive", "run", "--dry-run", "--database-url", c.env["URL_custody_app"]), "tenant system is not for this role")
+}
+
+// TestArchiveIntoADirectory: for development, where it is accepted that nothing is locked.
+func TestArchiveIntoADirectory(t *testing.T) {
+	c := newArchiveCommands(t)
+	c.events(1, 10)
+	c.env["PGCUSTODY_STORE"] = "file://" + t.TempDir()
+	require.Contains(t, c.runs(ExitObjectStore, "archive", "run"), "PGCUSTODY_STORE_ACCEPT=no-lock")
+	require.Contains(t, c.runs(ExitOK, "archive", "list"), "no segments")
+	c.env["PGCUSTODY_STORE_ACCEPT"] = "no-lock"
+	require.Regexp(t, `archive +system +succeeded .*events=10 .*segments=1`, c.runs(ExitOK, "archive", "run"))
+	require.Contains(t, c.runs(ExitOK, "archive", "verify"), "1 segments with 10 events verified, 0 findings")
 }

@@ -21,6 +21,7 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs"
+	"pgcustody/jobs/agekeys"
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/store"
 	"pgcustody/jobs/verify"
@@ -142,9 +143,11 @@ func TestSoak(t *testing.T) {
 	pool, err := pgxpool.New(t.Context(), env["URL_custody_super"])
 	require.NoError(t, err)
 	defer pool.Close()
+	identities, err := agekeys.ReadIdentities("archive", env["DEVSTACK_ARCHIVE_IDENTITY"])
+	require.NoError(t, err)
 	looks := 0
 	look := func() *verify.Report {
-		report, err := verify.Run(t.Context(), verify.Options{Database: pool, Store: opened, Origin: env["PGCUSTODY_ORIGIN"], Keys: []ledger.VerifierKey{key}})
+		report, err := verify.Run(t.Context(), verify.Options{Database: pool, Store: opened, Origin: env["PGCUSTODY_ORIGIN"], Keys: []ledger.VerifierKey{key}, Identities: identities})
 		require.NoError(t, err)
 		require.Empty(t, report.Findings)
 		looks++

@@ -16,7 +16,22 @@ import (
 func newStoreCmd(app *App) *cobra.Command {
 	cmd := &cobra.Command{Use: "store", Short: "Look at the object store"}
 	s := &storeCommand{App: app}
-	cmd.AddCommand(&cobra.Command{
+	principals := map[string]*[]string{}
+	policy := &cobra.Command{
+		Use:   "policy",
+		Short: "Print the bucket's policy for S3, with the least rights of each part that is named",
+		Long: `Print the policy of the bucket for S3 in JSON, with the least rights of each part that is
+named: the worker writes, locks and reads, and deletes nothing; the remover deletes
+exports, and objects whose lock has run out; the reader reads; the administrator
+lengthens locks and holds, and reads no content. No part may bypass a lock. The daemon
+needs the worker's rights, and the remover's where it carries out erasures or ends
+retention. Nothing is asked of the store.`,
+		RunE: func(*cobra.Command, []string) error { return s.Policy(principals) },
+	}
+	for _, part := range store.PolicyParts {
+		principals[part] = policy.Flags().StringSlice(part, nil, "principals of the "+part+", as in arn:aws:iam::123456789012:role/"+part)
+	}
+	cmd.AddCommand(policy, &cobra.Command{
 		Use:   "check",
 		Short: "Prove that the store keeps what is put under its lock",
 		Long: `Prove that the store keeps what is put under its lock, rather than believe its settings:
@@ -30,6 +45,29 @@ that write. Exit status 4 where something is found that is neither accepted nor 
 }
 
 type storeCommand struct{ *App }
+
+func (s *storeCommand) Policy(of map[string]*[]string) error {
+	address, err := s.NeedStore()
+	if err != nil {
+		return err
+	}
+	principals, named := map[string][]string{}, false
+	for part, names := range of {
+		principals[part] = *names
+		named = named || len(*names) > 0
+	}
+	if !named {
+		return usagef("name the principals of a part, as in --worker arn:aws:iam::123456789012:role/worker")
+	}
+	policy, err := store.Policy(address, principals)
+	if wrong := new(store.Error); errors.As(err, &wrong) {
+		return s.wrong("store", wrong.Object, wrong.Hint)
+	}
+	if err == nil {
+		fmt.Fprintln(s.Out, string(policy))
+	}
+	return err
+}
 
 type storeFinding struct {
 	Name     string `json:"name"`
