@@ -219,12 +219,12 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 	}
 	m := r.manifest
 	var err error
-	// The whole database, definitions of the keys' tables among them; of the keys the rows alone.
+	// The whole database, definitions of the keys' tables among them; of the keys the rows alone, without those of contexts and tokens, which no dump has.
 	m.Data, err = r.upload(ctx, "data", dataKey(m.ID), min(r.KeepData, firstLock), "--exclude-table-data=custody_keys.*", "--no-publications", "--no-subscriptions")
 	if err != nil {
 		return nil, err
 	}
-	m.Keys, err = r.upload(ctx, "keys", keysKey(m.ID), min(r.KeepKeys, firstLock), "--data-only", "--schema=custody_keys")
+	m.Keys, err = r.upload(ctx, "keys", keysKey(m.ID), min(r.KeepKeys, firstLock), "--data-only", "--schema=custody_keys", "--exclude-table-data=custody_keys.context_keys")
 	if err != nil {
 		return nil, err
 	}

@@ -227,9 +227,9 @@ begin
   end if;
   v_now := extract(epoch from clock_timestamp());
   if (v_claims ->> 'exp')::numeric <= v_now then
-    return '{"refused": "It has expired."}';
+    return jsonb_build_object('refused', 'It has expired.');
   elsif (v_claims ->> 'nbf')::numeric > v_now + 30 or (v_claims ->> 'iat')::numeric > v_now + 30 then
-    return '{"refused": "It is not valid yet."}';
+    return jsonb_build_object('refused', 'It is not valid yet.');
   elsif (v_claims ->> 'exp')::numeric > v_now + 3630 then
     return null;
   end if;

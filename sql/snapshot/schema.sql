@@ -292,11 +292,42 @@ CREATE FUNCTION custody.audit_event(p_log_entry_id uuid) RETURNS jsonb
 COMMENT ON FUNCTION custody.audit_event(p_log_entry_id uuid) IS 'One event as a JSON object with the columns of custody.audit_trail, or null for the unknown; the reading is itself an event.
 Errors: PC001, PC015, PC033, PC035, as audit_events. Callers: custody_auditor, custody_privacy; custody_readwrite for a context confined to the subject.';
 
+-- Name: checked_logins(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.checked_logins() RETURNS name[]
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN '{}'::name[];
+
+-- Name: FUNCTION checked_logins(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.checked_logins() IS 'Names of the logins whose context is checked: the live rows of custody_data.logins, written here by its trigger. Callable by everybody.';
+
+-- Name: context_is_authentic(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.context_is_authentic() RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER PARALLEL RESTRICTED
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION context_is_authentic(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.context_is_authentic() IS 'Whether set_context or begin_context made the context that the settings say, in this transaction. Callable by everybody: policies depend on it.';
+
+-- Name: context_stands(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.context_stands() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN ((SESSION_USER <> ALL (custody_data.checked_logins())) OR custody_data.context_is_authentic());
+
+-- Name: FUNCTION context_stands(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.context_stands() IS 'Whether the settings of the context are to be believed. Callable by everybody: policies depend on it.';
+
 -- Name: current_subject_id(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_subject_id() RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (NULLIF(current_setting('custody.subject_id'::text, true), ''::text))::uuid;
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN CASE WHEN custody_data.context_stands() THEN (NULLIF(current_setting('custody.subject_id'::text, true), ''::text))::uuid ELSE NULL::uuid END;
 
 -- Name: FUNCTION current_subject_id(); Type: COMMENT; Schema: custody
 
@@ -305,8 +336,8 @@ COMMENT ON FUNCTION custody.current_subject_id() IS 'Identity of the person that
 -- Name: current_tenant(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_tenant() RETURNS text
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN NULLIF(current_setting('custody.tenant'::text, true), ''::text);
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN CASE WHEN custody_data.context_stands() THEN NULLIF(current_setting('custody.tenant'::text, true), ''::text) ELSE NULL::text END;
 
 -- Name: FUNCTION current_tenant(); Type: COMMENT; Schema: custody
 
@@ -315,8 +346,8 @@ COMMENT ON FUNCTION custody.current_tenant() IS 'Tenant of the context, or null 
 -- Name: has_subject(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.has_subject() RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (NULLIF(current_setting('custody.subject'::text, true), ''::text) IS NOT NULL);
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN ((NULLIF(current_setting('custody.subject'::text, true), ''::text) IS NOT NULL) OR (NOT custody_data.context_stands()));
 
 -- Name: FUNCTION has_subject(); Type: COMMENT; Schema: custody
 
@@ -445,6 +476,20 @@ CREATE FUNCTION custody.audit_months(p_as_of timestamp with time zone DEFAULT no
 
 COMMENT ON FUNCTION custody.audit_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres, oldest first, and what keeps each or that it may go. Counts the events of those past the hot period.
 p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
+-- Name: begin_context(text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.begin_context(p_token text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION begin_context(p_token text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.begin_context(p_token text) IS 'Sets the context that a token says, as set_context does; ends with the transaction. The only way for a login in token mode.
+p_token: JWT, HS256, at most 8192 bytes, best as a bound parameter. Header: alg, kid, and typ JWT or none. Claims: tenant, sub (the actor), purpose, exp (at most an hour ahead); subject, nbf and iat where they are wanted; others are not looked at.
+Errors: PC002 unknown tenant, PC003 invalid sub or subject, PC015 tenant system without the right, PC060 token refused, PC061 another context than this login may have, PC062.
+Callers: custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: cancel_request(uuid, text); Type: FUNCTION; Schema: custody
 
@@ -594,8 +639,8 @@ Errors: PC001, PC023, PC041 hashes are missing, PC040 no checkpoint of that size
 -- Name: current_actor(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_actor() RETURNS text
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN NULLIF(current_setting('custody.actor'::text, true), ''::text);
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN CASE WHEN custody_data.context_stands() THEN NULLIF(current_setting('custody.actor'::text, true), ''::text) ELSE NULL::text END;
 
 -- Name: FUNCTION current_actor(); Type: COMMENT; Schema: custody
 
@@ -604,8 +649,8 @@ COMMENT ON FUNCTION custody.current_actor() IS 'The user_id that acts in this tr
 -- Name: current_actor_id(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_actor_id() RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (NULLIF(current_setting('custody.actor_id'::text, true), ''::text))::uuid;
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN CASE WHEN custody_data.context_stands() THEN (NULLIF(current_setting('custody.actor_id'::text, true), ''::text))::uuid ELSE NULL::uuid END;
 
 -- Name: FUNCTION current_actor_id(); Type: COMMENT; Schema: custody
 
@@ -650,8 +695,8 @@ Errors: PC001. Callers: custody_readonly, custody_readwrite, custody_worker, cus
 -- Name: current_purpose(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_purpose() RETURNS text
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN NULLIF(current_setting('custody.purpose'::text, true), ''::text);
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN CASE WHEN custody_data.context_stands() THEN NULLIF(current_setting('custody.purpose'::text, true), ''::text) ELSE NULL::text END;
 
 -- Name: FUNCTION current_purpose(); Type: COMMENT; Schema: custody
 
@@ -660,8 +705,8 @@ COMMENT ON FUNCTION custody.current_purpose() IS 'Purpose of this transaction, o
 -- Name: current_subject(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.current_subject() RETURNS text
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN NULLIF(current_setting('custody.subject'::text, true), ''::text);
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN CASE WHEN custody_data.context_stands() THEN NULLIF(current_setting('custody.subject'::text, true), ''::text) ELSE NULL::text END;
 
 -- Name: FUNCTION current_subject(); Type: COMMENT; Schema: custody
 
@@ -1751,6 +1796,19 @@ COMMENT ON FUNCTION custody.register_kek(p_kek bytea, p_reference text, p_curren
 p_kek: 64 random bytes, bound. p_reference: by which the provider finds it. p_current: the valid key, where there is one, bound too. Returns null under log_parameter_max_length_on_error, as unlock does.
 Errors: PC001, PC015 confined to one person, PC023, PC034 weak, wrong or known key, PC036 exposed key, PC037 rotation under way. Callers: custody_worker, custody_admin.';
 
+-- Name: register_login(text, text, text, text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.register_login(p_role text, p_actor text, p_tenant text, p_purposes text[] DEFAULT NULL::text[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION register_login(p_role text, p_actor text, p_tenant text, p_purposes text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.register_login(p_role text, p_actor text, p_tenant text, p_purposes text[]) IS 'Binds the login of a person to an actor and a tenant: its sessions get that context by set_context, confined to a subject where they want, and no other. A login that was registered before is bound anew. An event.
+p_role: name of the login. p_actor: the user_id as which it acts. p_tenant: the tenant of the context. p_purposes: the only purposes that it may give; null for any.
+Errors: PC001, PC003 invalid actor, PC015 another tenant than that of the context, PC023 no login, or invalid purposes, PC026 isolation level. Callers: custody_admin.';
+
 -- Name: register_resource_type(text, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.register_resource_type(p_resource_type text, p_description text) RETURNS text
@@ -1772,9 +1830,22 @@ CREATE FUNCTION custody.register_tenant(p_tenant text, p_name text) RETURNS text
 
 -- Name: FUNCTION register_tenant(p_tenant text, p_name text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.register_tenant(p_tenant text, p_name text) IS 'Registers a tenant and returns its name; a tenant that is there already is left as it is. Leaves the transaction in the context of tenant system where it added one.
+COMMENT ON FUNCTION custody.register_tenant(p_tenant text, p_name text) IS 'Registers a tenant and returns its name; a tenant that is there already is left as it is. Leaves the transaction in the context of tenant system where it added one, or without one where the login''s context is checked.
 p_tenant: 1 to 63 characters of a-z, 0-9, _ and -. p_name: what people call it.
 Errors: PC023 invalid name. Callers: custody_admin, custody_worker.';
+
+-- Name: register_token_key(text, bytea, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.register_token_key(p_kid text, p_key bytea, p_tenant text DEFAULT NULL::text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION register_token_key(p_kid text, p_key bytea, p_tenant text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.register_token_key(p_kid text, p_key bytea, p_tenant text) IS 'Makes a key of tokens known and returns its kid: tokens under it are good at once, beside those under others. An event. It is stored as it is, where no role reads it, and is not in dumps: register it again after a restore.
+p_kid: what the header of its tokens names. p_key: 32 to 128 random bytes, bound. p_tenant: the only tenant for which its tokens speak; null for any. Returns null under log_parameter_max_length_on_error, as unlock does.
+Errors: PC001, PC002 unknown tenant, PC015 in another context than that of tenant system, PC023 invalid kid, PC026 isolation level, PC034 weak key, PC036 exposed key. Callers: custody_admin.';
 
 -- Name: reindex_profiles(integer, uuid); Type: FUNCTION; Schema: custody
 
@@ -1879,6 +1950,19 @@ CREATE FUNCTION custody.request_status(p_request_id uuid) RETURNS jsonb
 COMMENT ON FUNCTION custody.request_status(p_request_id uuid) IS 'State of a request as a JSON object: request_id, kind, status (received, held, done, cancelled), received_at, due_at, extended_at, extension_reason, closed_at, overdue, notices_open; null for the unknown and for another person''s.
 Errors: PC001, PC015. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
 
+-- Name: require_tokens(text, boolean); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.require_tokens(p_role text, p_required boolean DEFAULT true) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_tokens(p_role text, p_required boolean); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.require_tokens(p_role text, p_required boolean) IS 'Puts a login into token mode: its sessions get a context by custody.begin_context alone, from the next transaction on. With p_required false a login, whatever its mode, goes back to free mode. An event.
+p_role: name of the login.
+Errors: PC001, PC015 in another context than that of tenant system, PC023 no such login, PC026 isolation level. Callers: custody_admin.';
+
 -- Name: retention_item; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.retention_item WITH (security_invoker='true') AS
@@ -1920,6 +2004,32 @@ CREATE FUNCTION custody.retire_kek() RETURNS bigint
 COMMENT ON FUNCTION custody.retire_kek() IS 'Ends a rotation: the key-encryption key before the one that the transaction is unlocked with opens nothing any more and may be destroyed with its provider. Returns how many wrapped keys it deleted; 0 and no change where no rotation is under way.
 Errors: PC001, PC015 confined to one person, PC033 locked, PC037 data keys are left. Callers: custody_worker.';
 
+-- Name: retire_login(text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.retire_login(p_role text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION retire_login(p_role text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.retire_login(p_role text) IS 'Retires a registered login: its sessions get no context any more; one that stands ends with its transaction. An event.
+p_role: name of the login, registered in the tenant in context.
+Errors: PC001, PC015 confined to one person, PC023 no such login, PC026 isolation level. Callers: custody_admin.';
+
+-- Name: retire_token_key(text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.retire_token_key(p_kid text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION retire_token_key(p_kid text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.retire_token_key(p_kid text) IS 'Forgets a key of tokens: those under it are refused from then on. Contexts that stand go on until their transaction ends. An event.
+p_kid: its name, which is not used again.
+Errors: PC001, PC015 in another context than that of tenant system, PC023 no such key, PC026 isolation level. Callers: custody_admin.';
+
 -- Name: rewrap_keys(integer, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.rewrap_keys(p_limit integer DEFAULT 1000, p_after uuid DEFAULT NULL::uuid) RETURNS jsonb
@@ -1939,6 +2049,18 @@ CREATE FUNCTION custody.rewrap_keys(p_limit integer DEFAULT 1000, p_after uuid D
 COMMENT ON FUNCTION custody.rewrap_keys(p_limit integer, p_after uuid) IS 'Wraps up to p_limit (1 to 100000) data keys of the tenant, which the key-encryption key before this one wrapped, under the one that the transaction is unlocked with, in the order of identities, from p_after on.
 Returns {"kek_version", "keys", "last"}: how many, and what to give as p_after to go on; null at the end. Call it, commit, and repeat to the end, then call retire_kek: it says whether some were made or locked meanwhile, which another round wraps. Several may run at once. keys is 0 where no rotation is under way.
 Errors: PC001, PC015 confined to one person, PC023, PC033 locked, PC035. Callers: custody_worker.';
+
+-- Name: rotate_context_key(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.rotate_context_key() RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION rotate_context_key(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.rotate_context_key() IS 'Replaces the key of contexts and returns the kid of the new one. Contexts under the key before go on; those under older ones, and under keys of other servers, end. An event. Each start of the server brings a new key by itself.
+Errors: PC001, PC015 in another context than that of tenant system, PC026 isolation level. Callers: custody_admin, custody_worker.';
 
 -- Name: rotate_data_keys(timestamp with time zone, integer, uuid); Type: FUNCTION; Schema: custody
 
@@ -2053,9 +2175,9 @@ Errors: PC001, PC015 confined to one person, PC016, PC018, PC035 the profile was
 -- Name: require_context(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_context() RETURNS text
-    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
 -- Name: FUNCTION require_context(); Type: COMMENT; Schema: custody_data
 
@@ -2105,14 +2227,14 @@ Errors: PC001. Callers: custody_worker.';
 CREATE FUNCTION custody.set_context(p_tenant text, p_actor text, p_purpose text DEFAULT NULL::text, p_subject text DEFAULT NULL::text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    AS $$ … $$;
 
 -- Name: FUNCTION set_context(p_tenant text, p_actor text, p_purpose text, p_subject text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_context(p_tenant text, p_actor text, p_purpose text, p_subject text) IS 'Sets for whom, by whom and why this transaction runs; ends with the transaction.
 p_tenant: registered tenant. p_actor: user_id that acts, 1 to 256 characters. p_purpose: why, free text that names nobody.
 p_subject: confines the transaction to this user_id: only that person''s rows are seen, only that person may make requests.
-Errors: PC002 unknown tenant, PC003 invalid actor or subject, PC015 tenant system without the right.
+Errors: PC002 unknown tenant, PC003 invalid actor or subject, PC015 tenant system without the right, PC061 another context than this login may have, PC062.
 Callers: every group role but custody_backup.';
 
 -- Name: set_retention_policy(text, interval, text); Type: FUNCTION; Schema: custody
@@ -2531,6 +2653,17 @@ CREATE FUNCTION custody_data.check_profile(p_profile jsonb) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.check_profile(p_profile jsonb) IS 'The profile fields of a JSON object; PC023 names the field that is wrong.';
 
+-- Name: check_role(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.check_role(p_role text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION check_role(p_role text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.check_role(p_role text) IS 'Raises PC023 for what is no login, or a superuser.';
+
 -- Name: check_sealing_identity(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.check_sealing_identity(p_identity_id uuid) RETURNS void
@@ -2679,6 +2812,26 @@ CREATE FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) RETURN
 
 COMMENT ON FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) IS 'PROOF(p_old, D[p_new]) of RFC 6962 section 2.1.2, of 1 <= p_old <= p_new leaves. Errors: PC041 hashes are missing.';
 
+-- Name: hmac_sha256(bytea, bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hmac_sha256(p_data bytea, p_key bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN public.hmac(p_data, p_key, 'sha256'::text);
+
+-- Name: FUNCTION hmac_sha256(p_data bytea, p_key bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hmac_sha256(p_data bytea, p_key bytea) IS 'HMAC-SHA-256 (RFC 2104), 32 bytes.';
+
+-- Name: context_mac(bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.context_mac(p_secret bytea) RETURNS text
+    LANGUAGE sql STABLE PARALLEL RESTRICTED
+    RETURN encode(custody_data.hmac_sha256(convert_to((ARRAY[current_setting('custody.tenant'::text, true), current_setting('custody.actor'::text, true), current_setting('custody.actor_id'::text, true), current_setting('custody.purpose'::text, true), current_setting('custody.subject'::text, true), current_setting('custody.subject_id'::text, true), (SESSION_USER)::text, (pg_backend_pid())::text, (EXTRACT(epoch FROM transaction_timestamp()))::text])::text, 'UTF8'::name), p_secret), 'hex'::text);
+
+-- Name: FUNCTION context_mac(p_secret bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.context_mac(p_secret bytea) IS 'HMAC-SHA-256 over the settings of the context, the login, the server process and the start of the transaction, in hexadecimal.';
+
 -- Name: conversation_holds(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text)
@@ -2722,6 +2875,28 @@ CREATE FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer)
 -- Name: FUNCTION data_key(p_identity_id uuid, p_key_version integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
+
+-- Name: decode_base64url(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.decode_base64url(p_text text) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION decode_base64url(p_text text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.decode_base64url(p_text text) IS 'BASE64URL of RFC 7515, without padding; null for whatever is not the one spelling of some bytes.';
+
+-- Name: decode_members(bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.decode_members(p_bytes bytea) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION decode_members(p_bytes bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.decode_members(p_bytes bytea) IS 'A JSON object in UTF-8; null for whatever is none, or has two members of one name.';
 
 -- Name: decrypt_a256cbc_hs512(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
@@ -2803,6 +2978,18 @@ CREATE FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aa
 
 COMMENT ON FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea) IS 'A256CBC-HS512 (RFC 7518 section 5.2.5) under a key of 64 bytes: the initialisation vector of 16 bytes, the ciphertext, the tag of 32 bytes.';
 
+-- Name: enter_context(text, text, text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.enter_context(p_tenant text, p_actor text, p_purpose text DEFAULT NULL::text, p_subject text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION enter_context(p_tenant text, p_actor text, p_purpose text, p_subject text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.enter_context(p_tenant text, p_actor text, p_purpose text, p_subject text) IS 'Sets the context, whatever the mode of the login: for set_context and begin_context, which look at that, and for functions that enter a context of their own.
+Errors: PC002, PC003, PC015 tenant system without the right, PC062.';
+
 -- Name: event_content(timestamp with time zone, uuid, uuid, text, text, text, text, jsonb, boolean); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_has_personal boolean) RETURNS bytea
@@ -2870,7 +3057,7 @@ COMMENT ON FUNCTION custody_data.export_values(p_part text, p_identity_id uuid) 
 -- Name: find_identity(text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.find_identity(p_user_id text) RETURNS uuid
-    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -3180,6 +3367,17 @@ CREATE FUNCTION custody_data.leaking_settings() RETURNS text[]
 
 COMMENT ON FUNCTION custody_data.leaking_settings() IS 'Names of the settings of this session under which a bound parameter would be written to the server log.';
 
+-- Name: leave_context(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leave_context() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION leave_context(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leave_context() IS 'Ends the context that stands.';
+
 -- Name: leaves_between(bigint, bigint); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) RETURNS TABLE(leaf_index bigint, xid bigint, entry_id uuid)
@@ -3201,6 +3399,17 @@ CREATE FUNCTION custody_data.live_in(p_incarnation custody_data.incarnations) RE
 -- Name: FUNCTION live_in(p_incarnation custody_data.incarnations); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.live_in(p_incarnation custody_data.incarnations) IS 'Sweeps, and lets the sealer go on with this life''s transaction numbers.';
+
+-- Name: live_logins(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.live_logins() RETURNS name[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION live_logins(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.live_logins() IS 'Names of the logins whose context is checked, as the table has them.';
 
 -- Name: lock_conversation(text, text, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3245,6 +3454,17 @@ CREATE FUNCTION custody_data.lock_unique_fields() RETURNS void
 -- Name: FUNCTION lock_unique_fields(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.lock_unique_fields() IS 'Keeps the rule of unique fields as it is until the transaction ends. Before the row of a profile: imports and set_unique_fields have it before the rows, too. Errors: PC001; 40001 where the rule is newer than the snapshot.';
+
+-- Name: make_context_key(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.make_context_key() RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION make_context_key(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.make_context_key() IS 'Makes a context key for this server and returns its kid.';
 
 -- Name: make_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3573,6 +3793,63 @@ CREATE FUNCTION custody_data.profile_object(p_values text[]) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.profile_object(p_values text[]) IS 'The values of a profile as a JSON object of its fields.';
 
+-- Name: logins; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.logins (
+    tenant_id custody_data.tenant_name NOT NULL,
+    role_name text NOT NULL COLLATE pg_catalog."C",
+    mode text NOT NULL COLLATE pg_catalog."C",
+    actor_id uuid,
+    purposes text[],
+    registered_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT logins_mode_is_known_check CHECK ((mode = ANY (ARRAY['person'::text, 'token'::text, 'retired'::text]))),
+    CONSTRAINT logins_person_has_an_actor_check CHECK (((mode = 'person'::text) = (actor_id IS NOT NULL))),
+    CONSTRAINT logins_purposes_are_a_persons_check CHECK (((purposes IS NULL) OR (mode = 'person'::text))),
+    CONSTRAINT logins_token_is_of_tenant_system_check CHECK (((mode <> 'token'::text) OR ((tenant_id)::text = 'system'::text)))
+);
+
+ALTER TABLE ONLY custody_data.logins FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE logins; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.logins IS 'Logins whose context is checked: a person''s, bound to actor, tenant and purposes; an application''s in token mode; a retired one, which gets none. A login without a live row is in free mode. Rows end and are never deleted.';
+
+-- Name: COLUMN logins.tenant_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.tenant_id IS 'The person''s tenant; system for token mode, where the token says which.';
+
+-- Name: COLUMN logins.role_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.role_name IS 'The role that logs in. By name, which a restore keeps.';
+
+-- Name: COLUMN logins.mode; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.mode IS 'person, token or retired.';
+
+-- Name: COLUMN logins.actor_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.actor_id IS 'The identity as which a person''s login acts.';
+
+-- Name: COLUMN logins.purposes; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.purposes IS 'The only purposes that a person''s login may give; null for any.';
+
+-- Name: COLUMN logins.ended_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.ended_at IS 'Since when the row says nothing any more.';
+
+-- Name: put_login(custody_data.logins); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.put_login(p_login custody_data.logins) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION put_login(p_login custody_data.logins); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.put_login(p_login custody_data.logins) IS 'Makes a row of a login the one that holds. Errors: PC026.';
+
 -- Name: put_policy(custody_data.retention_changes, uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.put_policy(p_change custody_data.retention_changes, p_replaces uuid) RETURNS void
@@ -3593,6 +3870,17 @@ CREATE FUNCTION custody_data.random_bytes(p_count integer) RETURNS bytea
 -- Name: FUNCTION random_bytes(p_count integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.random_bytes(p_count integer) IS 'Random bytes of the operating system.';
+
+-- Name: read_token(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.read_token(p_token text) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION read_token(p_token text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.read_token(p_token text) IS 'The claims of a good token; {"refused": why} for one that is not in its time; null for any other.';
 
 -- Name: receive_request(text, text, text, uuid); Type: FUNCTION; Schema: custody_data
 
@@ -3682,6 +3970,17 @@ CREATE FUNCTION custody_data.require_all_tenants(p_what text) RETURNS void
 
 COMMENT ON FUNCTION custody_data.require_all_tenants(p_what text) IS 'For what serves all tenants, the archive and the ledger: raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
+-- Name: require_binding(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_binding() RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_binding(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_binding() IS 'Raises PC061 where the context is not one that a person''s login is bound to.';
+
 -- Name: require_checkpoint(bigint, bigint); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size bigint DEFAULT NULL::bigint) RETURNS custody_data.ledger_checkpoints
@@ -3715,6 +4014,17 @@ CREATE FUNCTION custody_data.require_kek() RETURNS integer
 
 COMMENT ON FUNCTION custody_data.require_kek() IS 'Version of the key-encryption key of this transaction. Errors: PC033 without one.';
 
+-- Name: require_mode(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_mode(p_mode text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION require_mode(p_mode text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_mode(p_mode text) IS 'Raises PC061 where the login is retired, and, for mode person, where it is in token mode.';
+
 -- Name: require_open_change(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_open_change(p_change_id uuid) RETURNS custody_data.retention_changes
@@ -3724,7 +4034,7 @@ CREATE FUNCTION custody_data.require_open_change(p_change_id uuid) RETURNS custo
 
 -- Name: FUNCTION require_open_change(p_change_id uuid); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.require_open_change(p_change_id uuid) IS 'The proposed change of that id, locked until the transaction ends; raises PC044 where it is unknown, decided or expired.';
+COMMENT ON FUNCTION custody_data.require_open_change(p_change_id uuid) IS 'The proposed change of that id, locked until the transaction ends; raises PC044 where it is unknown, decided or expired, PC026 at repeatable read and above.';
 
 -- Name: require_partition(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -3785,7 +4095,7 @@ COMMENT ON FUNCTION custody_data.require_unique(p_identity_id uuid, p_field text
 -- Name: require_whole_tenant(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_whole_tenant() RETURNS text
-    LANGUAGE plpgsql STABLE PARALLEL SAFE
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -3981,6 +4291,17 @@ CREATE FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before in
 
 COMMENT ON FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) IS 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do: no data goes by them.';
 
+-- Name: sign_context(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.sign_context() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION sign_context(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.sign_context() IS 'Makes the MAC of the context that the settings say, where the login is checked: called by what has made or verified them. Errors: PC062.';
+
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.store_resealed_conversations(p_rows custody_data.conversations[]) RETURNS void
@@ -4120,6 +4441,17 @@ CREATE FUNCTION custody_data.tg_keep_tiles() RETURNS trigger
 
 COMMENT ON FUNCTION custody_data.tg_keep_tiles() IS 'Row guard of the ledger''s tiles: hashes that the newest signed checkpoint covers stay as they are (PC020).';
 
+-- Name: tg_list_logins(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_list_logins() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_list_logins(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_list_logins() IS 'Statement trigger of logins: writes checked_logins anew.';
+
 -- Name: tg_reject_column_change(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.tg_reject_column_change() RETURNS trigger
@@ -4218,6 +4550,16 @@ CREATE FUNCTION custody_data.tg_touch_profile() RETURNS trigger
 -- Name: FUNCTION tg_touch_profile(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_touch_profile() IS 'Counts version up and sets updated_at on every update but a resealing.';
+
+-- Name: this_server(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.this_server() RETURNS text
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (((EXTRACT(epoch FROM pg_postmaster_start_time()))::text || ' '::text) || (current_database())::text);
+
+-- Name: FUNCTION this_server(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.this_server() IS 'This database in this run of its server: what context keys are made for.';
 
 -- Name: tile_hashes(integer, bigint, integer); Type: FUNCTION; Schema: custody_data
 
@@ -4357,6 +4699,17 @@ CREATE FUNCTION custody_data.wrap_key(p_tenant text, p_identity_id uuid, p_key_v
 
 COMMENT ON FUNCTION custody_data.wrap_key(p_tenant text, p_identity_id uuid, p_key_version integer, p_key bytea, p_kek bytea, p_kek_version integer) IS 'A data key sealed under a key-encryption key.';
 
+-- Name: write_checked_logins(name[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.write_checked_logins(p_logins name[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION write_checked_logins(p_logins name[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.write_checked_logins(p_logins name[]) IS 'Writes the function checked_logins.';
+
 -- Name: write_profile(uuid, custody_data.user_profiles, jsonb); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.write_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_profile jsonb) RETURNS integer
@@ -4491,6 +4844,23 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
+-- Name: logins; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.logins WITH (security_invoker='true') AS
+ SELECT l.tenant_id,
+    l.role_name,
+    l.mode,
+    i.user_id AS actor,
+    l.purposes,
+    l.registered_at,
+    l.ended_at
+   FROM (custody_data.logins l
+     LEFT JOIN custody_data.identities i ON ((((i.tenant_id)::text = (l.tenant_id)::text) AND (i.identity_id = l.actor_id))));
+
+-- Name: VIEW logins; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.logins IS 'Logins of the tenant in context whose context is checked: person, token (of tenant system), retired; with ended_at, those that are no more.';
+
 -- Name: retention_changes; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.retention_changes WITH (security_invoker='true') AS
@@ -4607,7 +4977,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -4615,7 +4985,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text)
+         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text), ('context_keys'::text,'a_reject_key_change'::text), ('logins'::text,'a_reject_key_change'::text), ('logins'::text,'z_list_logins'::text)
         ), exposing(place, setting) AS (
          SELECT 'this session'::name AS "?column?",
             l.setting
@@ -4785,7 +5155,29 @@ UNION ALL
     'revoke all on function … from public'::text AS remediation
    FROM (pg_proc p
      CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f'::"char", p.proowner))) x(grantor, grantee, privilege_type, is_grantable))
-  WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (x.grantee = (0)::oid) AND (p.proname <> ALL (ARRAY['current_tenant'::name, 'current_actor'::name, 'current_actor_id'::name, 'current_purpose'::name, 'current_subject'::name, 'current_subject_id'::name, 'has_subject'::name, 'caller_role'::name, 'caller_is'::name, 'writes_system'::name])))
+  WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (x.grantee = (0)::oid) AND (p.proname <> ALL (ARRAY['current_tenant'::name, 'current_actor'::name, 'current_actor_id'::name, 'current_purpose'::name, 'current_subject'::name, 'current_subject_id'::name, 'has_subject'::name, 'caller_role'::name, 'caller_is'::name, 'writes_system'::name, 'checked_logins'::name, 'context_is_authentic'::name, 'context_stands'::name])))
+UNION ALL
+ SELECT 'logins-unlisted'::text AS id,
+    'The logins whose context is checked are not those that are registered'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(d)'::text AS control,
+    'custody_data.checked_logins()'::text AS object,
+    format('registered %s, checked %s'::text, l.live, custody_data.checked_logins()) AS detail,
+    'update custody_data.logins set mode = mode, as custody_owner: its trigger writes the list; find out who changed the function or disabled the trigger'::text AS remediation
+   FROM ( SELECT custody_data.live_logins() AS live) l
+  WHERE (l.live IS DISTINCT FROM custody_data.checked_logins())
+UNION ALL
+ SELECT 'login-gone'::text AS id,
+    'A registered login is no role of this server'::text AS title,
+    'warning'::text AS level,
+    'HIPAA 164.308(a)(3)(ii)(C)'::text AS control,
+    l.name AS object,
+    'renamed, it would be in free mode'::text AS detail,
+    'Find out what became of it; custody.retire_login, or custody.register_login under the new name'::text AS remediation
+   FROM unnest(custody_data.live_logins()) l(name)
+  WHERE (NOT (EXISTS ( SELECT
+           FROM pg_roles r
+          WHERE (r.rolname = l.name))))
 UNION ALL
  SELECT 'search-path'::text AS id,
     'A function has no fixed search_path'::text AS title,
@@ -5248,6 +5640,52 @@ ALTER TABLE ONLY custody_data.stored_certificates FORCE ROW LEVEL SECURITY;
 
 COMMENT ON TABLE custody_data.stored_certificates IS 'Which certificates are under lock in the object store, from where a restore replays them: append-only.';
 
+-- Name: context_keys; Type: TABLE; Schema: custody_keys
+
+CREATE TABLE custody_keys.context_keys (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    kid text NOT NULL COLLATE pg_catalog."C",
+    kind text NOT NULL COLLATE pg_catalog."C",
+    for_tenant custody_data.tenant_name,
+    server text COLLATE pg_catalog."C",
+    secret bytea,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    retired_at timestamp with time zone,
+    CONSTRAINT context_keys_kid_length_is_1_to_128_check CHECK (((char_length(kid) >= 1) AND (char_length(kid) <= 128))),
+    CONSTRAINT context_keys_kind_is_known_check CHECK ((kind = ANY (ARRAY['context'::text, 'token'::text]))),
+    CONSTRAINT context_keys_retired_has_no_secret_check CHECK (((retired_at IS NULL) = (secret IS NOT NULL))),
+    CONSTRAINT context_keys_secret_has_32_bytes_check CHECK ((octet_length(secret) >= 32)),
+    CONSTRAINT context_keys_server_is_of_context_keys_check CHECK (((kind = 'context'::text) = (server IS NOT NULL))),
+    CONSTRAINT context_keys_tenant_is_of_token_keys_check CHECK (((for_tenant IS NULL) OR (kind = 'token'::text)))
+)
+WITH (autovacuum_vacuum_threshold='0', autovacuum_vacuum_scale_factor='0');
+
+ALTER TABLE ONLY custody_keys.context_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE context_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON TABLE custody_keys.context_keys IS 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
+
+-- Name: COLUMN context_keys.tenant_id; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.tenant_id IS 'Always system: they are looked up before there is a tenant.';
+
+-- Name: COLUMN context_keys.kind; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.kind IS 'context or token.';
+
+-- Name: COLUMN context_keys.for_tenant; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.for_tenant IS 'The only tenant for which a token under this key may speak; null for any.';
+
+-- Name: COLUMN context_keys.server; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.server IS 'Start of the server, and database, for which a context key was made: valid there alone.';
+
+-- Name: COLUMN context_keys.retired_at; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.retired_at IS 'When the secret was forgotten.';
+
 -- Name: data_keys; Type: TABLE; Schema: custody_keys
 
 CREATE TABLE custody_keys.data_keys (
@@ -5417,6 +5855,11 @@ ALTER TABLE ONLY custody_data.ledger_tiles
 ALTER TABLE ONLY custody_data.legal_holds
     ADD CONSTRAINT legal_holds_pkey PRIMARY KEY (tenant_id, hold_id);
 
+-- Name: logins logins_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.logins
+    ADD CONSTRAINT logins_pkey PRIMARY KEY (tenant_id, role_name);
+
 -- Name: partition_drops partition_drops_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.partition_drops
@@ -5466,6 +5909,11 @@ ALTER TABLE ONLY custody_data.user_preferences
 
 ALTER TABLE ONLY custody_data.user_profiles
     ADD CONSTRAINT user_profiles_pkey PRIMARY KEY (tenant_id, identity_id);
+
+-- Name: context_keys context_keys_pkey; Type: CONSTRAINT; Schema: custody_keys
+
+ALTER TABLE ONLY custody_keys.context_keys
+    ADD CONSTRAINT context_keys_pkey PRIMARY KEY (tenant_id, kid);
 
 -- Name: data_keys data_keys_pkey; Type: CONSTRAINT; Schema: custody_keys
 
@@ -5577,6 +6025,10 @@ CREATE UNIQUE INDEX legal_holds_active_idx ON custody_data.legal_holds USING btr
 -- Name: legal_holds_identity_id_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX legal_holds_identity_id_idx ON custody_data.legal_holds USING btree (tenant_id, identity_id) WHERE (released_at IS NULL);
+
+-- Name: logins_role_name_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX logins_role_name_idx ON custody_data.logins USING btree (role_name);
 
 -- Name: partition_drops_range_to_idx; Type: INDEX; Schema: custody_data
 
@@ -5690,6 +6142,12 @@ CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.legal_h
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_delete;
 
+-- Name: logins a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.logins FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.logins ENABLE ALWAYS TRIGGER a_reject_delete;
+
 -- Name: requests a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.requests FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -5779,6 +6237,12 @@ ALTER TABLE custody_data.job_runs ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.legal_holds FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: logins a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.logins FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'role_name');
+
+ALTER TABLE custody_data.logins ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: requests a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
@@ -6056,6 +6520,18 @@ CREATE TRIGGER z_audit_update AFTER UPDATE ON custody_data.user_profiles REFEREN
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER z_audit_update;
 
+-- Name: logins z_list_logins; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER z_list_logins AFTER INSERT OR UPDATE ON custody_data.logins FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_list_logins();
+
+ALTER TABLE custody_data.logins ENABLE ALWAYS TRIGGER z_list_logins;
+
+-- Name: context_keys a_reject_delete; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_keys.context_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_keys.context_keys ENABLE ALWAYS TRIGGER a_reject_delete;
+
 -- Name: data_keys a_reject_delete; Type: TRIGGER; Schema: custody_keys
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_keys.data_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -6067,6 +6543,12 @@ ALTER TABLE custody_keys.data_keys ENABLE ALWAYS TRIGGER a_reject_delete;
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_keys.key_encryption_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_keys.key_encryption_keys ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: context_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.context_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kid', 'kind', 'for_tenant', 'server', 'created_at', '+retired_at');
+
+ALTER TABLE custody_keys.context_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: data_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
 
@@ -6664,6 +7146,34 @@ CREATE POLICY legal_holds_owner_select ON custody_data.legal_holds FOR SELECT TO
 
 COMMENT ON POLICY legal_holds_owner_select ON custody_data.legal_holds IS 'Guards and the dropping of months see every hold.';
 
+-- Name: logins; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.logins ENABLE ROW LEVEL SECURITY;
+
+-- Name: logins logins_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY logins_all_select ON custody_data.logins FOR SELECT TO custody_admin, custody_auditor, custody_privacy, custody_worker USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY logins_all_select ON logins; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY logins_all_select ON custody_data.logins IS 'Who may see: the tenant in context, where rows are its own.';
+
+-- Name: logins logins_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY logins_backup_select ON custody_data.logins FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY logins_backup_select ON logins; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY logins_backup_select ON custody_data.logins IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: logins logins_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY logins_owner_all ON custody_data.logins TO custody_owner USING (true);
+
+-- Name: POLICY logins_owner_all ON logins; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY logins_owner_all ON custody_data.logins IS 'The check of a context comes before there is one.';
+
 -- Name: partition_drops; Type: ROW SECURITY; Schema: custody_data
 
 ALTER TABLE custody_data.partition_drops ENABLE ROW LEVEL SECURITY;
@@ -6911,6 +7421,18 @@ CREATE POLICY user_profiles_backup_select ON custody_data.user_profiles FOR SELE
 -- Name: POLICY user_profiles_backup_select ON user_profiles; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY user_profiles_backup_select ON custody_data.user_profiles IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: context_keys; Type: ROW SECURITY; Schema: custody_keys
+
+ALTER TABLE custody_keys.context_keys ENABLE ROW LEVEL SECURITY;
+
+-- Name: context_keys context_keys_owner_all; Type: POLICY; Schema: custody_keys
+
+CREATE POLICY context_keys_owner_all ON custody_keys.context_keys TO custody_owner USING (true);
+
+-- Name: POLICY context_keys_owner_all ON context_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON POLICY context_keys_owner_all ON custody_keys.context_keys IS 'The owner''s functions. For nobody else is there a policy, so that nobody else sees a row.';
 
 -- Name: data_keys; Type: ROW SECURITY; Schema: custody_keys
 
