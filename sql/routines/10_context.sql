@@ -322,6 +322,8 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  v_with custody_keys.context_keys;
+  v_mac text;
   v_known boolean;
   v_actor_id uuid;
   v_subject_id uuid;
@@ -349,10 +351,16 @@ begin
   end if;
 
   -- tenants and identities are read by their tenant and id, whose rows the owner sees in the context that is being entered
-  perform set_config('custody.tenant', p_tenant, true), custody_data.sign_context();
+  v_with := custody_data.context_key();
+  perform set_config('custody.tenant', p_tenant, true);
+  if v_with.kid is not null then
+    v_mac := v_with.kid || '.' || custody_data.context_mac(v_with.secret);
+    perform set_config('custody.mac', v_mac, true);
+  end if;
   select true,
     (select i.identity_id from custody_data.identities i where i.tenant_id = t.tenant_id and i.user_id = p_actor),
-    (select i.identity_id from custody_data.identities i where i.tenant_id = t.tenant_id and i.user_id = p_subject)
+    case when p_subject is not null then
+      (select i.identity_id from custody_data.identities i where i.tenant_id = t.tenant_id and i.user_id = p_subject) end
   into v_known, v_actor_id, v_subject_id
   from custody_data.tenants t
   where t.tenant_id = p_tenant;
@@ -370,7 +378,10 @@ begin
     set_config('custody.purpose', coalesce(p_purpose, ''), true),
     set_config('custody.subject', coalesce(p_subject, ''), true),
     set_config('custody.subject_id', coalesce(v_subject_id::text, ''), true);
-  perform custody_data.sign_context();
+  if v_with.kid is not null then
+    v_mac := v_with.kid || '.' || custody_data.context_mac(v_with.secret);
+    perform set_config('custody.mac', v_mac, true);
+  end if;
 end
 $$;
 revoke all on function custody_data.enter_context(text, text, text, text) from public;
@@ -393,13 +404,14 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_checked constant boolean := session_user = any (custody_data.checked_logins());
+  v_login custody_data.logins;
 begin
   if v_checked then
-    perform custody_data.require_mode('person');
+    v_login := custody_data.checked_login(false);
   end if;
   perform custody_data.enter_context(p_tenant, p_actor, p_purpose, p_subject);
   if v_checked then
-    perform custody_data.require_binding();
+    perform custody_data.require_binding(v_login);
   end if;
 end
 $$;

@@ -13,27 +13,26 @@
 -- bound parameter; as a literal it is in statistics and logs, and good for whoever reads them until it expires, which is
 -- why none is accepted that lives for more than an hour.
 
-create or replace function custody_data.sign_context()
-returns void
+create or replace function custody_data.context_key()
+returns custody_keys.context_keys
 language plpgsql
 volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_server constant text := custody_data.this_server();
+  v_found custody_keys.context_keys;
   v_kid text;
-  v_secret bytea;
-  v_mac text;
 begin
   if session_user <> all (custody_data.checked_logins()) then
-    return;
+    return null;
   end if;
-  select k.kid, k.secret into v_kid, v_secret
+  select k.* into v_found
   from custody_keys.context_keys k
   where k.tenant_id = 'system' and k.kind = 'context' and k.retired_at is null and (k.server = v_server or pg_is_in_recovery())
   order by k.created_at desc, k.kid
   limit 1;
-  if v_secret is null then
+  if not found then
     if current_setting('transaction_read_only') = 'on' then
       raise exception using
         errcode = 'PC062',
@@ -42,14 +41,32 @@ begin
         hint = 'Begin once without read only, or call custody.rotate_context_key on the primary.';
     end if;
     v_kid := custody_data.make_context_key();
-    select k.secret into v_secret from custody_keys.context_keys k where k.tenant_id = 'system' and k.kid = v_kid;
+    select k.* into v_found from custody_keys.context_keys k where k.tenant_id = 'system' and k.kid = v_kid;
   end if;
-  v_mac := v_kid || '.' || custody_data.context_mac(v_secret);
-  perform set_config('custody.mac', v_mac, true);
+  return v_found;
+end
+$$;
+revoke all on function custody_data.context_key() from public;
+comment on function custody_data.context_key() is 'The key that signs contexts, made where there is none; null where the login is not checked. Errors: PC062.';
+
+create or replace function custody_data.sign_context()
+returns void
+language plpgsql
+volatile
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_with constant custody_keys.context_keys := custody_data.context_key();
+  v_mac text;
+begin
+  if v_with.kid is not null then
+    v_mac := v_with.kid || '.' || custody_data.context_mac(v_with.secret);
+    perform set_config('custody.mac', v_mac, true);
+  end if;
 end
 $$;
 revoke all on function custody_data.sign_context() from public;
-comment on function custody_data.sign_context() is 'Makes the MAC of the context that the settings say, where the login is checked: called by what has made or verified them. Errors: PC062.';
+comment on function custody_data.sign_context() is 'Makes the MAC of the context that the settings say, where the login is checked: called by what has verified and changed them. Errors: PC062.';
 
 create or replace function custody_data.make_context_key()
 returns text
@@ -68,69 +85,64 @@ $$;
 revoke all on function custody_data.make_context_key() from public;
 comment on function custody_data.make_context_key() is 'Makes a context key for this server and returns its kid.';
 
-create or replace function custody_data.require_mode(p_mode text)
-returns void
+create or replace function custody_data.checked_login(p_has_token boolean)
+returns custody_data.logins
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_mode text;
+  v_login custody_data.logins;
 begin
-  -- Of two rows, which the functions below do not make, the stricter holds: retired, token, person.
-  select min(l.mode) filter (where l.mode <> 'person') into v_mode
-  from custody_data.logins l where l.role_name = session_user and l.ended_at is null;
-  if v_mode = 'token' and p_mode = 'person' then
+  -- Of two rows, which the functions below do not make, the stricter holds.
+  select l.* into v_login
+  from custody_data.logins l
+  where l.role_name = session_user and l.ended_at is null
+  order by l.mode = 'retired' desc, l.mode = 'token' desc
+  limit 1;
+  if v_login.mode = 'token' and not p_has_token then
     raise exception using
       errcode = 'PC061',
       message = format('login %s is in token mode', session_user),
       detail = 'It does not choose its context: a token does.',
       hint = 'begin; select custody.begin_context($1); call; commit.';
-  elsif v_mode = 'retired' then
+  elsif v_login.mode = 'retired' then
     raise exception using
       errcode = 'PC061',
       message = format('login %s is retired', session_user),
       detail = 'It gets no context any more.',
       hint = 'custody.register_login puts a person''s login back.';
   end if;
+  return v_login;
 end
 $$;
-revoke all on function custody_data.require_mode(text) from public;
-comment on function custody_data.require_mode(text) is 'Raises PC061 where the login is retired, and, for mode person, where it is in token mode.';
+revoke all on function custody_data.checked_login(boolean) from public;
+comment on function custody_data.checked_login(boolean) is 'How the session''s login is registered. Raises PC061 where it is retired, and, without a token, where it is in token mode.';
 
-create or replace function custody_data.require_binding()
+create or replace function custody_data.require_binding(p_login custody_data.logins)
 returns void
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  -- of the context that was entered just now: they need no proof
-  v_tenant constant text := current_setting('custody.tenant');
-  v_actor_id constant uuid := nullif(current_setting('custody.actor_id'), '')::uuid;
-  v_purpose constant text := current_setting('custody.purpose');
-  v_login custody_data.logins;
-  v_what text;
+  -- The context was entered just now: it needs no proof.
+  v_what constant text := case
+    when p_login.tenant_id <> current_setting('custody.tenant') then 'tenant'
+    when p_login.actor_id::text <> current_setting('custody.actor_id') then 'actor'
+    when current_setting('custody.purpose') <> all (p_login.purposes) then 'purpose' end;
 begin
-  for v_login in
-    select l.* from custody_data.logins l where l.role_name = session_user and l.mode = 'person' and l.ended_at is null
-  loop
-    v_what := case
-      when v_login.tenant_id <> v_tenant then 'tenant'
-      when v_login.actor_id is distinct from v_actor_id then 'actor'
-      when v_purpose <> all (v_login.purposes) then 'purpose' end;
-    if v_what is not null then
-      raise exception using
-        errcode = 'PC061',
-        message = format('login %s may not give this %s', session_user, v_what),
-        detail = 'It is a person''s, bound to one tenant and actor, and to purposes where any are named.',
-        hint = 'Give what custody.logins says of it; custody.register_login binds it otherwise.';
-    end if;
-  end loop;
+  if p_login.mode = 'person' and v_what is not null then
+    raise exception using
+      errcode = 'PC061',
+      message = format('login %s may not give this %s', session_user, v_what),
+      detail = 'It is a person''s, bound to one tenant and actor, and to purposes where any are named.',
+      hint = 'Give what custody.logins says of it; custody.register_login binds it otherwise.';
+  end if;
 end
 $$;
-revoke all on function custody_data.require_binding() from public;
-comment on function custody_data.require_binding() is 'Raises PC061 where the context is not one that a person''s login is bound to.';
+revoke all on function custody_data.require_binding(custody_data.logins) from public;
+comment on function custody_data.require_binding(custody_data.logins) is 'Raises PC061 where the context is not one that a person''s login is bound to.';
 
 create or replace function custody_data.decode_base64url(p_text text)
 returns bytea
@@ -249,11 +261,11 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_checked constant boolean := session_user = any (custody_data.checked_logins());
+  v_login custody_data.logins;
   v_claims jsonb;
 begin
-  perform custody_data.leave_context();
   if v_checked then
-    perform custody_data.require_mode('token');
+    v_login := custody_data.checked_login(true);
   end if;
   v_claims := custody_data.read_token(p_token);
   if v_claims is null or v_claims ? 'refused' then
@@ -265,7 +277,7 @@ begin
   end if;
   perform custody_data.enter_context(v_claims ->> 'tenant', v_claims ->> 'sub', v_claims ->> 'purpose', v_claims ->> 'subject');
   if v_checked then
-    perform custody_data.require_binding();
+    perform custody_data.require_binding(v_login);
   end if;
 end
 $$;

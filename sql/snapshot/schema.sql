@@ -2708,6 +2708,63 @@ CREATE FUNCTION custody_data.check_version(p_version integer, p_if_version integ
 
 COMMENT ON FUNCTION custody_data.check_version(p_version integer, p_if_version integer, p_what text) IS 'Raises PC014 where p_if_version is given and is not the version.';
 
+-- Name: logins; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.logins (
+    tenant_id custody_data.tenant_name NOT NULL,
+    role_name text NOT NULL COLLATE pg_catalog."C",
+    mode text NOT NULL COLLATE pg_catalog."C",
+    actor_id uuid,
+    purposes text[],
+    registered_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT logins_mode_is_known_check CHECK ((mode = ANY (ARRAY['person'::text, 'token'::text, 'retired'::text]))),
+    CONSTRAINT logins_person_has_an_actor_check CHECK (((mode = 'person'::text) = (actor_id IS NOT NULL))),
+    CONSTRAINT logins_purposes_are_a_persons_check CHECK (((purposes IS NULL) OR (mode = 'person'::text))),
+    CONSTRAINT logins_token_is_of_tenant_system_check CHECK (((mode <> 'token'::text) OR ((tenant_id)::text = 'system'::text)))
+);
+
+ALTER TABLE ONLY custody_data.logins FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE logins; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.logins IS 'Logins whose context is checked: a person''s, bound to actor, tenant and purposes; an application''s in token mode; a retired one, which gets none. A login without a live row is in free mode. Rows end and are never deleted.';
+
+-- Name: COLUMN logins.tenant_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.tenant_id IS 'The person''s tenant; system for token mode, where the token says which.';
+
+-- Name: COLUMN logins.role_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.role_name IS 'The role that logs in. By name, which a restore keeps.';
+
+-- Name: COLUMN logins.mode; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.mode IS 'person, token or retired.';
+
+-- Name: COLUMN logins.actor_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.actor_id IS 'The identity as which a person''s login acts.';
+
+-- Name: COLUMN logins.purposes; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.purposes IS 'The only purposes that a person''s login may give; null for any.';
+
+-- Name: COLUMN logins.ended_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.logins.ended_at IS 'Since when the row says nothing any more.';
+
+-- Name: checked_login(boolean); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.checked_login(p_has_token boolean) RETURNS custody_data.logins
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION checked_login(p_has_token boolean); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.checked_login(p_has_token boolean) IS 'How the session''s login is registered. Raises PC061 where it is retired, and, without a token, where it is in token mode.';
+
 -- Name: claim_data_key(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.claim_data_key(p_identity_id uuid) RETURNS integer
@@ -2811,6 +2868,63 @@ CREATE FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) RETURN
 -- Name: FUNCTION consistency_path(p_old bigint, p_new bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.consistency_path(p_old bigint, p_new bigint) IS 'PROOF(p_old, D[p_new]) of RFC 6962 section 2.1.2, of 1 <= p_old <= p_new leaves. Errors: PC041 hashes are missing.';
+
+-- Name: context_keys; Type: TABLE; Schema: custody_keys
+
+CREATE TABLE custody_keys.context_keys (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    kid text NOT NULL COLLATE pg_catalog."C",
+    kind text NOT NULL COLLATE pg_catalog."C",
+    for_tenant custody_data.tenant_name,
+    server text COLLATE pg_catalog."C",
+    secret bytea,
+    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    retired_at timestamp with time zone,
+    CONSTRAINT context_keys_kid_length_is_1_to_128_check CHECK (((char_length(kid) >= 1) AND (char_length(kid) <= 128))),
+    CONSTRAINT context_keys_kind_is_known_check CHECK ((kind = ANY (ARRAY['context'::text, 'token'::text]))),
+    CONSTRAINT context_keys_retired_has_no_secret_check CHECK (((retired_at IS NULL) = (secret IS NOT NULL))),
+    CONSTRAINT context_keys_secret_has_32_bytes_check CHECK ((octet_length(secret) >= 32)),
+    CONSTRAINT context_keys_server_is_of_context_keys_check CHECK (((kind = 'context'::text) = (server IS NOT NULL))),
+    CONSTRAINT context_keys_tenant_is_of_token_keys_check CHECK (((for_tenant IS NULL) OR (kind = 'token'::text)))
+)
+WITH (autovacuum_vacuum_threshold='0', autovacuum_vacuum_scale_factor='0');
+
+ALTER TABLE ONLY custody_keys.context_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE context_keys; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON TABLE custody_keys.context_keys IS 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
+
+-- Name: COLUMN context_keys.tenant_id; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.tenant_id IS 'Always system: they are looked up before there is a tenant.';
+
+-- Name: COLUMN context_keys.kind; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.kind IS 'context or token.';
+
+-- Name: COLUMN context_keys.for_tenant; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.for_tenant IS 'The only tenant for which a token under this key may speak; null for any.';
+
+-- Name: COLUMN context_keys.server; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.server IS 'Start of the server, and database, for which a context key was made: valid there alone.';
+
+-- Name: COLUMN context_keys.retired_at; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON COLUMN custody_keys.context_keys.retired_at IS 'When the secret was forgotten.';
+
+-- Name: context_key(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.context_key() RETURNS custody_keys.context_keys
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION context_key(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.context_key() IS 'The key that signs contexts, made where there is none; null where the login is not checked. Errors: PC062.';
 
 -- Name: hmac_sha256(bytea, bytea); Type: FUNCTION; Schema: custody_data
 
@@ -3793,52 +3907,6 @@ CREATE FUNCTION custody_data.profile_object(p_values text[]) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.profile_object(p_values text[]) IS 'The values of a profile as a JSON object of its fields.';
 
--- Name: logins; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.logins (
-    tenant_id custody_data.tenant_name NOT NULL,
-    role_name text NOT NULL COLLATE pg_catalog."C",
-    mode text NOT NULL COLLATE pg_catalog."C",
-    actor_id uuid,
-    purposes text[],
-    registered_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    ended_at timestamp with time zone,
-    CONSTRAINT logins_mode_is_known_check CHECK ((mode = ANY (ARRAY['person'::text, 'token'::text, 'retired'::text]))),
-    CONSTRAINT logins_person_has_an_actor_check CHECK (((mode = 'person'::text) = (actor_id IS NOT NULL))),
-    CONSTRAINT logins_purposes_are_a_persons_check CHECK (((purposes IS NULL) OR (mode = 'person'::text))),
-    CONSTRAINT logins_token_is_of_tenant_system_check CHECK (((mode <> 'token'::text) OR ((tenant_id)::text = 'system'::text)))
-);
-
-ALTER TABLE ONLY custody_data.logins FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE logins; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.logins IS 'Logins whose context is checked: a person''s, bound to actor, tenant and purposes; an application''s in token mode; a retired one, which gets none. A login without a live row is in free mode. Rows end and are never deleted.';
-
--- Name: COLUMN logins.tenant_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.logins.tenant_id IS 'The person''s tenant; system for token mode, where the token says which.';
-
--- Name: COLUMN logins.role_name; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.logins.role_name IS 'The role that logs in. By name, which a restore keeps.';
-
--- Name: COLUMN logins.mode; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.logins.mode IS 'person, token or retired.';
-
--- Name: COLUMN logins.actor_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.logins.actor_id IS 'The identity as which a person''s login acts.';
-
--- Name: COLUMN logins.purposes; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.logins.purposes IS 'The only purposes that a person''s login may give; null for any.';
-
--- Name: COLUMN logins.ended_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.logins.ended_at IS 'Since when the row says nothing any more.';
-
 -- Name: put_login(custody_data.logins); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.put_login(p_login custody_data.logins) RETURNS void
@@ -3970,16 +4038,16 @@ CREATE FUNCTION custody_data.require_all_tenants(p_what text) RETURNS void
 
 COMMENT ON FUNCTION custody_data.require_all_tenants(p_what text) IS 'For what serves all tenants, the archive and the ledger: raises PC001 without a context, PC015 in another than that of tenant system, PC026 at another isolation level than read committed.';
 
--- Name: require_binding(); Type: FUNCTION; Schema: custody_data
+-- Name: require_binding(custody_data.logins); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.require_binding() RETURNS void
+CREATE FUNCTION custody_data.require_binding(p_login custody_data.logins) RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION require_binding(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION require_binding(p_login custody_data.logins); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.require_binding() IS 'Raises PC061 where the context is not one that a person''s login is bound to.';
+COMMENT ON FUNCTION custody_data.require_binding(p_login custody_data.logins) IS 'Raises PC061 where the context is not one that a person''s login is bound to.';
 
 -- Name: require_checkpoint(bigint, bigint); Type: FUNCTION; Schema: custody_data
 
@@ -4013,17 +4081,6 @@ CREATE FUNCTION custody_data.require_kek() RETURNS integer
 -- Name: FUNCTION require_kek(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.require_kek() IS 'Version of the key-encryption key of this transaction. Errors: PC033 without one.';
-
--- Name: require_mode(text); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.require_mode(p_mode text) RETURNS void
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
-
--- Name: FUNCTION require_mode(p_mode text); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.require_mode(p_mode text) IS 'Raises PC061 where the login is retired, and, for mode person, where it is in token mode.';
 
 -- Name: require_open_change(uuid); Type: FUNCTION; Schema: custody_data
 
@@ -4300,7 +4357,7 @@ CREATE FUNCTION custody_data.sign_context() RETURNS void
 
 -- Name: FUNCTION sign_context(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.sign_context() IS 'Makes the MAC of the context that the settings say, where the login is checked: called by what has made or verified them. Errors: PC062.';
+COMMENT ON FUNCTION custody_data.sign_context() IS 'Makes the MAC of the context that the settings say, where the login is checked: called by what has verified and changed them. Errors: PC062.';
 
 -- Name: store_resealed_conversations(custody_data.conversations[]); Type: FUNCTION; Schema: custody_data
 
@@ -5639,52 +5696,6 @@ ALTER TABLE ONLY custody_data.stored_certificates FORCE ROW LEVEL SECURITY;
 -- Name: TABLE stored_certificates; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.stored_certificates IS 'Which certificates are under lock in the object store, from where a restore replays them: append-only.';
-
--- Name: context_keys; Type: TABLE; Schema: custody_keys
-
-CREATE TABLE custody_keys.context_keys (
-    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
-    kid text NOT NULL COLLATE pg_catalog."C",
-    kind text NOT NULL COLLATE pg_catalog."C",
-    for_tenant custody_data.tenant_name,
-    server text COLLATE pg_catalog."C",
-    secret bytea,
-    created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    retired_at timestamp with time zone,
-    CONSTRAINT context_keys_kid_length_is_1_to_128_check CHECK (((char_length(kid) >= 1) AND (char_length(kid) <= 128))),
-    CONSTRAINT context_keys_kind_is_known_check CHECK ((kind = ANY (ARRAY['context'::text, 'token'::text]))),
-    CONSTRAINT context_keys_retired_has_no_secret_check CHECK (((retired_at IS NULL) = (secret IS NOT NULL))),
-    CONSTRAINT context_keys_secret_has_32_bytes_check CHECK ((octet_length(secret) >= 32)),
-    CONSTRAINT context_keys_server_is_of_context_keys_check CHECK (((kind = 'context'::text) = (server IS NOT NULL))),
-    CONSTRAINT context_keys_tenant_is_of_token_keys_check CHECK (((for_tenant IS NULL) OR (kind = 'token'::text)))
-)
-WITH (autovacuum_vacuum_threshold='0', autovacuum_vacuum_scale_factor='0');
-
-ALTER TABLE ONLY custody_keys.context_keys FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE context_keys; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON TABLE custody_keys.context_keys IS 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
-
--- Name: COLUMN context_keys.tenant_id; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON COLUMN custody_keys.context_keys.tenant_id IS 'Always system: they are looked up before there is a tenant.';
-
--- Name: COLUMN context_keys.kind; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON COLUMN custody_keys.context_keys.kind IS 'context or token.';
-
--- Name: COLUMN context_keys.for_tenant; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON COLUMN custody_keys.context_keys.for_tenant IS 'The only tenant for which a token under this key may speak; null for any.';
-
--- Name: COLUMN context_keys.server; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON COLUMN custody_keys.context_keys.server IS 'Start of the server, and database, for which a context key was made: valid there alone.';
-
--- Name: COLUMN context_keys.retired_at; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON COLUMN custody_keys.context_keys.retired_at IS 'When the secret was forgotten.';
 
 -- Name: data_keys; Type: TABLE; Schema: custody_keys
 
