@@ -52,14 +52,14 @@ func (m *minter) token(t *testing.T, claims map[string]any) string {
 	return token
 }
 
-// asAdmin runs a statement of custody_admin in a context of its own.
-func (b *bed) asAdmin(t *testing.T, in, statement string, args ...any) {
+// asAdmin runs a statement of custody_admin in the context of tenant system.
+func (b *bed) asAdmin(t *testing.T, statement string, args ...any) {
 	t.Helper()
 	require.NoError(t, pgx.BeginFunc(t.Context(), b.admin, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(t.Context(), "set local role custody_admin"); err != nil {
 			return err
 		}
-		if _, err := tx.Exec(t.Context(), "select custody.set_context($1, 'root')", in); err != nil {
+		if _, err := tx.Exec(t.Context(), "select custody.set_context('system', 'root')"); err != nil {
 			return err
 		}
 		_, err := tx.Exec(t.Context(), statement, args...)
@@ -71,8 +71,8 @@ func (b *bed) asAdmin(t *testing.T, in, statement string, args ...any) {
 func (b *bed) inTokenMode(t *testing.T) *minter {
 	t.Helper()
 	m := newMinter(t, "auth-1")
-	b.asAdmin(t, "system", "select custody.register_token_key($1, $2)", m.kid, m.key)
-	b.asAdmin(t, "system", "select custody.require_tokens('custody_app')")
+	b.asAdmin(t, "select custody.register_token_key($1, $2)", m.kid, m.key)
+	b.asAdmin(t, "select custody.require_tokens('custody_app')")
 	return m
 }
 
@@ -232,22 +232,22 @@ func TestRotationOfTheContextKeyWhileSessionsAreOpen(t *testing.T) {
 	require.NoError(t, s.beginToken(t.Context(), m.token(t, nil)))
 	s.must(t, "commit")
 	require.NoError(t, s.beginToken(t.Context(), m.token(t, nil)))
-	b.asAdmin(t, "system", "select custody.rotate_context_key()")
+	b.asAdmin(t, "select custody.rotate_context_key()")
 	require.Equal(t, "acme|clerk|support", s.must(t, whoAmI), "under the key before")
 	require.NoError(t, later.beginToken(t.Context(), m.token(t, nil)))
-	b.asAdmin(t, "system", "select custody.rotate_context_key()")
+	b.asAdmin(t, "select custody.rotate_context_key()")
 	require.Empty(t, s.must(t, whoAmI), "two rotations end it")
 	require.Equal(t, "acme|clerk|support", later.must(t, whoAmI))
 	s.must(t, "commit")
 
 	// Keys of tokens: the new one beside the old, then the old one goes.
 	next := newMinter(t, "auth-2")
-	b.asAdmin(t, "system", "select custody.register_token_key($1, $2, $3)", next.kid, next.key, tenant)
+	b.asAdmin(t, "select custody.register_token_key($1, $2, $3)", next.kid, next.key, tenant)
 	for _, token := range []string{m.token(t, nil), next.token(t, nil)} {
 		require.NoError(t, s.beginToken(t.Context(), token))
 		s.must(t, "commit")
 	}
-	b.asAdmin(t, "system", "select custody.retire_token_key($1)", m.kid)
+	b.asAdmin(t, "select custody.retire_token_key($1)", m.kid)
 	requireCode(t, s.beginToken(t.Context(), m.token(t, nil)), "PC060")
 	s.must(t, "rollback")
 	requireCode(t, s.beginToken(t.Context(), next.token(t, map[string]any{"tenant": "other"})), "PC060")
@@ -271,7 +271,7 @@ func TestTokenModeReachesOpenSessions(t *testing.T) {
 	_, err := s.try(t.Context(), `select custody.get_preferences('pat')`)
 	requireCode(t, err, "PC001")
 	s.must(t, "rollback")
-	b.asAdmin(t, "system", "select custody.require_tokens('custody_app', false)")
+	b.asAdmin(t, "select custody.require_tokens('custody_app', false)")
 	s.begin(t, "")
 	require.Equal(t, "1", s.must(t, "execute p"))
 	s.rollback(t)
@@ -342,7 +342,7 @@ func TestADumpHasNoKeysOfContexts(t *testing.T) {
 	requireCode(t, err, "PC061")
 	requireCode(t, rs.beginToken(t.Context(), m.token(t, nil)), "PC060")
 	rs.must(t, "rollback")
-	r.asAdmin(t, "system", "select custody.register_token_key($1, $2)", m.kid, m.key)
+	r.asAdmin(t, "select custody.register_token_key($1, $2)", m.kid, m.key)
 	require.NoError(t, rs.beginToken(t.Context(), m.token(t, nil)))
 	require.Equal(t, "1", rs.must(t, seen))
 	rs.must(t, "commit")

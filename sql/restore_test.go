@@ -281,7 +281,7 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	o.runner.run(t, "system", `select custody.seal_audit_log(1000000);
 		select custody.record_checkpoint(1, (custody.ledger_head() ->> 'tree_size')::bigint, custody.ledger_root((custody.ledger_head() ->> 'tree_size')::bigint), 'note', 'key', null, now())`)
 
-	o.asAdmin(t, "system", `select custody.require_tokens('custody_reports')`)
+	o.asAdmin(t, `select custody.require_tokens('custody_reports')`)
 
 	o.digests = contents(t, o.admin)
 	for name, digest := range o.digests {
