@@ -57,6 +57,9 @@ var (
 	ErrUnknownEvent        = errors.New("unknown event")
 	ErrSecondPerson        = errors.New("needs the approval of a second person")
 	ErrNoChange            = errors.New("no such retention change to decide")
+	ErrTokenRefused        = errors.New("token refused")
+	ErrNotForLogin         = errors.New("not a context of this login")
+	ErrNoContextKey        = errors.New("no context key on this server yet")
 )
 
 // What Postgres itself refuses and users meet.
@@ -116,6 +119,9 @@ var codes = map[string]error{
 	"PC042": ErrUnknownEvent,
 	"PC043": ErrSecondPerson,
 	"PC044": ErrNoChange,
+	"PC060": ErrTokenRefused,
+	"PC061": ErrNotForLogin,
+	"PC062": ErrNoContextKey,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

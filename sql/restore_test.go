@@ -304,6 +304,8 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 
 	o.anchor(t, o.runner, 1)
 
+	o.asAdmin(t, `select custody.require_tokens('custody_reports')`)
+
 	o.digests = contents(t, o.admin)
 	for name, digest := range o.digests {
 		if strings.HasPrefix(name, "custody_data.") && !strings.HasPrefix(name, "custody_data.audit_logs_") {

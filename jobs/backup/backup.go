@@ -219,12 +219,12 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 	}
 	m := r.manifest
 	var err error
-	// The whole database, definitions of the keys' tables among them; of the keys the rows alone.
+	// The whole database, definitions of the keys' tables among them; of the keys the rows alone, without those of contexts and tokens, which no dump has.
 	m.Data, err = r.upload(ctx, "data", dataKey(m.ID), min(r.KeepData, firstLock), "--exclude-table-data=custody_keys.*", "--no-publications", "--no-subscriptions")
 	if err != nil {
 		return nil, err
 	}
-	m.Keys, err = r.upload(ctx, "keys", keysKey(m.ID), min(r.KeepKeys, firstLock), "--data-only", "--schema=custody_keys")
+	m.Keys, err = r.upload(ctx, "keys", keysKey(m.ID), min(r.KeepKeys, firstLock), "--data-only", "--schema=custody_keys", "--exclude-table-data=custody_keys.context_keys")
 	if err != nil {
 		return nil, err
 	}
@@ -344,6 +344,7 @@ func (r *run) seesAll(ctx context.Context) error {
 		  select c.oid::regclass::text from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
 		  where c.relkind in ('r', 'p') and n.nspname !~ '^pg_' and n.nspname <> 'information_schema'
 		    and pg_catalog.row_security_active(c.oid)
+		    and c.oid is distinct from pg_catalog.to_regclass('custody_keys.context_keys') -- which is not for backups
 		    and (not exists (select from policies p where p.polrelid = c.oid and p.polpermissive and p.qual = 'true')
 		      or exists (select from policies p where p.polrelid = c.oid and not p.polpermissive and p.qual is distinct from 'true'))
 		  order by 1 limit 5)`).Scan(&hidden)

@@ -10,7 +10,7 @@ create or replace function custody_data.find_identity(p_user_id text)
 returns uuid
 language plpgsql -- which keeps its plan for the session
 stable
-parallel safe
+parallel restricted
 set search_path = pg_catalog, pg_temp
 as $$
 begin
@@ -57,10 +57,10 @@ begin
     exit when found;
   end loop;
   if p_user_id = custody.current_subject() then
-    perform set_config('custody.subject_id', v_identity_id::text, true);
+    perform set_config('custody.subject_id', v_identity_id::text, true), custody_data.sign_context();
   end if;
   if p_user_id = custody.current_actor() then
-    perform set_config('custody.actor_id', v_identity_id::text, true);
+    perform set_config('custody.actor_id', v_identity_id::text, true), custody_data.sign_context();
   end if;
   return v_identity_id;
 end

@@ -118,7 +118,7 @@ declare
   v_subject constant text := current_setting('custody.subject', true);
   v_taken boolean;
 begin
-  perform set_config('custody.subject', '', true);
+  perform set_config('custody.subject', '', true), custody_data.sign_context();
   select exists (
     select from custody_data.user_profiles p
     where p.tenant_id = v_tenant and p_field = 'email' and p.email_index = any (p_indexes) and p.identity_id <> p_identity_id
@@ -126,7 +126,7 @@ begin
     select from custody_data.user_profiles p
     where p.tenant_id = v_tenant and p_field = 'phone' and p.phone_index = any (p_indexes) and p.identity_id <> p_identity_id)
   into v_taken;
-  perform set_config('custody.subject', v_subject, true);
+  perform set_config('custody.subject', v_subject, true), custody_data.sign_context();
   return v_taken;
 end
 $$;

@@ -321,12 +321,12 @@ declare
   v_same boolean;
 begin
   -- A context that is confined to one person does not see the events about nobody that it records.
-  perform set_config('custody.subject', '', true);
+  perform set_config('custody.subject', '', true), custody_data.sign_context();
   select a.* into v_row from custody_data.audit_logs a
   where a.tenant_id = p_tenant and a.log_entry_id = p_log_entry_id and a.occurred_at = p_occurred_at;
   -- One that is in the archive alone cannot be compared any more.
   v_same := not found or custody_data.open_personal(v_row) is not distinct from p_personal;
-  perform set_config('custody.subject', v_subject, true);
+  perform set_config('custody.subject', v_subject, true), custody_data.sign_context();
   return v_same;
 end
 $$;
@@ -353,7 +353,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := nullif(current_setting('custody.tenant', true), '');
+  v_tenant constant text := custody.current_tenant();
   v_actor_id uuid := nullif(current_setting('custody.actor_id', true), '')::uuid;
   v_occurred_at constant timestamptz := coalesce(p_occurred_at, clock_timestamp());
   v_metadata constant jsonb := coalesce(p_metadata, '{}');

@@ -56,7 +56,8 @@ as $$
       concat_ws(' ', p.prosrc, pg_get_function_sqlbody(p.oid), pg_get_function_result(p.oid), pg_get_function_arguments(p.oid), p.prolang::text, p.prokind, p.prosecdef, p.provolatile, p.proparallel,
         p.proconfig::text, p.proowner::regrole, custody_data.rights(coalesce(p.proacl, acldefault('f', p.proowner))))
     from pg_proc p join schemas s on s.oid = p.pronamespace
-    where p.oid <> to_regprocedure('custody_data.baseline()')
+    -- which are written anew, the one by migrations, the other by each change of logins
+    where p.oid not in ('custody_data.baseline()'::regprocedure, 'custody_data.checked_logins()'::regprocedure)
     union all
     select 'relation ' || r.name, concat_ws(' ', r.relkind, r.relrowsecurity, r.relforcerowsecurity, r.relpersistence, r.reloptions::text, r.relowner::regrole,
       custody_data.rights(coalesce(r.relacl, acldefault(case r.relkind when 'S' then 's' else 'r' end::"char", r.relowner))),

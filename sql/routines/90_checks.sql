@@ -33,7 +33,7 @@ with tables as (
   union all
   select t.name, 'a_reject_delete' as trigger_name from tables t
   where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments', 'archive_restores',
-    'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'key_encryption_keys', 'data_keys')
+    'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'key_encryption_keys', 'data_keys', 'logins', 'context_keys')
   union all
   select t.name, g.trigger_name from tables t
   cross join (values ('a_reject_truncate'), ('a_require_live_identity'), ('a_reject_held'), ('z_audit_insert'), ('z_audit_update'), ('z_audit_delete')) g (trigger_name)
@@ -41,7 +41,7 @@ with tables as (
   union all
   values ('retention_policies', 'a_require_approval'), ('consent_records', 'a_reject_early_delete'), ('consent_records', 'a_require_live_identity'), ('consent_records', 'a_reject_held'),
     ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate'), ('erased_user_ids', 'a_reject_truncate'), ('wrapped_keys', 'a_reject_truncate'),
-    ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change')
+    ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change'), ('context_keys', 'a_reject_key_change'), ('logins', 'a_reject_key_change'), ('logins', 'z_list_logins')
 ), -- Settings under which a key, bound as a parameter, is written to the server's log: of this session, and of others.
 exposing (place, setting) as (
   select 'this session', l.setting from pg_catalog.unnest(custody_data.leaking_settings()) l (setting)
@@ -131,7 +131,19 @@ select 'public-execute', 'PUBLIC may call a function', 'error', 'HIPAA 164.308(a
 from pg_catalog.pg_proc p
 cross join lateral pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x
 where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace) and x.grantee = 0
-  and p.proname not in ('current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id', 'has_subject', 'caller_role', 'caller_is', 'writes_system')
+  and p.proname not in ('current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id', 'has_subject', 'caller_role', 'caller_is', 'writes_system', 'checked_logins',
+    'context_is_authentic', 'context_stands')
+union all
+select 'logins-unlisted', 'The logins whose context is checked are not those that are registered', 'error', 'HIPAA 164.312(d)', 'custody_data.checked_logins()',
+  pg_catalog.format('registered %s, checked %s', l.live, custody_data.checked_logins()),
+  'update custody_data.logins set mode = mode, as custody_owner: its trigger writes the list; find out who changed the function or disabled the trigger'
+from (select custody_data.live_logins() as live) l
+where l.live is distinct from custody_data.checked_logins()
+union all
+select 'login-gone', 'A registered login is no role of this server', 'warning', 'HIPAA 164.308(a)(3)(ii)(C)', l.name, 'renamed, it would be in free mode',
+  'Find out what became of it; custody.retire_login, or custody.register_login under the new name'
+from pg_catalog.unnest(custody_data.live_logins()) l (name)
+where not exists (select from pg_catalog.pg_roles r where r.rolname = l.name)
 union all
 select 'search-path', 'A function has no fixed search_path', 'error', 'SOC 2 CC6.1', p.oid::regprocedure::text, coalesce(pg_catalog.array_to_string(p.proconfig, ', '), 'none'),
   'set search_path = pg_catalog, pg_temp, or a SQL-standard body'

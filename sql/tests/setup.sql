@@ -209,6 +209,7 @@ begin
   insert into custody_data.stored_certificates (tenant_id, request_id, object_key) values (p_tenant, v_request_id, 'erasure-certificates/x');
   insert into custody_data.erased_user_ids (tenant_id, request_id, user_id_index) values (p_tenant, v_request_id, decode(repeat('00', 36), 'hex'));
   insert into custody_data.erasure_notices (tenant_id, request_id, holder, user_id) values (p_tenant, v_request_id, 'crm', p_user_id);
+  insert into custody_data.logins (tenant_id, role_name, mode, ended_at) values (p_tenant, 'nobody', 'retired', now());
   perform custody.finish_run(custody.start_run('import'), 'succeeded');
   perform custody.finish_import(v_import_id, 'user_profiles', sha256('x'), 1, 1, 0, 0);
   v_restore_id := custody.begin_restore(now() - interval '1 year', now() + interval '1 day', p_reason => 'an enquiry');

@@ -29,6 +29,8 @@ insert into guards values
   ('archive_segments', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, day, part, leaves, events, opened_at, =object_key, =manifest_key, =plain_bytes, =compressed_bytes, =stored_bytes, =plain_sha256, =compressed_sha256, =stored_sha256, =manifest_sha256, =root_hash, =first_occurred_at, =last_occurred_at, =recipients, =retain_until, =recorded_at, =superseded_at, =expired_at, =objects_deleted_at)'),
   ('archive_restores', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, restore_id, range_from, range_to, of_tenant, identity_id, log_entry_id, action, reason, restored_by, begun_at, expires_at, +finished_at)'),
   ('restored_events', 'a_reject_mutation', 'BEFORE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('logins', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, role_name)'),
+  ('logins', 'z_list_logins', 'AFTER INSERT UPDATE STATEMENT tg_list_logins()'),
   ('erasure_notices', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, notice_id, request_id, holder, created_at, +acknowledged_at)');
 insert into guards select 'user_preferences', trg, replace(says, 'tg_touch_profile', 'tg_touch_preferences') from guards where tbl = 'user_profiles';
 insert into guards select 'conversations', trg, replace(replace(replace(replace(says, 'tg_touch_profile', 'tg_touch_conversation'), 'tg_audit_people', 'tg_audit_conversations'), '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
@@ -37,7 +39,7 @@ from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', '
 insert into guards select t, 'a_reject_row_mutation', 'BEFORE DELETE UPDATE ROW tg_reject_mutation()'
 from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
 insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'
-from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_restores', 'archive_heads', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'ledger_heads']) t;
+from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_restores', 'archive_heads', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'ledger_heads', 'logins']) t;
 insert into guards select t, x.trg, x.says
 from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches']) t cross join lateral
   (values ('a_keep_anchored', 'BEFORE DELETE UPDATE ROW ' || replace(t, 'ledger_', 'tg_keep_') || '()'), ('a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()')) x (trg, says);

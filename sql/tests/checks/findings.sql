@@ -85,6 +85,10 @@ select pg_temp.breaks('do $x$ begin execute format(''drop table custody_data.%I'
 -- Owners and rights.
 select pg_temp.breaks('alter table custody_data.holders owner to custody_admin', 'changed relation custody_data.holders, owner holders', 'alter table custody_data.holders owner to custody_owner');
 select pg_temp.breaks('alter function custody.get_certificate(uuid) owner to custody_admin', 'changed function custody.get_certificate(uuid), owner custody.get_certificate(uuid)', 'alter function custody.get_certificate(uuid) owner to custody_owner');
+-- Logins whose context is checked.
+select pg_temp.breaks($$insert into custody_data.logins (tenant_id, role_name, mode) values ('system', 'nobody at all', 'token')$$, 'login-gone nobody at all', $$update custody_data.logins set ended_at = now() where role_name = 'nobody at all'$$);
+select pg_temp.breaks($$create or replace function custody_data.checked_logins() returns name[] language sql stable parallel safe return '{custody_app}'::name[]$$, 'logins-unlisted custody_data.checked_logins()',
+  $$update custody_data.logins set mode = mode$$);
 select pg_temp.breaks('alter role custody_owner login', 'owner-login custody_owner', 'alter role custody_owner nologin');
 select pg_temp.breaks('alter role custody_app bypassrls', 'bypassrls custody_app', 'alter role custody_app nobypassrls');
 select pg_temp.breaks('grant select on custody_data.holders to public', 'changed relation custody_data.holders, public-grant holders', 'revoke select on custody_data.holders from public');

@@ -7,7 +7,7 @@ select tenant('no_context');
 select populate('no_context') /* $1 */;
 
 create function pg_temp.needs_none(p_name text) returns boolean language sql immutable return p_name in (
-  'set_context', 'register_tenant', 'list_tenants', 'ensure_audit_partitions', 'audit_entry', 'has_subject',
+  'set_context', 'begin_context', 'register_tenant', 'list_tenants', 'ensure_audit_partitions', 'audit_entry', 'has_subject',
   'current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id',
   'segment_may_hold'); -- which reads nothing
 

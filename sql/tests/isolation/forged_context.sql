@@ -1,6 +1,5 @@
--- Any role can set any custom setting, so a context can be forged; it then shows what set_context would have
--- given, and never two tenants at once. (That contexts are signed is for later; until then whoever may log in as an
--- application is trusted with its choice of tenant.)
+-- Any role can set any custom setting, so in free mode a context can be forged; it then shows what set_context would have
+-- given, and never two tenants at once. (logins/token_mode.sql and persons.sql have logins for which it is worth nothing.)
 begin;
 set local search_path = tap, testing;
 select no_plan();

@@ -27,14 +27,14 @@ select ok(rows_of('isolation_b', t.name) > 0, format('there is something to see 
 where t.name not like 'schema\_%' and t.name not in ('incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints');
 
 select is(pg_temp.seen(r.role, r.relation), 'nothing', format('without a context %s sees nothing in %s', r.role, r.name)) from readable r
-where r.role <> 'custody_backup' and not (r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin'));
+where r.role <> 'custody_backup' and not (r.name in ('tenants', 'logins') and r.role in ('custody_owner', 'custody_admin'));
 select set_config('custody.tenant', '', true), set_config('custody.actor', '', true), set_config('custody.actor_id', '', true), set_config('custody.subject', '', true), set_config('custody.subject_id', '', true);
 select is(pg_temp.seen(r.role, r.relation), 'nothing', format('in an empty context %s sees nothing in %s', r.role, r.name)) from readable r
-where r.role <> 'custody_backup' and not (r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin'));
+where r.role <> 'custody_backup' and not (r.name in ('tenants', 'logins') and r.role in ('custody_owner', 'custody_admin'));
 -- Settings that are no tenant's name, as anybody can make them.
 select set_config('custody.tenant', '%', true);
 select is(pg_temp.seen(r.role, r.relation), 'nothing', format('a pattern as tenant shows %s nothing of tenants in %s', r.role, r.name)) from readable r
-where r.role <> 'custody_backup' and not (r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin'))
+where r.role <> 'custody_backup' and not (r.name in ('tenants', 'logins') and r.role in ('custody_owner', 'custody_admin'))
   and r.name not in ('audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints');
 
 -- A real context: its own rows, and what all tenants share.
@@ -43,6 +43,7 @@ select is(pg_temp.seen(r.role, r.relation),
   case when r.name in ('incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints') then format('system %s', rows_of('system', r.name))
     when r.name in ('audit_actions', 'audit_resource_types', 'retention_policies') then format('isolation_a %s, system %s', rows_of('isolation_a', r.name), rows_of('system', r.name))
     when r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin') then (select string_agg(format('%s 1', t.tenant_id), ', ' order by t.tenant_id) from custody_data.tenants t)
+    when r.name = 'logins' and r.role in ('custody_owner', 'custody_admin') then (select string_agg(format('%s %s', l.tenant_id, l.n), ', ' order by l.tenant_id) from (select l.tenant_id, count(*) as n from custody_data.logins l group by 1) l)
     else format('isolation_a %s', rows_of('isolation_a', r.name)) end,
   format('in a context %s sees its tenant''s rows in %s', r.role, r.name))
 from readable r where r.role <> 'custody_backup';

@@ -10,8 +10,8 @@ select s, n, case when r = 'everybody' then '{everybody}' else (select array_agg
 from (values
   -- everybody who may connect: policies depend on these
   ('custody', 'everybody', 'current_actor current_actor_id current_purpose current_subject current_subject_id current_tenant has_subject'),
-  ('custody_data', 'everybody', 'caller_is caller_role writes_system'),
-  ('custody', 'admin auditor privacy readonly readwrite worker', 'set_context'),
+  ('custody_data', 'everybody', 'caller_is caller_role checked_logins context_is_authentic context_stands writes_system'),
+  ('custody', 'admin auditor privacy readonly readwrite worker', 'begin_context set_context'),
   -- applications write
   ('custody', 'readwrite', 'append_message delete_conversation delete_preferences delete_profile patch_preferences patch_profile put_preferences put_profile record_consent save_conversation update_conversation'),
   ('custody', 'readwrite worker', 'register_action register_resource_type set_unique_fields'),
@@ -44,7 +44,8 @@ from (values
   ('custody', 'auditor worker', 'archive_due archive_totals audit_months held_segments ledger_head plan_expiry plan_months sealing_status verify_ledger'),
   ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore find_segments ledger_root segment_leaves segment_may_hold'),
   ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
-  ('custody', 'admin', 'adopt_events'),
+  ('custody', 'admin', 'adopt_events register_login register_token_key require_tokens retire_login retire_token_key'),
+  ('custody', 'admin worker', 'rotate_context_key'),
   ('custody', 'worker', 'drop_archived_partitions expire_segments mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
     'open_segments prepare_import record_checkpoint record_segment record_segment_gone record_segment_hold refuse_import seal_audit_log start_run take_over_leaves'),
   -- helpers that functions with the caller's rights need
@@ -53,7 +54,7 @@ from (values
   ('custody_data', 'auditor privacy readwrite worker', 'require_whole_tenant'),
   ('custody_data', 'privacy readwrite worker', 'append_event new_entry_id require_actor require_partition'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
-  ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings rights'),
+  ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings live_logins rights'),
   ('custody_data', 'worker', 'append_record_events changed_columns event_content begin_import claim_identities claim_staged consent_content_id import_result indexed_later leaf_hash sealed_later settle_refused settle_repeated')
 ) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
 

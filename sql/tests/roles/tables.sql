@@ -18,6 +18,7 @@ insert into may values
   ('audit_entry_ids',      '',    '',     'si',  '',   '',  's'),
   ('audit_actions',        's',   'siu',  'siu', 's',  's', 's'),
   ('audit_resource_types', 's',   'siu',  'siu', 's',  's', 's'),
+  ('logins',               '',    '',     's',   's',  's', 's'),
   ('requests',             '',    '',     's',   's',  's', 's'),
   ('erasure_certificates', '',    '',     's',   's',  's', 's'),
   ('stored_certificates', '',    '',     's',   's',  's', 's'),

@@ -1,0 +1,21 @@
+-- What changes logins and keys takes turns, and so runs at read committed alone.
+begin isolation level repeatable read;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('login_isolation');
+set local role custody_admin;
+select enter('login_isolation', 'root') /* $1 */;
+select refuses($$select custody.register_login('custody_dpo', 'dora', 'login_isolation')$$, 'PC026', 'a snapshot from before');
+select enter('system', 'root') /* $1 */;
+select refuses($$select custody.require_tokens('custody_app')$$, 'PC026', 'a snapshot from before');
+select refuses($$select custody.require_tokens('custody_app', false)$$, 'PC026', 'a snapshot from before');
+select refuses($$select custody.register_token_key('k', null)$$, 'PC026', 'a snapshot from before');
+select refuses($$select custody.retire_token_key('k')$$, 'PC026', 'a snapshot from before');
+select refuses($$select custody.rotate_context_key()$$, 'PC026', 'a snapshot from before');
+reset role;
+insert into custody_data.logins (tenant_id, role_name, mode) values ('login_isolation', 'custody_dpo', 'retired');
+set local role custody_admin;
+select enter('login_isolation', 'root') /* $1 */;
+select refuses($$select custody.retire_login('custody_dpo')$$, 'PC026', 'a snapshot from before');
+select * from finish();
+rollback;
