@@ -77,6 +77,20 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
+-- Name: add_restored_events(uuid, text, bigint[], text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]) IS 'Puts canonical entries into custody.restored_events, all or none, and returns how many were not there yet. Each must be what its restore asked for, and have its hash in the ledger as that leaf.
+p_object_key: of the recorded segment that they are from. p_leaves: index of each entry''s leaf. p_entries: 1 to 100000 entries.
+Errors: PC001, PC015 confined to one person, PC023, PC029 no segment has that object and these leaves, PC041 not what was sealed. Callers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: adopt_events(text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.adopt_events(p_reason text) RETURNS bigint
@@ -171,8 +185,40 @@ CREATE FUNCTION custody.archive_due(p_before date DEFAULT ((now() AT TIME ZONE '
 
 -- Name: FUNCTION archive_due(p_before date); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.archive_due(p_before date) IS 'What open_segments would return now, with the number of events of each, without opening anything.
-p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant system, PC026, PC029. Callers: custody_worker, custody_auditor.';
+COMMENT ON FUNCTION custody.archive_due(p_before date) IS 'What is to be archived now, with the number of events: the open segments, and by day what open_segments would open, without opening anything.
+p_before: not after today (UTC). Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
+-- Name: archive_total; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.archive_total WITH (security_invoker='true') AS
+ SELECT (0)::bigint AS segments,
+    (0)::bigint AS objects,
+    (0)::bigint AS events,
+    (0)::bigint AS plain_bytes,
+    (0)::bigint AS compressed_bytes,
+    (0)::bigint AS stored_bytes,
+    (0)::bigint AS open_segments,
+    (0)::bigint AS held_segments,
+    (0)::bigint AS expired_segments,
+    NULL::date AS oldest_unarchived_day,
+    NULL::date AS last_day
+  WHERE false;
+
+-- Name: VIEW archive_total; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.archive_total IS 'Shape of archive_totals. segments, objects, events and bytes: of what is recorded and not deleted; objects: a segment and its manifest, without versions that were superseded. open_segments: not recorded yet. held_segments: under the store''s legal hold. expired_segments: whose objects are gone. oldest_unarchived_day: of the events that are in no recorded segment.';
+
+-- Name: archive_totals(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.archive_totals() RETURNS SETOF custody.archive_total
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION archive_totals(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.archive_totals() IS 'What the archive holds: one row. Costs what is new in the trail and the ledger, and a look at every segment''s row.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: audit_complete_from(); Type: FUNCTION; Schema: custody
 
@@ -458,12 +504,13 @@ CREATE VIEW custody.audit_month WITH (security_invoker='true') AS
     NULL::timestamp with time zone AS range_to,
     ''::text AS state,
     (0)::bigint AS rows,
+    (0)::bigint AS rows_kept,
     ''::text AS detail
   WHERE false;
 
 -- Name: VIEW audit_month; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.audit_month IS 'Shape of audit_months. state: hot; open (segments that are not recorded yet), unarchived (events in no segment), held (a legal hold covers an event) and mismatch (the trail does not hold what its segments say) keep a month; due: may be dropped. rows: counted for unarchived, mismatch and due, else estimated.';
+COMMENT ON VIEW custody.audit_month IS 'Shape of audit_months. state: hot; due, may leave, but for rows_kept; unarchived (more than half of its events are in no segment that was recorded a week ago, or that no checkpoint covers), recent (were imported within the hot period), held (are under legal hold); mismatch (the trail does not hold what its segments say); foreign (attached by hand, with other bounds or another name: passed over). rows: counted of months past the hot period, else estimated. detail: what stays, or what is wrong.';
 
 -- Name: audit_months(timestamp with time zone); Type: FUNCTION; Schema: custody
 
@@ -474,7 +521,7 @@ CREATE FUNCTION custody.audit_months(p_as_of timestamp with time zone DEFAULT no
 
 -- Name: FUNCTION audit_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.audit_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres, oldest first, and what keeps each or that it may go. Counts the events of those past the hot period.
+COMMENT ON FUNCTION custody.audit_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres, oldest first, and what keeps each or that it may leave. Compares the events of those past the hot period with their leaves.
 p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: begin_context(text); Type: FUNCTION; Schema: custody
@@ -490,6 +537,19 @@ COMMENT ON FUNCTION custody.begin_context(p_token text) IS 'Sets the context tha
 p_token: JWT, HS256, at most 8192 bytes, best as a bound parameter. Header: alg, kid, and typ JWT or none. Claims: tenant, sub (the actor), purpose, exp (at most an hour ahead); subject, nbf and iat where they are wanted; others are not looked at.
 Errors: PC002 unknown tenant, PC003 invalid sub or subject, PC015 tenant system without the right, PC060 token refused, PC061 another context than this login may have, PC062.
 Callers: custody_readonly, custody_readwrite, custody_admin, custody_worker, custody_privacy, custody_auditor.';
+
+-- Name: begin_restore(timestamp with time zone, timestamp with time zone, text, uuid, uuid, text, text, interval); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.begin_restore(p_from timestamp with time zone, p_to timestamp with time zone, p_tenant text DEFAULT NULL::text, p_identity uuid DEFAULT NULL::uuid, p_log_entry_id uuid DEFAULT NULL::uuid, p_action text DEFAULT NULL::text, p_reason text DEFAULT NULL::text, p_keep interval DEFAULT NULL::interval) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION begin_restore(p_from timestamp with time zone, p_to timestamp with time zone, p_tenant text, p_identity uuid, p_log_entry_id uuid, p_action text, p_reason text, p_keep interval); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.begin_restore(p_from timestamp with time zone, p_to timestamp with time zone, p_tenant text, p_identity uuid, p_log_entry_id uuid, p_action text, p_reason text, p_keep interval) IS 'Records that events are fetched from the archive, by whom and why, and returns the id of the restore; an event (archive.restore). Commit before a line is handed out.
+p_from (inclusive), p_to (exclusive): bounds of occurred_at. p_tenant: events of this tenant alone; in tenant system null stands for all. p_identity: events about or by this identity; needs a tenant. p_log_entry_id, p_action: only these. p_reason: 1 to 2000 characters, names nobody. p_keep: for how long rows of custody.restored_events stay, at most and by default the policy restored.
+Errors: PC001, PC009, PC015 another tenant, or confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: cancel_request(uuid, text); Type: FUNCTION; Schema: custody
 
@@ -756,6 +816,7 @@ CREATE TABLE custody_data.partition_drops (
     range_from timestamp with time zone NOT NULL,
     range_to timestamp with time zone NOT NULL,
     rows_dropped bigint NOT NULL,
+    rows_kept bigint DEFAULT 0 NOT NULL,
     dropped_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
 );
 
@@ -764,6 +825,10 @@ ALTER TABLE ONLY custody_data.partition_drops FORCE ROW LEVEL SECURITY;
 -- Name: TABLE partition_drops; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.partition_drops IS 'Months of the audit trail that left Postgres after their archive was proved: append-only.';
+
+-- Name: COLUMN partition_drops.rows_kept; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.partition_drops.rows_kept IS 'Events that may not go yet, and stand in a new partition of the month.';
 
 -- Name: drop_archived_partitions(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
 
@@ -774,9 +839,9 @@ CREATE FUNCTION custody.drop_archived_partitions(p_limit integer DEFAULT 1, p_as
 
 -- Name: FUNCTION drop_archived_partitions(p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of timestamp with time zone) IS 'Drops the oldest months of the trail that ended more than audit_hot before p_as_of, whose events are all in recorded segments, one for one, and none under a legal hold; returns what it dropped, no row when nothing may go. Months that something keeps are passed over: custody.audit_months says by what. Each drop is an event (partition.drop) of the same transaction.
-Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03 try again later.
-p_limit: 1 to 100 months; one a transaction keeps the lock short. p_as_of: not in the future.
+COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of timestamp with time zone) IS 'Drops the oldest months of the trail that ended more than audit_hot (at least a week) before p_as_of, of whose events at least half may go: those in a segment that was recorded a week ago, not imported within the hot period, and under no legal hold. What may not go stands in a new partition of the same month afterwards. Returns what it dropped, no row when nothing may go; months that something keeps are passed over: custody.audit_months says by what. Each drop is an event (partition.drop) of the same transaction.
+Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03, which a hold that is placed meanwhile raises too, try again later. Imports into the month wait until the end.
+p_limit: 1 to 100 months. p_as_of: not in the future.
 Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026, PC029 a month does not hold what its segments say. Callers: custody_worker.';
 
 -- Name: requests; Type: TABLE; Schema: custody_data
@@ -880,7 +945,7 @@ CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, restored; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -892,7 +957,7 @@ CREATE FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone,
 
 -- Name: FUNCTION ensure_audit_partitions(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event.
+COMMENT ON FUNCTION custody.ensure_audit_partitions(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Makes the monthly partitions that p_from to p_to (both inclusive) need and returns how many it made; with a context the making is an event. Where somebody attached or detached a partition by hand, it makes one for what is left of the month, under another name where that of the month is taken.
 Errors: PC009 for a range that is not finite, before 1970 or more than 13 months ahead.
 Callers: custody_worker (daily, three months ahead), custody_admin. Appending makes the month of its own event where it is missing.';
 
@@ -922,6 +987,84 @@ CREATE FUNCTION custody.expire_data_keys(p_limit integer DEFAULT 1000) RETURNS b
 
 COMMENT ON FUNCTION custody.expire_data_keys(p_limit integer) IS 'Destroys up to p_limit (1 to 10000) data keys that were replaced so long ago that everything they sealed has expired: evidence and events in the database, in the archive (policy audit) and in backups. Returns how many; 0 at the end.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
+
+-- Name: archive_segments; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.archive_segments (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    day date NOT NULL,
+    part integer NOT NULL,
+    leaves int8multirange NOT NULL,
+    events bigint NOT NULL,
+    opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    object_key text,
+    manifest_key text,
+    plain_bytes bigint,
+    compressed_bytes bigint,
+    stored_bytes bigint,
+    plain_sha256 bytea,
+    compressed_sha256 bytea,
+    stored_sha256 bytea,
+    manifest_sha256 bytea,
+    root_hash bytea,
+    first_occurred_at timestamp with time zone,
+    last_occurred_at timestamp with time zone,
+    people bytea,
+    recipients text[],
+    retain_until timestamp with time zone,
+    recorded_at timestamp with time zone,
+    superseded_at timestamp with time zone,
+    legal_hold boolean DEFAULT false NOT NULL,
+    expired_at timestamp with time zone,
+    objects_deleted_at timestamp with time zone,
+    CONSTRAINT archive_segments_goes_in_order_check CHECK ((((expired_at IS NULL) OR (recorded_at IS NOT NULL)) AND ((objects_deleted_at IS NULL) OR (expired_at IS NOT NULL)))),
+    CONSTRAINT archive_segments_leaves_are_not_empty_check CHECK (((NOT isempty(leaves)) AND (events > 0))),
+    CONSTRAINT archive_segments_part_starts_at_1_check CHECK ((part >= 1)),
+    CONSTRAINT archive_segments_recorded_whole_check CHECK (((recorded_at IS NULL) OR ((object_key IS NOT NULL) AND (manifest_key IS NOT NULL) AND (plain_bytes IS NOT NULL) AND (compressed_bytes IS NOT NULL) AND (stored_bytes IS NOT NULL) AND (plain_sha256 IS NOT NULL) AND (compressed_sha256 IS NOT NULL) AND (stored_sha256 IS NOT NULL) AND (manifest_sha256 IS NOT NULL) AND (root_hash IS NOT NULL) AND (first_occurred_at IS NOT NULL) AND (last_occurred_at IS NOT NULL) AND ((people IS NOT NULL) OR (objects_deleted_at IS NOT NULL)) AND (recipients IS NOT NULL) AND (retain_until IS NOT NULL))))
+);
+
+ALTER TABLE ONLY custody_data.archive_segments FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE archive_segments; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.archive_segments IS 'Which events are in which locked object: the leaves of a UTC day, as the ledger has them. Open until the stored object was read back and checked; then its facts never change, and it stays when the objects are gone.';
+
+-- Name: COLUMN archive_segments.leaves; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.leaves IS 'Indexes of its leaves, in the order of its lines; no other segment that is not superseded has one of them.';
+
+-- Name: COLUMN archive_segments.root_hash; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.root_hash IS 'Root (RFC 6962 section 2.1) over the leaf hashes of its own lines.';
+
+-- Name: COLUMN archive_segments.people; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.people IS 'Bloom filter over the tenants and identities of its events, by which custody.segment_may_hold passes over it; empty once its objects are gone.';
+
+-- Name: COLUMN archive_segments.superseded_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.superseded_at IS 'When its leaves were cut off (custody.take_over_leaves): it stands for nothing any more, and its events get other leaves and another segment.';
+
+-- Name: COLUMN archive_segments.legal_hold; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.legal_hold IS 'Whether the store has its objects under legal hold.';
+
+-- Name: COLUMN archive_segments.expired_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.expired_at IS 'When its retention had ended and its objects were given free to be deleted.';
+
+-- Name: expire_segments(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.expire_segments(p_limit integer DEFAULT 100, p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF custody_data.archive_segments
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION expire_segments(p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.expire_segments(p_limit integer, p_as_of timestamp with time zone) IS 'Segments whose objects may be deleted: their lock and the longest policy audit of any tenant ended before p_as_of, Postgres has no partition of their month, neither the database nor the store holds them. Each is an event (archive.expire), with the SHA-256 of its manifest and of its leaves as text ({[0,5),[7,9)}). Those that expired before and were not deleted come again. Delete both objects in all versions after the commit, and call record_segment_gone.
+p_limit: 1 to 10000 segments. p_as_of: not in the future.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- Name: export_item; Type: VIEW; Schema: custody
 
@@ -996,6 +1139,19 @@ CREATE FUNCTION custody.find_erased(p_user_id text) RETURNS SETOF uuid
 COMMENT ON FUNCTION custody.find_erased(p_user_id text) IS 'The requests by which somebody with this user_id was erased, as far as the tenant remembers them (custody.remember_erased). Nothing compares ids by itself; each look is an event that does not name the id.
 Errors: PC001, PC003, PC015 confined to one person, PC033 locked. Callers: custody_privacy.';
 
+-- Name: find_segments(date, date, uuid, uuid, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.find_segments(p_from date, p_to date, p_identity uuid DEFAULT NULL::uuid, p_log_entry_id uuid DEFAULT NULL::uuid, p_tenant text DEFAULT NULL::text) RETURNS SETOF custody_data.archive_segments
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION find_segments(p_from date, p_to date, p_identity uuid, p_log_entry_id uuid, p_tenant text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.find_segments(p_from date, p_to date, p_identity uuid, p_log_entry_id uuid, p_tenant text) IS 'Recorded segments whose objects are still there and can hold such events, in order of day and part; their people are not shown.
+p_from, p_to: first and last day (UTC), null without bound. p_tenant: with events of that tenant. p_identity: with events about or by that identity of p_tenant. p_log_entry_id: with an event of that id, known by its leaf; of an id that a client gave, give days too, or the whole map of leaves is read.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker, custody_auditor, custody_privacy.';
+
 -- Name: find_subject(text, text, integer, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.find_subject(p_email text DEFAULT NULL::text, p_phone text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after text DEFAULT NULL::text) RETURNS SETOF text
@@ -1020,6 +1176,18 @@ CREATE FUNCTION custody.finish_import(p_import_id uuid, p_table text, p_file_sha
 
 COMMENT ON FUNCTION custody.finish_import(p_import_id uuid, p_table text, p_file_sha256 bytea, p_rows_read bigint, p_rows_added bigint, p_rows_changed bigint, p_rows_rejected bigint, p_run_id uuid) IS 'Records an import and appends record.import to the trail, in the transaction of the import.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker.';
+
+-- Name: finish_restore(uuid, bigint, bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.finish_restore(p_restore_id uuid, p_rows bigint, p_segments bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION finish_restore(p_restore_id uuid, p_rows bigint, p_segments bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.finish_restore(p_restore_id uuid, p_rows bigint, p_segments bigint) IS 'Records how a restore ended: how many events were handed out, and how many segments were read for them; an event (archive.restore). One that is finished stays as it is.
+Errors: PC001, PC015 confined to one person, PC023. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: finish_run(uuid, text, jsonb, bigint, text); Type: FUNCTION; Schema: custody
 
@@ -1093,6 +1261,32 @@ CREATE FUNCTION custody.has_consent(p_user_id text, p_purpose text, p_min_policy
 
 COMMENT ON FUNCTION custody.has_consent(p_user_id text, p_purpose text, p_min_policy_version text) IS 'Whether the newest record for the purpose is a grant, under p_min_policy_version or later (compared as text, byte by byte); false for the unknown.
 Errors: PC001, PC003. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+
+-- Name: held_segment; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.held_segment WITH (security_invoker='true') AS
+ SELECT NULL::date AS day,
+    0 AS part,
+    ''::text AS object_key,
+    ''::text AS manifest_key,
+    false AS wanted
+  WHERE false;
+
+-- Name: VIEW held_segment; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.held_segment IS 'Shape of held_segments. wanted: whether the store is to hold the objects, or to let them go.';
+
+-- Name: held_segments(); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.held_segments() RETURNS SETOF custody.held_segment
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION held_segments(); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.held_segments() IS 'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
 -- Name: import_audit_events(uuid, bytea, boolean); Type: FUNCTION; Schema: custody
 
@@ -1491,38 +1685,6 @@ COMMENT ON FUNCTION custody.open_incarnation(p_observed jsonb) IS 'The incarnati
 p_observed: JSON object of facts by which the caller knows that a new life began although both are the same; it opens one in any case. Recorded beside it: identifier and timeline before, and the greatest transaction number of an event where it lies beyond the server''s next.
 Errors: PC001. Callers: custody_worker.';
 
--- Name: archive_segments; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.archive_segments (
-    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
-    day date NOT NULL,
-    part integer NOT NULL,
-    xid_from xid8 NOT NULL,
-    xid_to xid8 NOT NULL,
-    opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    object_key text,
-    manifest_key text,
-    rows_archived bigint,
-    plain_bytes bigint,
-    stored_bytes bigint,
-    plain_sha256 bytea,
-    stored_sha256 bytea,
-    first_occurred_at timestamp with time zone,
-    last_occurred_at timestamp with time zone,
-    retain_until timestamp with time zone,
-    manifest jsonb,
-    recorded_at timestamp with time zone,
-    CONSTRAINT archive_segments_part_starts_at_1_check CHECK ((part >= 1)),
-    CONSTRAINT archive_segments_recorded_whole_check CHECK (((recorded_at IS NULL) OR ((object_key IS NOT NULL) AND (manifest_key IS NOT NULL) AND (rows_archived IS NOT NULL) AND (plain_bytes IS NOT NULL) AND (stored_bytes IS NOT NULL) AND (plain_sha256 IS NOT NULL) AND (stored_sha256 IS NOT NULL) AND (first_occurred_at IS NOT NULL) AND (last_occurred_at IS NOT NULL) AND (retain_until IS NOT NULL) AND (manifest IS NOT NULL)))),
-    CONSTRAINT archive_segments_window_is_not_empty_check CHECK ((xid_to > xid_from))
-);
-
-ALTER TABLE ONLY custody_data.archive_segments FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE archive_segments; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.archive_segments IS 'Which events are in which locked object: those of the UTC day that transactions in [xid_from, xid_to) wrote before opened_at, less those of earlier parts of the day. Open until the stored object was read back and checked, unchangeable afterwards.';
-
 -- Name: open_segments(date, integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.open_segments(p_before date DEFAULT ((now() AT TIME ZONE 'UTC'::text))::date, p_limit integer DEFAULT 100) RETURNS SETOF custody_data.archive_segments
@@ -1532,9 +1694,9 @@ CREATE FUNCTION custody.open_segments(p_before date DEFAULT ((now() AT TIME ZONE
 
 -- Name: FUNCTION open_segments(p_before date, p_limit integer); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.open_segments(p_before date, p_limit integer) IS 'Seals what is not sealed, opens segments for all events of days before p_before that no segment covers and that have their leaves, and returns the open ones in order. retain_until: until when their objects must be locked, with a day to spare.
+COMMENT ON FUNCTION custody.open_segments(p_before date, p_limit integer) IS 'Seals up to a million events that are not sealed, opens segments for all leaves of days before p_before that no segment has, and returns the open ones in order of day and part. retain_until: until when their objects must be locked, with a day to spare. Call it again until it returns none: of more than 16 million new leaves, or of more than a million events that were not sealed, the rest comes then.
 p_before: not after today (UTC). p_limit: 1 to 10000 segments returned; all are opened.
-Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 transaction counter set back, PC039 and PC041 where sealing is refused. Callers: custody_worker.';
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026 isolation level, PC029 ahead of the ledger, PC039 and PC041 where sealing is refused or the map of leaves is short. Callers: custody_worker.';
 
 -- Name: open_value(uuid, text, text, text, bytea); Type: FUNCTION; Schema: custody
 
@@ -1641,6 +1803,63 @@ CREATE FUNCTION custody.plan_erasure(p_user_id text) RETURNS jsonb
 COMMENT ON FUNCTION custody.plan_erasure(p_user_id text) IS 'What erasing a person would do, without doing it: identity_id, delete (rows by table), keep (with reason and until), audit_events (rows), holders (to be told), holds, open_requests, residue (as search_residue finds it), residue_searched_for, possible.
 Errors: PC001, PC003, PC011 unknown person, PC015 confined to one person, PC035 the profile was altered: plan while locked. Callers: custody_privacy, custody_worker.';
 
+-- Name: expiry_plan; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.expiry_plan WITH (security_invoker='true') AS
+ SELECT NULL::date AS day,
+    0 AS part,
+    (0)::bigint AS events,
+    (0)::bigint AS stored_bytes,
+    NULL::timestamp with time zone AS retain_until,
+    ''::text AS state
+  WHERE false;
+
+-- Name: VIEW expiry_plan; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.expiry_plan IS 'Shape of plan_expiry. state: due; held (a legal hold covers it, or the store holds it), in_postgres (its month is still there), by_policy (the lock has ended, the policy audit keeps it for longer).';
+
+-- Name: plan_expiry(timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.plan_expiry(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF custody.expiry_plan
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION plan_expiry(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.plan_expiry(p_as_of timestamp with time zone) IS 'Segments whose lock has ended at p_as_of and whose objects are still there: which custody.expire_segments would let go, and what keeps the others.
+p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
+-- Name: month_plan; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.month_plan WITH (security_invoker='true') AS
+ SELECT ''::text AS partition_name,
+    NULL::timestamp with time zone AS range_from,
+    NULL::timestamp with time zone AS range_to,
+    ''::text AS state,
+    (0)::bigint AS rows,
+    (0)::bigint AS rows_kept,
+    ''::text AS detail,
+    (0)::bigint AS bytes,
+    '{}'::text[] AS held_by
+  WHERE false;
+
+-- Name: VIEW month_plan; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.month_plan IS 'Shape of plan_months: as audit_months, with the size on disk and the references of the holds that cover an event of the month.';
+
+-- Name: plan_months(timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.plan_months(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF custody.month_plan
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION plan_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.plan_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres as custody.audit_months has them, with what each takes on disk and, past the hot period, by which holds events of it are kept.
+p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+
 -- Name: prepare_import(text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.prepare_import(p_table text) RETURNS void
@@ -1732,18 +1951,42 @@ COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_gra
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
 Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
 
--- Name: record_segment(date, integer, text, text, bigint, bigint, bigint, bytea, bytea, timestamp with time zone, timestamp with time zone, timestamp with time zone, jsonb); Type: FUNCTION; Schema: custody
+-- Name: record_segment(date, integer, text, text, jsonb, bytea, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_rows bigint, p_plain_bytes bigint, p_stored_bytes bigint, p_plain_sha256 bytea, p_stored_sha256 bytea, p_first_occurred_at timestamp with time zone, p_last_occurred_at timestamp with time zone, p_retain_until timestamp with time zone, p_manifest jsonb) RETURNS custody_data.archive_segments
+CREATE FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_manifest jsonb, p_manifest_sha256 bytea, p_retain_until timestamp with time zone, p_people bytea) RETURNS custody_data.archive_segments
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_rows bigint, p_plain_bytes bigint, p_stored_bytes bigint, p_plain_sha256 bytea, p_stored_sha256 bytea, p_first_occurred_at timestamp with time zone, p_last_occurred_at timestamp with time zone, p_retain_until timestamp with time zone, p_manifest jsonb); Type: COMMENT; Schema: custody
+-- Name: FUNCTION record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_manifest jsonb, p_manifest_sha256 bytea, p_retain_until timestamp with time zone, p_people bytea); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_rows bigint, p_plain_bytes bigint, p_stored_bytes bigint, p_plain_sha256 bytea, p_stored_sha256 bytea, p_first_occurred_at timestamp with time zone, p_last_occurred_at timestamp with time zone, p_retain_until timestamp with time zone, p_manifest jsonb) IS 'Records that an open segment is in a locked object that was read back and compared; the same again changes nothing. Counts the rows of its window anew. The record is an event (archive.segment) of the same transaction.
-p_day, p_part: the segment. p_retain_until: end of the objects'' lock as read from the store. p_manifest: as read back from the store.
-Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, recorded with other content, lock too short, or not what the trail holds. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.record_segment(p_day date, p_part integer, p_object_key text, p_manifest_key text, p_manifest jsonb, p_manifest_sha256 bytea, p_retain_until timestamp with time zone, p_people bytea) IS 'Records that an open segment is in a locked object that was read back and compared; the same again changes nothing. What is recorded of it is what the manifest says, whose leaves, as [first, count] for each run in order, are those of the segment. The record is an event (archive.segment) of the same transaction.
+p_day, p_part: the segment. p_manifest, p_manifest_sha256: as read back from the store, and the digest of its bytes. p_retain_until: end of the objects'' lock as read from the store. p_people: the filter that custody.segment_may_hold asks.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, superseded, recorded with other content, lock too short, or a manifest that does not fit. Callers: custody_worker.';
+
+-- Name: record_segment_gone(date, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_segment_gone(p_day date, p_part integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_segment_gone(p_day date, p_part integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_segment_gone(p_day date, p_part integer) IS 'Records that the objects of an expired segment were deleted; false where that is on record.
+Errors: PC001, PC015 outside tenant system, PC026, PC029 not expired. Callers: custody_worker.';
+
+-- Name: record_segment_hold(date, integer, boolean); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_segment_hold(p_day date, p_part integer, p_on boolean) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_segment_hold(p_day date, p_part integer, p_on boolean); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_segment_hold(p_day date, p_part integer, p_on boolean) IS 'Records that the store holds the objects of a segment, or has let them go; false where that is on record. The change is an event (archive.hold).
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 a segment without objects. Callers: custody_worker.';
 
 -- Name: refuse_import(text, text); Type: FUNCTION; Schema: custody
 
@@ -1972,12 +2215,14 @@ CREATE VIEW custody.retention_item WITH (security_invoker='true') AS
     NULL::interval AS keep,
     (0)::bigint AS due_rows,
     (0)::bigint AS held_rows,
-    NULL::timestamp with time zone AS oldest_at
+    NULL::timestamp with time zone AS oldest_at,
+    (0)::bigint AS due_bytes,
+    '{}'::text[] AS held_by
   WHERE false;
 
 -- Name: VIEW retention_item; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.retention_item IS 'Shape of retention_due_at: for each class what would go and what holds keep, and the oldest time among what would go.';
+COMMENT ON VIEW custody.retention_item IS 'Shape of retention_due_at: for each class what would go and what holds keep, the oldest time among what would go, how much it is by estimate, and the references of the holds that keep something.';
 
 -- Name: retention_due_at(timestamp with time zone); Type: FUNCTION; Schema: custody
 
@@ -1989,7 +2234,7 @@ CREATE FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) RETUR
 
 -- Name: FUNCTION retention_due_at(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) IS 'What retention would take from the tenant in context at p_as_of, which may lie ahead, and what holds keep, by class. In tenant system also the months of the trail past the hot period, by estimated rows.
+COMMENT ON FUNCTION custody.retention_due_at(p_as_of timestamp with time zone) IS 'What retention would take from the tenant in context at p_as_of, which may lie ahead, and what holds keep, by class: rows counted, bytes by estimate, and the references of the holds. In tenant system also the months of the trail past the hot period, by estimated rows and their size on disk.
 Errors: PC001, PC009. Callers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: retire_kek(); Type: FUNCTION; Schema: custody
@@ -2172,55 +2417,46 @@ COMMENT ON FUNCTION custody.search_residue(p_request_id uuid) IS 'Searches the w
 Returns an array of {"table", "column", "rows"}, empty where all is clean.
 Errors: PC001, PC015 confined to one person, PC016, PC018, PC035 the profile was altered: search while locked. Callers: custody_privacy, custody_worker.';
 
--- Name: require_context(); Type: FUNCTION; Schema: custody_data
+-- Name: segment_slice; Type: VIEW; Schema: custody
 
-CREATE FUNCTION custody_data.require_context() RETURNS text
-    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+CREATE VIEW custody.segment_slice WITH (security_invoker='true') AS
+ SELECT (0)::bigint AS first_leaf,
+    '\x'::bytea AS xids,
+    '\x'::bytea AS entry_ids,
+    '\x'::bytea AS hashes
+  WHERE false;
+
+-- Name: VIEW segment_slice; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.segment_slice IS 'Shape of segment_leaves: leaves that follow one another. xids: 8 bytes a leaf; entry_ids: 16; hashes: 32.';
+
+-- Name: segment_leaves(date, integer, bigint, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.segment_leaves(p_day date, p_part integer, p_from_leaf bigint, p_limit integer) RETURNS SETOF custody.segment_slice
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
 
--- Name: FUNCTION require_context(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION segment_leaves(p_day date, p_part integer, p_from_leaf bigint, p_limit integer); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody_data.require_context() IS 'Tenant of the context; raises PC001 without one, PC015 for tenant system where the role may not.';
+COMMENT ON FUNCTION custody.segment_leaves(p_day date, p_part integer, p_from_leaf bigint, p_limit integer) IS 'The leaves of a segment from leaf p_from_leaf (null: the first) on, in order, in slices that lie in one tile each: which events they are, and their hashes.
+p_day, p_part: the segment. p_limit: 1 to 100000 slices; go on behind the last leaf. Each call passes over all runs of the segment, so ask for many slices where it has many runs.
+Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, PC041 the ledger lacks leaves. Callers: custody_worker, custody_auditor, custody_privacy.';
 
--- Name: audit_entries; Type: VIEW; Schema: custody
+-- Name: segment_may_hold(bytea, text, uuid); Type: FUNCTION; Schema: custody
 
-CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
- SELECT a.tenant_id,
-    a.occurred_at,
-    a.xid,
-    a.recorded_at,
-    a.log_entry_id,
-    custody.audit_entry(a.*) AS entry
-   FROM custody_data.audit_logs a;
+CREATE FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
 
--- Name: VIEW audit_entries; Type: COMMENT; Schema: custody
+-- Name: FUNCTION segment_may_hold(p_people bytea, p_tenant text, p_identity uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.audit_entries IS 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
-
--- Name: segment_entries(date, integer); Type: FUNCTION; Schema: custody
-
-CREATE FUNCTION custody.segment_entries(p_day date, p_part integer) RETURNS SETOF custody.audit_entries
-    LANGUAGE sql STABLE
-    BEGIN ATOMIC
- SELECT e.tenant_id,
-     e.occurred_at,
-     e.xid,
-     e.recorded_at,
-     e.log_entry_id,
-     e.entry
-    FROM (custody_data.archive_segments s
-      JOIN custody.audit_entries e ON (((e.xid >= s.xid_from) AND (e.xid < s.xid_to) AND (e.recorded_at < s.opened_at) AND (e.occurred_at >= ((segment_entries.p_day)::timestamp without time zone AT TIME ZONE 'UTC'::text)) AND (e.occurred_at < (((segment_entries.p_day + 1))::timestamp without time zone AT TIME ZONE 'UTC'::text)))))
-   WHERE ((( SELECT custody_data.require_context() AS require_context) IS NOT NULL) AND ((s.tenant_id)::text = 'system'::text) AND (s.day = segment_entries.p_day) AND (s.part = segment_entries.p_part) AND (NOT (EXISTS ( SELECT
-            FROM custody_data.archive_segments b
-           WHERE (((b.tenant_id)::text = 'system'::text) AND (b.day = segment_entries.p_day) AND (b.part < segment_entries.p_part) AND (e.xid >= b.xid_from) AND (e.xid < b.xid_to) AND (e.recorded_at < b.opened_at))))));
-END;
-
--- Name: FUNCTION segment_entries(p_day date, p_part integer); Type: COMMENT; Schema: custody
-
-COMMENT ON FUNCTION custody.segment_entries(p_day date, p_part integer) IS 'The events of a segment with their entries, in no order: those of its day and window that were recorded before it was opened and that no earlier part of the day has.
-Runs with the caller''s rights: in the context of tenant system the events of all tenants.
-Errors: PC001. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid) IS 'Whether a segment with this filter may hold events of a tenant, or where p_identity is given, events about or by that identity; true where it has no filter. False is certain, true is not: one in a few hundred is mistaken.
+The filter has m bits, m a power of two, at least 1024 and 12 for each member; members are the tenants, and TENANT/IDENTITY for actors and subjects, in UTF-8. Of a member''s SHA-256 each of the 8 big-endian numbers of 4 bytes modulo m is a bit that is set; bit b is in byte b / 8, its value there 1 << (b % 8).
+Callers: custody_worker, custody_auditor, custody_privacy.';
 
 -- Name: set_context(text, text, text, text); Type: FUNCTION; Schema: custody
 
@@ -2247,7 +2483,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes and which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -2417,6 +2653,17 @@ CREATE FUNCTION custody_data.active_holds() RETURNS SETOF custody_data.legal_hol
 
 COMMENT ON FUNCTION custody_data.active_holds() IS 'Holds of the tenant in context that stand now; of all tenants in tenant system.';
 
+-- Name: add_segments(date, int8multirange); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.add_segments(p_day date, p_leaves int8multirange) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_segments(p_day date, p_leaves int8multirange); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.add_segments(p_day date, p_leaves int8multirange) IS 'Writes leaves down as the next part of their day, or as more parts where they have more than a million runs.';
+
 -- Name: aes_cbc(bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.aes_cbc(p_plain bytea, p_key bytea, p_iv bytea) RETURNS bytea
@@ -2479,7 +2726,7 @@ CREATE FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids
 
 -- Name: FUNCTION append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]) IS 'Appends leaves and says which events they are; opens a stretch where the last one is of another kind or life.';
+COMMENT ON FUNCTION custody_data.append_leaves(p_kind text, p_hashes bytea[], p_xids bigint[], p_entry_ids uuid[], p_occurred_at timestamp with time zone[]) IS 'Appends leaves and says which events they are, and of which days (null: nobody knows); opens a stretch where the last one is of another kind or life.';
 
 -- Name: append_record_events(text, text, custody_data.touched_rows[]); Type: FUNCTION; Schema: custody_data
 
@@ -2492,16 +2739,74 @@ CREATE FUNCTION custody_data.append_record_events(p_operation text, p_table text
 
 COMMENT ON FUNCTION custody_data.append_record_events(p_operation text, p_table text, p_touched custody_data.touched_rows[]) IS 'Appends record.insert, record.update or record.delete to the trail: one event for each person that a statement touched (and, for updates, for each set of changed columns), naming every row and no value.';
 
--- Name: assess_month(custody.audit_month); Type: FUNCTION; Schema: custody_data
+-- Name: archived_events(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.assess_month(p_month custody.audit_month) RETURNS custody.audit_month
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION custody_data.archived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid bytea, entry_id bytea)
+    LANGUAGE sql STABLE ROWS 1e+06
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION archived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.archived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) IS 'Which events the leaves are that archived_leaves returns: transaction and id as the map has them.';
+
+-- Name: archived_leaves(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.archived_leaves(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(day date, leaves int8multirange, events bigint)
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION assess_month(p_month custody.audit_month); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION archived_leaves(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.assess_month(p_month custody.audit_month) IS 'Whether a month past the hot period may be dropped, or what keeps it; counts its events against its segments.';
+COMMENT ON FUNCTION custody_data.archived_leaves(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) IS 'Leaves of the days from p_from to p_to in segments that were recorded before p_recorded_before, and whose leaves nobody can cut off any more.';
+
+-- Name: assess_month(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text) IS 'Whether a month past the hot period may leave, and which of its events would stay: where they stand in its partition.';
+
+-- Name: attach_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.attach_month(p_table text, p_month timestamp without time zone) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION attach_month(p_table text, p_month timestamp without time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.attach_month(p_table text, p_month timestamp without time zone) IS 'Attaches the table of a month to the trail.';
+
+-- Name: attach_part(text, tstzrange); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION attach_part(p_table text, p_part tstzrange); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) IS 'Attaches a table to the trail, for the events of some time.';
+
+-- Name: audit_ends_at(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.audit_ends_at(p_from timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION audit_ends_at(p_from timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.audit_ends_at(p_from timestamp with time zone) IS 'End of the longest policy audit of any tenant, for what is kept from p_from on.';
 
 -- Name: audit_partitions(); Type: FUNCTION; Schema: custody_data
 
@@ -2513,7 +2818,7 @@ CREATE FUNCTION custody_data.audit_partitions() RETURNS SETOF custody.audit_mont
 
 -- Name: FUNCTION audit_partitions(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.audit_partitions() IS 'The partitions of the trail that have both bounds, oldest first.';
+COMMENT ON FUNCTION custody_data.audit_partitions() IS 'The partitions of the trail, oldest first; without bounds where they are not two times.';
 
 -- Name: baseline(); Type: FUNCTION; Schema: custody_data
 
@@ -2849,7 +3154,7 @@ COMMENT ON FUNCTION custody_data.consent_expires_at(p_row custody_data.consent_r
 
 -- Name: consent_holds(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone, consent_id uuid)
+CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone, consent_id uuid, reference text)
     LANGUAGE sql STABLE ROWS 10
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
@@ -2948,7 +3253,7 @@ COMMENT ON FUNCTION custody_data.context_mac(p_secret bytea) IS 'HMAC-SHA-256 ov
 
 -- Name: conversation_holds(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text)
+CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid, conversation_id text, reference text)
     LANGUAGE sql STABLE ROWS 10
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
@@ -2956,6 +3261,17 @@ CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid
 -- Name: FUNCTION conversation_holds(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.conversation_holds() IS 'People and conversations of the tenant in context that holds cover; without a conversation_id, all of the person. A hold on the tenant is not among them.';
+
+-- Name: copy_month(custody.audit_month, tid[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.copy_month(p_month custody.audit_month, p_kept tid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION copy_month(p_month custody.audit_month, p_kept tid[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.copy_month(p_month custody.audit_month, p_kept tid[]) IS 'Copies events of a month as they are into a table of their own, ready to take its place. Errors: PC029.';
 
 -- Name: count_unwrapped(text, integer); Type: FUNCTION; Schema: custody_data
 
@@ -2967,17 +3283,6 @@ CREATE FUNCTION custody_data.count_unwrapped(p_tenant text, p_kek_version intege
 -- Name: FUNCTION count_unwrapped(p_tenant text, p_kek_version integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.count_unwrapped(p_tenant text, p_kek_version integer) IS 'How many data keys of a tenant a key-encryption key does not wrap.';
-
--- Name: covering_segments(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.covering_segments(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS SETOF custody_data.archive_segments
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION covering_segments(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.covering_segments(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Recorded segments whose events are still in the trail, of the days from p_from to p_to.';
 
 -- Name: data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3213,7 +3518,7 @@ CREATE FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, 
 
 -- Name: FUNCTION find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests and holds, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
+COMMENT ON FUNCTION custody_data.find_residue(p_identity_id uuid, p_since_xid xid8, p_since timestamp with time zone) IS 'Where a person''s identifiers stand although they must not, by table and column with the number of rows: resource ids, metadata and purposes of the trail (of all of it, or where p_since_xid is given of what transactions from it on wrote), reasons of requests, holds and restores, copies out of the archive, what holders answered, bases of policies and reasons of their changes, job runs and River''s jobs of the tenant. Of JSON the strings, not keys and numbers. Names nobody.';
 
 -- Name: fold_hashes(bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3226,17 +3531,16 @@ CREATE FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) RETURN
 
 COMMENT ON FUNCTION custody_data.fold_hashes(p_hashes bytea, p_times integer) IS 'Nodes above a row of hashes, p_times levels up: of up to 2^p_times hashes their root. An odd last one goes up as it is.';
 
--- Name: foreign_windows(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: guard_month(text, text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION custody_data.guard_month(p_table text, p_name text) RETURNS void
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET jit TO 'off'
     AS $$ … $$;
 
--- Name: FUNCTION foreign_windows(p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION guard_month(p_table text, p_name text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.foreign_windows(p_recorded_before timestamp with time zone) IS 'Windows for events whose transactions this cluster has not reached yet: a restore brought them, so those have ended. Days that have not ended are among them. p_recorded_before: events that another clock dated later wait until this cluster has come to their transactions.';
+COMMENT ON FUNCTION custody_data.guard_month(p_table text, p_name text) IS 'Puts up on the table of a month what a partition does not inherit: row-level security, the policy of backups, the guard of statements. p_name: what the table will be called.';
 
 -- Name: hashes_json(bytea[]); Type: FUNCTION; Schema: custody_data
 
@@ -3259,6 +3563,41 @@ CREATE FUNCTION custody_data.height_of(p_leaves bigint) RETURNS integer
 
 COMMENT ON FUNCTION custody_data.height_of(p_leaves bigint) IS 'Height of a tree of so many leaves. RFC 6962 splits it at 2 to the power of one less.';
 
+-- Name: held_events(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS TABLE(row_id tid)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION held_events(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Where in the partition of p_from to p_to the events stand that a legal hold of any tenant covers.';
+
+-- Name: held_leaves(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.held_leaves() RETURNS TABLE(leaf bigint)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION held_leaves(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.held_leaves() IS 'Leaves of events that are themselves under legal hold.';
+
+-- Name: holds_in(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.holds_in(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS SETOF text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION holds_in(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.holds_in(p_from timestamp with time zone, p_to timestamp with time zone) IS 'References of the holds that cover an event of the time from p_from to p_to. In tenant system, holds of all tenants.';
+
 -- Name: holds_on(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.holds_on(p_identity_id uuid) RETURNS uuid[]
@@ -3269,6 +3608,17 @@ CREATE FUNCTION custody_data.holds_on(p_identity_id uuid) RETURNS uuid[]
 -- Name: FUNCTION holds_on(p_identity_id uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.holds_on(p_identity_id uuid) IS 'Holds that keep a person of the tenant in context from erasure: on the tenant, the person, or a row about the person.';
+
+-- Name: hot_period(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.hot_period() RETURNS interval
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION hot_period(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.hot_period() IS 'How long events stay in Postgres: the policy audit_hot, never less than a week.';
 
 -- Name: identifier_needles(text[]); Type: FUNCTION; Schema: custody_data
 
@@ -3449,6 +3799,19 @@ CREATE FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.kept_on_erasure(p_identity_id uuid) IS 'What an erasure keeps, with reason and until when.';
 
+-- Name: leaf_days(bigint, bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaf_days(p_from bigint, p_to bigint) RETURNS TABLE(day integer, leaves int8range)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaf_days(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaf_days(p_from bigint, p_to bigint) IS 'Leaves from p_from to below p_to in pieces of one day each, in no order. day: since 2000-01-01; the least integer for lost leaves.';
+
 -- Name: leaf_hash(custody_data.audit_logs); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.leaf_hash(p_row custody_data.audit_logs) RETURNS bytea
@@ -3502,6 +3865,29 @@ CREATE FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) RETURNS 
 -- Name: FUNCTION leaves_between(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) IS 'Leaves of events whose xid lies between two, both inclusive; lost leaves have xid 0.';
+
+-- Name: leaves_of(uuid, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone) RETURNS TABLE(leaf bigint, day integer)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone) IS 'Leaves of events of this id, of whatever tenant, that occurred from p_from to before p_to, with their days since 2000-01-01.';
+
+-- Name: leaves_without_segment(bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaves_without_segment(p_to bigint) RETURNS TABLE(day integer, leaves int8range, is_new boolean)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaves_without_segment(p_to bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaves_without_segment(p_to bigint) IS 'Leaves below p_to that have no segment, in pieces of one day each, in no order; lost leaves among them. is_new: nobody has looked at them yet.';
 
 -- Name: live_in(custody_data.incarnations); Type: FUNCTION; Schema: custody_data
 
@@ -3602,6 +3988,28 @@ CREATE FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_version
 
 COMMENT ON FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[]) IS 'Makes versions of identities'' data keys and wraps them; returns how many, without those that another transaction has made meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
 
+-- Name: make_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.make_month(p_table text, p_month timestamp without time zone) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION make_month(p_table text, p_month timestamp without time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.make_month(p_table text, p_month timestamp without time zone) IS 'Makes the table of a month of the trail, apart from it.';
+
+-- Name: manifest_misfit(jsonb, custody_data.archive_segments, custody_data.archive_segments); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.manifest_misfit(p_manifest jsonb, p_read custody_data.archive_segments, p_segment custody_data.archive_segments) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION manifest_misfit(p_manifest jsonb, p_read custody_data.archive_segments, p_segment custody_data.archive_segments); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.manifest_misfit(p_manifest jsonb, p_read custody_data.archive_segments, p_segment custody_data.archive_segments) IS 'The first member of a manifest, by name, that does not fit its segment; null where all do. p_read: as read_manifest has it.';
+
 -- Name: merge_patch(jsonb, jsonb); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.merge_patch(p_target jsonb, p_patch jsonb) RETURNS jsonb
@@ -3613,17 +4021,17 @@ CREATE FUNCTION custody_data.merge_patch(p_target jsonb, p_patch jsonb) RETURNS 
 
 COMMENT ON FUNCTION custody_data.merge_patch(p_target jsonb, p_patch jsonb) IS 'JSON merge patch, RFC 7396.';
 
--- Name: month_is_held(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: month_without_place(timestamp without time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.month_is_held(p_range_from timestamp with time zone) RETURNS boolean
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+CREATE FUNCTION custody_data.month_without_place(p_month timestamp without time zone) RETURNS tstzmultirange
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET plan_cache_mode TO 'force_custom_plan'
-    AS $$ … $$;
+    SET "DateStyle" TO 'ISO'
+    AS $_$ … $_$;
 
--- Name: FUNCTION month_is_held(p_range_from timestamp with time zone); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION month_without_place(p_month timestamp without time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.month_is_held(p_range_from timestamp with time zone) IS 'Whether a hold covers an event of the month that starts at p_range_from. In tenant system, holds of all tenants.';
+COMMENT ON FUNCTION custody_data.month_without_place(p_month timestamp without time zone) IS 'The times of a month for whose events the trail has no partition: none, or as a rule all of it.';
 
 -- Name: new_entry_id(); Type: FUNCTION; Schema: custody_data
 
@@ -3854,17 +4262,6 @@ CREATE FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) RETU
 
 COMMENT ON FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) IS 'The values of a profile, in the order of profile_fields. Errors: PC001, PC015, PC033, PC035.';
 
--- Name: open_segment(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) RETURNS void
-    LANGUAGE sql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.open_segment(p_day date, p_from xid8, p_to xid8, p_opened_at timestamp with time zone) IS 'Writes a window down as the next part of its day.';
-
 -- Name: open_values(uuid, text, text, text[], bytea[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) RETURNS text[]
@@ -3875,6 +4272,16 @@ CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row
 -- Name: FUNCTION open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
+-- Name: parse_entry_time(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.parse_entry_time(p_text text) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN CASE WHEN ((p_text ~~ '-%'::text) AND (p_text <> '-infinity'::text)) THEN ((substr(p_text, 2) || ' BC'::text))::timestamp with time zone ELSE (p_text)::timestamp with time zone END;
+
+-- Name: FUNCTION parse_entry_time(p_text text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.parse_entry_time(p_text text) IS 'The time that entry_time wrote.';
 
 -- Name: previous_kek(text, bytea, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3938,6 +4345,17 @@ CREATE FUNCTION custody_data.random_bytes(p_count integer) RETURNS bytea
 -- Name: FUNCTION random_bytes(p_count integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.random_bytes(p_count integer) IS 'Random bytes of the operating system.';
+
+-- Name: read_manifest(jsonb); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.read_manifest(p_manifest jsonb) RETURNS custody_data.archive_segments
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION read_manifest(p_manifest jsonb); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.read_manifest(p_manifest jsonb) IS 'What a manifest says of its segment, but for the leaves; null where it cannot be read.';
 
 -- Name: read_token(text); Type: FUNCTION; Schema: custody_data
 
@@ -4060,6 +4478,17 @@ CREATE FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size big
 
 COMMENT ON FUNCTION custody_data.require_checkpoint(p_covers bigint, p_tree_size bigint) IS 'The newest signed checkpoint, or the one of p_tree_size leaves, that covers the first p_covers leaves. Errors: PC040.';
 
+-- Name: require_context(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_context() RETURNS text
+    LANGUAGE plpgsql STABLE PARALLEL RESTRICTED
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION require_context(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_context() IS 'Tenant of the context; raises PC001 without one, PC015 for tenant system where the role may not.';
+
 -- Name: require_data_key(uuid, integer); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_data_key(p_identity_id uuid, p_key_version integer) RETURNS bytea
@@ -4170,6 +4599,17 @@ CREATE FUNCTION custody_data.reseal_values(p_identity_id uuid, p_table text, p_r
 -- Name: FUNCTION reseal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_key bytea, p_key_version integer, p_old_key bytea, p_old_version integer); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.reseal_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_key bytea, p_key_version integer, p_old_key bytea, p_old_version integer) IS 'Values of one row, sealed under a version of the identity''s data key. p_old_key: the key of p_old_version, under which most of them are.';
+
+-- Name: retain_until(timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.retain_until(p_from timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION retain_until(p_from timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.retain_until(p_from timestamp with time zone) IS 'Until when an object must at least be locked whose events are kept from p_from on, if it is recorded now: the end of the policy audit, and 30 days from now.';
 
 -- Name: rights(aclitem[]); Type: FUNCTION; Schema: custody_data
 
@@ -4304,16 +4744,38 @@ CREATE FUNCTION custody_data.searched_for() RETURNS text[]
 
 COMMENT ON FUNCTION custody_data.searched_for() IS 'Which identifiers identifiers_of has in this transaction.';
 
--- Name: segment_retain_until(date); Type: FUNCTION; Schema: custody_data
+-- Name: segment_kept_from(custody_data.archive_segments); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.segment_retain_until(p_day date) RETURNS timestamp with time zone
+CREATE FUNCTION custody_data.segment_kept_from(p_segment custody_data.archive_segments) RETURNS timestamp with time zone
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION segment_retain_until(p_day date); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION segment_kept_from(p_segment custody_data.archive_segments); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.segment_retain_until(p_day date) IS 'Until when a day''s object must at least be locked, if it is recorded now: the end of the policy audit, and 30 days from now.';
+COMMENT ON FUNCTION custody_data.segment_kept_from(p_segment custody_data.archive_segments) IS 'From when on the policy audit counts for a segment: the end of its day, or its opening.';
+
+-- Name: segment_retain_until(date, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION segment_retain_until(p_day date, p_part integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) IS 'Until when a segment''s objects must at least be locked, if it is recorded now.';
+
+-- Name: segments_on_hold(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.segments_on_hold() RETURNS TABLE(day date, part integer)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION segments_on_hold(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.segments_on_hold() IS 'Segments with objects that may hold an event that a legal hold covers: of a held tenant, by or about a held person, or held itself.';
 
 -- Name: settle_refused(text, boolean); Type: FUNCTION; Schema: custody_data
 
@@ -4346,7 +4808,7 @@ CREATE FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before in
 
 -- Name: FUNCTION shortens(p_class text, p_keep interval, p_before interval); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) IS 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do: no data goes by them.';
+COMMENT ON FUNCTION custody_data.shortens(p_class text, p_keep interval, p_before interval) IS 'Whether keeping a class for p_keep lets anything go sooner than p_before does. Policies for keys never do, no data goes by them, nor does that for copies out of the archive.';
 
 -- Name: sign_context(); Type: FUNCTION; Schema: custody_data
 
@@ -4380,6 +4842,17 @@ CREATE FUNCTION custody_data.subtree_hash(p_from bigint, p_to bigint) RETURNS by
 -- Name: FUNCTION subtree_hash(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.subtree_hash(p_from bigint, p_to bigint) IS 'MTH(D[p_from:p_to]) of RFC 6962 section 2.1, of at least one leaf.';
+
+-- Name: supersede_segments(bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.supersede_segments(p_kept bigint) RETURNS text[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION supersede_segments(p_kept bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.supersede_segments(p_kept bigint) IS 'For take_over_leaves: sets the archive back to the first p_kept leaves. A segment that has others stands for nothing any more, recorded or not: its object stays under its lock, what is left of it makes a part of its own. Returns the names of those, DAY.PART.';
 
 -- Name: suspect_events(text, text[]); Type: FUNCTION; Schema: custody_data
 
@@ -4518,7 +4991,7 @@ CREATE FUNCTION custody_data.tg_reject_column_change() RETURNS trigger
 
 -- Name: FUNCTION tg_reject_column_change(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.tg_reject_column_change() IS 'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020).';
+COMMENT ON FUNCTION custody_data.tg_reject_column_change() IS 'Row guard. Arguments: columns that never change (PC030); +column: once it is set nothing of the row changes (PC020); =column: once it is set it stays (PC020).';
 
 -- Name: tg_reject_early_delete(); Type: FUNCTION; Schema: custody_data
 
@@ -4640,29 +5113,21 @@ CREATE FUNCTION custody_data.time_in_id(p_log_entry_id uuid) RETURNS tstzrange
 
 COMMENT ON FUNCTION custody_data.time_in_id(p_log_entry_id uuid) IS 'When an event occurred whose id the server drew (RFC 9562 version 7), to the second; null for other ids.';
 
--- Name: unarchived_windows(date, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+-- Name: unarchived_events(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
-    LANGUAGE plpgsql STABLE
+CREATE FUNCTION custody_data.unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) RETURNS TABLE(row_id tid)
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET work_mem TO '64MB'
     SET jit TO 'off'
     AS $$ … $$;
 
--- Name: FUNCTION unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.unarchived_windows(p_before date, p_horizon xid8, p_opened_at timestamp with time zone) IS 'Windows for the events of days before p_before that no segment covers and whose transactions lie below p_horizon. p_opened_at: since when the database has lived in this cluster; infinity if it has not been seen here.';
-
--- Name: uncovered_window(date, xid8, xid8, timestamp with time zone); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone) RETURNS TABLE(day date, xid_from xid8, xid_to xid8, rows bigint, recorded_until timestamp with time zone)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.uncovered_window(p_day date, p_from xid8, p_to xid8, p_recorded_before timestamp with time zone) IS 'The window of the events of a day in [p_from, p_to), recorded before p_recorded_before, that no segment covers; no row where there are none. p_to, p_recorded_before null: no bound.';
+COMMENT ON FUNCTION custody_data.unarchived_events(p_from timestamp with time zone, p_to timestamp with time zone, p_recorded_before timestamp with time zone) IS 'Where in the partition of p_from to p_to the events stand that are in no such segment as archived_leaves returns.';
 
 -- Name: unknown_conversation(); Type: FUNCTION; Schema: custody_data
 
@@ -4685,6 +5150,23 @@ CREATE FUNCTION custody_data.unknown_record(p_what text) RETURNS void
 -- Name: FUNCTION unknown_record(p_what text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.unknown_record(p_what text) IS 'Raises PC011.';
+
+-- Name: unsealed_events(boolean, xid8); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.unsealed_events(p_whole boolean, p_below xid8) RETURNS TABLE(day date, events bigint, oldest_recorded_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_nestloop TO 'off'
+    SET enable_hashjoin TO 'on'
+    SET enable_sort TO 'on'
+    SET enable_bitmapscan TO 'on'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION unsealed_events(p_whole boolean, p_below xid8); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.unsealed_events(p_whole boolean, p_below xid8) IS 'Committed events without a leaf, by day: those of transactions below p_below that the sealer has still to come to, or p_whole, all that are here.';
 
 -- Name: wrapped_keys; Type: TABLE; Schema: custody_keys
 
@@ -4788,31 +5270,126 @@ CREATE FUNCTION custody_data.writes_system() RETURNS boolean
 
 COMMENT ON FUNCTION custody_data.writes_system() IS 'Whether the caller may change what all tenants share: the setting that names the tenant is anybody''s to set, this is not.';
 
+-- Name: archive_restores; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.archive_restores (
+    tenant_id custody_data.tenant_name NOT NULL,
+    restore_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    range_from timestamp with time zone NOT NULL,
+    range_to timestamp with time zone NOT NULL,
+    of_tenant custody_data.tenant_name,
+    identity_id uuid,
+    log_entry_id uuid,
+    action text COLLATE pg_catalog."C",
+    reason text NOT NULL,
+    restored_by uuid NOT NULL,
+    begun_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone,
+    segments_read bigint,
+    rows bigint,
+    CONSTRAINT archive_restores_finished_whole_check CHECK ((((finished_at IS NULL) = (rows IS NULL)) AND ((finished_at IS NULL) = (segments_read IS NULL)))),
+    CONSTRAINT archive_restores_range_is_not_empty_check CHECK ((range_to > range_from)),
+    CONSTRAINT archive_restores_reason_length_is_1_to_2000_check CHECK (((char_length(reason) >= 1) AND (char_length(reason) <= 2000)))
+);
+
+ALTER TABLE ONLY custody_data.archive_restores FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE archive_restores; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.archive_restores IS 'What was fetched from the archive: events of which time, tenant, person, id and action, for whom and why. Written at the beginning and at the end, never deleted.';
+
+-- Name: COLUMN archive_restores.of_tenant; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.of_tenant IS 'Events of this tenant alone; empty where those of all tenants were asked for, in the context of tenant system.';
+
+-- Name: COLUMN archive_restores.reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.reason IS 'Why, in the words of whoever asked; must not name the person. @custody{"sensitivity":"content","retention":"audit"}';
+
+-- Name: COLUMN archive_restores.expires_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.expires_at IS 'When at the latest the rows in restored_events go; a tenant''s own policy restored may ask for sooner.';
+
+-- Name: COLUMN archive_restores.finished_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.finished_at IS 'Empty where it is under way, or was given up: what it had handed out until then is nowhere counted.';
+
+-- Name: COLUMN archive_restores.rows; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_restores.rows IS 'How many events were handed out, into restored_events or to whoever asked.';
+
+-- Name: archive_restores; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.archive_restores WITH (security_invoker='true') AS
+ SELECT r.tenant_id,
+    r.restore_id,
+    r.range_from,
+    r.range_to,
+    r.of_tenant,
+    r.identity_id,
+    r.log_entry_id,
+    r.action,
+    r.reason,
+    r.restored_by,
+    r.begun_at,
+    r.finished_at,
+    r.expires_at,
+    r.segments_read,
+    r.rows
+   FROM custody_data.archive_restores r;
+
+-- Name: VIEW archive_restores; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.archive_restores IS 'What was fetched from the archive in the context of this tenant, by whom and why. Readers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: archive_segments; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.archive_segments WITH (security_invoker='true') AS
  SELECT s.day,
     s.part,
-    s.xid_from,
-    s.xid_to,
+    s.leaves,
+    s.events,
     s.opened_at,
     s.object_key,
     s.manifest_key,
-    s.rows_archived,
     s.plain_bytes,
+    s.compressed_bytes,
     s.stored_bytes,
     s.plain_sha256,
+    s.compressed_sha256,
     s.stored_sha256,
+    s.manifest_sha256,
+    s.root_hash,
     s.first_occurred_at,
     s.last_occurred_at,
+    s.recipients,
     s.retain_until,
-    s.manifest,
-    s.recorded_at
+    s.recorded_at,
+    s.superseded_at,
+    s.legal_hold,
+    s.expired_at,
+    s.objects_deleted_at
    FROM custody_data.archive_segments s;
 
 -- Name: VIEW archive_segments; Type: COMMENT; Schema: custody
 
 COMMENT ON VIEW custody.archive_segments IS 'The archive''s segments; open ones have no recorded_at. Readers: custody_worker, custody_auditor, custody_privacy.';
+
+-- Name: audit_entries; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
+ SELECT a.tenant_id,
+    a.occurred_at,
+    a.xid,
+    a.recorded_at,
+    a.log_entry_id,
+    custody.audit_entry(a.*) AS entry
+   FROM custody_data.audit_logs a;
+
+-- Name: VIEW audit_entries; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.audit_entries IS 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
 
 -- Name: holds; Type: VIEW; Schema: custody
 
@@ -4918,6 +5495,86 @@ CREATE VIEW custody.logins WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.logins IS 'Logins of the tenant in context whose context is checked: person, token (of tenant system), retired; with ended_at, those that are no more.';
 
+-- Name: restored_events; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.restored_events (
+    tenant_id custody_data.tenant_name NOT NULL,
+    restore_id uuid NOT NULL,
+    leaf_index bigint NOT NULL,
+    log_entry_id uuid NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    actor_id uuid NOT NULL,
+    subject_id uuid,
+    action text NOT NULL COLLATE pg_catalog."C",
+    resource_type text COLLATE pg_catalog."C",
+    resource_id text COLLATE pg_catalog."C",
+    result text NOT NULL COLLATE pg_catalog."C",
+    purpose text,
+    metadata jsonb NOT NULL,
+    personal custody_data.sealed_value,
+    import_id uuid,
+    db_role text NOT NULL,
+    xid xid8 NOT NULL,
+    entry text NOT NULL,
+    restored_from text NOT NULL,
+    restored_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL
+);
+
+ALTER TABLE ONLY custody_data.restored_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.restored_events IS 'Events of the archive, copied back for a while; each was held against its leaf in the ledger. Deleted when they expire.';
+
+-- Name: COLUMN restored_events.leaf_index; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.leaf_index IS 'Of the event in the ledger''s tree.';
+
+-- Name: COLUMN restored_events.personal; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.personal IS 'As in the trail, sealed there and opened as there: nobody opens it once the person has been erased. @custody{"sensitivity":"content","retention":"restored"}';
+
+-- Name: COLUMN restored_events.entry; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.entry IS 'The canonical entry, byte for byte as the archive has it: SHA-256 of a byte 0 and it is the leaf.';
+
+-- Name: COLUMN restored_events.restored_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.restored_events.restored_from IS 'Key of the object in the archive.';
+
+-- Name: restored_events; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.restored_events WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    e.restored_from,
+    e.restore_id,
+    e.expires_at,
+    e.leaf_index,
+    e.log_entry_id,
+    e.occurred_at,
+    e.recorded_at,
+    e.actor_id,
+    e.subject_id,
+    e.action,
+    e.resource_type,
+    e.resource_id,
+    e.result,
+    e.purpose,
+    e.metadata,
+    e.personal,
+    e.import_id,
+    e.db_role,
+    e.xid,
+    e.entry
+   FROM custody_data.restored_events e
+  WHERE (e.expires_at > now());
+
+-- Name: VIEW restored_events; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.restored_events IS 'Events of the tenant in context that were fetched from the archive, until they expire: restored_from is the object that they are from, restore_id the row of custody.archive_restores that says for whom and why. Not the trail, which is custody.audit_events. personal is sealed as there. Readers: custody_worker (in tenant system of all tenants), custody_privacy, custody_auditor.';
+
 -- Name: retention_changes; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.retention_changes WITH (security_invoker='true') AS
@@ -4955,8 +5612,10 @@ CREATE VIEW custody.retention_due WITH (security_invoker='true') AS
     d.keep,
     d.due_rows,
     d.held_rows,
-    d.oldest_at
-   FROM custody.retention_due_at(now()) d(tenant_id, class, relation, keep, due_rows, held_rows, oldest_at);
+    d.oldest_at,
+    d.due_bytes,
+    d.held_by
+   FROM custody.retention_due_at(now()) d(tenant_id, class, relation, keep, due_rows, held_rows, oldest_at, due_bytes, held_by);
 
 -- Name: VIEW retention_due; Type: COMMENT; Schema: custody
 
@@ -4974,7 +5633,7 @@ CREATE TABLE custody_data.retention_policies (
     change_id uuid,
     CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
+    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
 );
 
@@ -5024,7 +5683,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_mutation'::text AS trigger_name
            FROM tables t
-          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
+          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text, 'restored_events'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
         UNION ALL
          SELECT t.name,
             'a_reject_row_mutation'::text AS trigger_name
@@ -5034,7 +5693,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_segments'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -5372,6 +6031,34 @@ CREATE VIEW custody_check.personal_columns WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody_check.personal_columns IS 'Every column that holds personal data, with its sensitivity and retention class, as its comment says, and whether its values are sealed. Not sealed are the external ids, by which people are found, blind indexes, and reasons that must name nobody.';
 
+-- Name: archive_heads; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.archive_heads (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    opened_to bigint DEFAULT 0 NOT NULL,
+    days_end date DEFAULT '1970-01-01'::date NOT NULL,
+    first_open bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT archive_heads_first_open_is_looked_at_check CHECK (((first_open >= 0) AND (first_open <= opened_to)))
+);
+
+ALTER TABLE ONLY custody_data.archive_heads FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.archive_heads IS 'How far the archive is: one row. What is opened next costs what is new.';
+
+-- Name: COLUMN archive_heads.opened_to; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.opened_to IS 'So many leaves of the ledger were looked at.';
+
+-- Name: COLUMN archive_heads.days_end; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.days_end IS 'Of those, all of days before this one have a segment, but for lost leaves.';
+
+-- Name: COLUMN archive_heads.first_open; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.first_open IS 'No leaf below this one is still without a segment, but for lost leaves.';
+
 -- Name: audit_actions; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.audit_actions (
@@ -5514,13 +6201,14 @@ CREATE TABLE custody_data.ledger_entries (
     tile_index bigint NOT NULL,
     xids bytea NOT NULL,
     entry_ids bytea NOT NULL,
+    days bytea NOT NULL,
     first_xid bigint NOT NULL,
     last_xid bigint NOT NULL,
     first_occurred_at timestamp with time zone NOT NULL,
     last_occurred_at timestamp with time zone NOT NULL,
-    CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND ((octet_length(entry_ids) % 16) = 0)))
+    CONSTRAINT ledger_entries_are_pairs_check CHECK (((octet_length(entry_ids) >= 16) AND (octet_length(entry_ids) <= 4096) AND (octet_length(entry_ids) = (2 * octet_length(xids))) AND (octet_length(entry_ids) = (4 * octet_length(days))) AND ((octet_length(entry_ids) % 16) = 0)))
 )
-WITH (toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
+WITH (toast_tuple_target='512', toast.autovacuum_vacuum_threshold='1000', toast.autovacuum_vacuum_scale_factor='0.02');
 ALTER TABLE ONLY custody_data.ledger_entries ALTER COLUMN entry_ids SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.ledger_entries FORCE ROW LEVEL SECURITY;
@@ -5536,6 +6224,10 @@ COMMENT ON COLUMN custody_data.ledger_entries.xids IS 'xid of each leaf''s event
 -- Name: COLUMN ledger_entries.entry_ids; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.ledger_entries.entry_ids IS 'log_entry_id of each leaf''s event, 16 bytes each; zeros for a lost leaf.';
+
+-- Name: COLUMN ledger_entries.days; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.ledger_entries.days IS 'UTC day of each leaf''s event, 4 bytes each, days since 2000-01-01 as Postgres sends a date; -infinity (80000000) for a lost leaf. What the archive knows days by.';
 
 -- Name: COLUMN ledger_entries.first_xid; Type: COMMENT; Schema: custody_data
 
@@ -5756,6 +6448,16 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version befo
 
 COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
 
+-- Name: archive_heads archive_heads_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.archive_heads
+    ADD CONSTRAINT archive_heads_pkey PRIMARY KEY (tenant_id);
+
+-- Name: archive_restores archive_restores_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.archive_restores
+    ADD CONSTRAINT archive_restores_pkey PRIMARY KEY (tenant_id, restore_id);
+
 -- Name: archive_segments archive_segments_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.archive_segments
@@ -5881,6 +6583,11 @@ ALTER TABLE ONLY custody_data.partition_drops
 ALTER TABLE ONLY custody_data.requests
     ADD CONSTRAINT requests_pkey PRIMARY KEY (tenant_id, request_id);
 
+-- Name: restored_events restored_events_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.restored_events
+    ADD CONSTRAINT restored_events_pkey PRIMARY KEY (tenant_id, restore_id, leaf_index);
+
 -- Name: retention_changes retention_changes_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.retention_changes
@@ -5941,13 +6648,17 @@ ALTER TABLE ONLY custody_keys.key_encryption_keys
 ALTER TABLE ONLY custody_keys.wrapped_keys
     ADD CONSTRAINT wrapped_keys_pkey PRIMARY KEY (tenant_id, identity_id, key_version, kek_version);
 
+-- Name: archive_restores_begun_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX archive_restores_begun_at_idx ON custody_data.archive_restores USING btree (tenant_id, begun_at DESC);
+
 -- Name: archive_segments_open_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX archive_segments_open_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE (recorded_at IS NULL);
+CREATE INDEX archive_segments_open_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE ((recorded_at IS NULL) AND (superseded_at IS NULL));
 
--- Name: archive_segments_xid_to_idx; Type: INDEX; Schema: custody_data
+-- Name: archive_segments_retain_until_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX archive_segments_xid_to_idx ON custody_data.archive_segments USING btree (tenant_id, xid_to DESC);
+CREATE INDEX archive_segments_retain_until_idx ON custody_data.archive_segments USING btree (tenant_id, retain_until) WHERE (objects_deleted_at IS NULL);
 
 -- Name: audit_entry_ids_recorded_at_idx; Type: INDEX; Schema: custody_data
 
@@ -6061,6 +6772,14 @@ CREATE INDEX requests_received_at_idx ON custody_data.requests USING btree (tena
 
 CREATE INDEX requests_status_idx ON custody_data.requests USING btree (tenant_id, kind, received_at) WHERE (status = ANY (ARRAY['received'::text, 'held'::text]));
 
+-- Name: restored_events_expires_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX restored_events_expires_at_idx ON custody_data.restored_events USING btree (tenant_id, expires_at);
+
+-- Name: restored_events_occurred_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX restored_events_occurred_at_idx ON custody_data.restored_events USING btree (tenant_id, occurred_at, log_entry_id);
+
 -- Name: retention_changes_open_idx; Type: INDEX; Schema: custody_data
 
 CREATE UNIQUE INDEX retention_changes_open_idx ON custody_data.retention_changes USING btree (tenant_id, class) WHERE (decision IS NULL);
@@ -6098,6 +6817,18 @@ ALTER TABLE custody_data.ledger_stretches ENABLE ALWAYS TRIGGER a_keep_anchored;
 CREATE TRIGGER a_keep_anchored BEFORE DELETE OR UPDATE ON custody_data.ledger_tiles FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_tiles();
 
 ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_keep_anchored;
+
+-- Name: archive_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.archive_heads ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: archive_restores a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_restores FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.archive_restores ENABLE ALWAYS TRIGGER a_reject_delete;
 
 -- Name: archive_segments a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -6213,9 +6944,15 @@ CREATE TRIGGER a_reject_held AFTER DELETE ON custody_data.user_profiles REFERENC
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
+-- Name: archive_restores a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_restores FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'restore_id', 'range_from', 'range_to', 'of_tenant', 'identity_id', 'log_entry_id', 'action', 'reason', 'restored_by', 'begun_at', 'expires_at', '+finished_at');
+
+ALTER TABLE custody_data.archive_restores ENABLE ALWAYS TRIGGER a_reject_key_change;
+
 -- Name: archive_segments a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_segments FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'day', 'part', 'xid_from', 'xid_to', 'opened_at', '+recorded_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_segments FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'day', 'part', 'leaves', 'events', 'opened_at', '=object_key', '=manifest_key', '=plain_bytes', '=compressed_bytes', '=stored_bytes', '=plain_sha256', '=compressed_sha256', '=stored_sha256', '=manifest_sha256', '=root_hash', '=first_occurred_at', '=last_occurred_at', '=recipients', '=retain_until', '=recorded_at', '=superseded_at', '=expired_at', '=objects_deleted_at');
 
 ALTER TABLE custody_data.archive_segments ENABLE ALWAYS TRIGGER a_reject_key_change;
 
@@ -6320,6 +7057,12 @@ ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_mutat
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.partition_drops FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.partition_drops ENABLE ALWAYS TRIGGER a_reject_mutation;
+
+-- Name: restored_events a_reject_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_mutation BEFORE UPDATE OR TRUNCATE ON custody_data.restored_events FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.restored_events ENABLE ALWAYS TRIGGER a_reject_mutation;
 
 -- Name: stored_certificates a_reject_mutation; Type: TRIGGER; Schema: custody_data
 
@@ -6584,6 +7327,62 @@ ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_keys.wrapped_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: archive_heads; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.archive_heads ENABLE ROW LEVEL SECURITY;
+
+-- Name: archive_heads archive_heads_all_insert; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_all_insert ON custody_data.archive_heads FOR INSERT WITH CHECK (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+
+-- Name: POLICY archive_heads_all_insert ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_all_insert ON custody_data.archive_heads IS 'New rows belong to the tenant in context.';
+
+-- Name: archive_heads archive_heads_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_all_select ON custody_data.archive_heads FOR SELECT USING (((( SELECT custody.current_tenant() AS current_tenant) IS NOT NULL) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY archive_heads_all_select ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_all_select ON custody_data.archive_heads IS 'Who may see: the tenant in context, where rows are its own, and what is shared.';
+
+-- Name: archive_heads archive_heads_all_update; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_all_update ON custody_data.archive_heads FOR UPDATE USING (((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)));
+
+-- Name: POLICY archive_heads_all_update ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_all_update ON custody_data.archive_heads IS 'Only rows of the tenant in context change.';
+
+-- Name: archive_heads archive_heads_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_heads_backup_select ON custody_data.archive_heads FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY archive_heads_backup_select ON archive_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_heads_backup_select ON custody_data.archive_heads IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: archive_restores; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.archive_restores ENABLE ROW LEVEL SECURITY;
+
+-- Name: archive_restores archive_restores_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_restores_all_all ON custody_data.archive_restores USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY archive_restores_all_all ON archive_restores; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_restores_all_all ON custody_data.archive_restores IS 'Rows of the tenant in context, for whoever sees the whole tenant.';
+
+-- Name: archive_restores archive_restores_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY archive_restores_backup_select ON custody_data.archive_restores FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY archive_restores_backup_select ON archive_restores; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY archive_restores_backup_select ON custody_data.archive_restores IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: archive_segments; Type: ROW SECURITY; Schema: custody_data
 
@@ -7240,6 +8039,42 @@ CREATE POLICY requests_owner_select ON custody_data.requests FOR SELECT TO custo
 -- Name: POLICY requests_owner_select ON requests; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY requests_owner_select ON custody_data.requests IS 'Who asked for an erasure under a subject finds it by its id once the person is gone.';
+
+-- Name: restored_events; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.restored_events ENABLE ROW LEVEL SECURITY;
+
+-- Name: restored_events restored_events_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_all_all ON custody_data.restored_events USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY restored_events_all_all ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_all_all ON custody_data.restored_events IS 'Rows of the tenant in context, for whoever sees the whole tenant.';
+
+-- Name: restored_events restored_events_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_backup_select ON custody_data.restored_events FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY restored_events_backup_select ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_backup_select ON custody_data.restored_events IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: restored_events restored_events_owner_insert; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_owner_insert ON custody_data.restored_events FOR INSERT TO custody_owner WITH CHECK ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY restored_events_owner_insert ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_owner_insert ON custody_data.restored_events IS 'A restore in the context of tenant system brings events of all tenants.';
+
+-- Name: restored_events restored_events_worker_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY restored_events_worker_select ON custody_data.restored_events FOR SELECT TO custody_owner, custody_worker USING ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY restored_events_worker_select ON restored_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY restored_events_worker_select ON custody_data.restored_events IS 'As of the trail: the worker reads all tenants, in the context of tenant system.';
 
 -- Name: retention_changes; Type: ROW SECURITY; Schema: custody_data
 
