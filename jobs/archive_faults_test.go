@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -116,7 +117,7 @@ func hangUp(_ http.ResponseWriter, r *http.Request) bool {
 func altered(change func([]byte) []byte) func(*http.Response) error {
 	return func(r *http.Response) error {
 		body, err := io.ReadAll(r.Body)
-		if err != nil {
+		if err := errors.Join(err, r.Body.Close()); err != nil {
 			return err
 		}
 		r.Body = io.NopCloser(bytes.NewReader(change(body)))

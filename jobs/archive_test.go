@@ -1204,7 +1204,7 @@ func TestVerifyArchiveFindsWhatWasDone(t *testing.T) {
 	undo(name.ObjectKey(), *marker.VersionId)
 
 	for _, change := range []func(*segment.Manifest){
-		func(m *segment.Manifest) { m.Rows-- },
+		func(m *segment.Manifest) { m.PlainBytes-- },
 		func(m *segment.Manifest) { m.LastOccurredAt = m.LastOccurredAt.Add(time.Microsecond) },
 	} {
 		m := b.manifest(name)
@@ -1218,18 +1218,6 @@ func TestVerifyArchiveFindsWhatWasDone(t *testing.T) {
 	version = put(name.ManifestKey(), "{")
 	require.Equal(t, map[string]string{name.ManifestKey(): "manifest cannot be read"}, verify(0))
 	undo(name.ManifestKey(), version)
-
-	// A version under the one that counts, as a writer leaves that nobody waits for.
-	other := segment.NewName(b.day(2), 1)
-	m := b.manifest(other)
-	content, _ := b.get(other.ObjectKey())
-	older := put(other.ObjectKey(), "left behind")
-	newest := put(other.ObjectKey(), string(content))
-	require.NotEmpty(t, m.ObjectVersion)
-	found := verify(0)
-	require.Equal(t, map[string]string{other.ObjectKey(): "a version of it is on no record"}, map[string]string{other.ObjectKey(): found[other.ObjectKey()]})
-	undo(other.ObjectKey(), newest)
-	undo(other.ObjectKey(), older)
 
 	stray := segment.NewName(b.day(9), 1).ObjectKey()
 	version = put(stray, "x")
@@ -1250,7 +1238,7 @@ func TestVerifyArchiveFindsWhatWasDone(t *testing.T) {
 		return o, err
 	}}
 	for _, with = range [][]age.Identity{identities(), nil} {
-		found = verify(0)
+		found := verify(0)
 		require.Equal(t, []string{name.ObjectKey()}, slices.Collect(maps.Keys(found)))
 		require.Contains(t, found[name.ObjectKey()], segment.ErrDamaged.Error())
 	}

@@ -134,8 +134,8 @@ func (c *check) indexedExpiries(ctx context.Context) (map[string]Hash, error) {
 		if err != nil {
 			return err
 		}
-		index, err := ledger.OpenArchiveIndex(content, c.Origin, c.Keys)
-		if err != nil || ledger.ArchiveIndexKey(index.Number) != object.key {
+		index := c.openIndex(content, object.key)
+		if index == nil {
 			c.find(Finding{Kind: ObjectChanged, Object: object.key, Detail: "it is no index that a key of the log signed"})
 			return nil
 		}
@@ -149,6 +149,15 @@ func (c *check) indexedExpiries(ctx context.Context) (map[string]Hash, error) {
 		return nil
 	})
 	return said, err
+}
+
+// openIndex is nil where the content is no index of that name that a key signed.
+func (c *check) openIndex(content []byte, key string) *ledger.ArchiveIndex {
+	index, err := ledger.OpenArchiveIndex(content, c.Origin, c.Keys)
+	if err != nil || ledger.ArchiveIndexKey(index.Number) != key {
+		return nil
+	}
+	return &index
 }
 
 // expire takes down what was said with good reason.
