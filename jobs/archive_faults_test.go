@@ -80,6 +80,13 @@ func newProxy(t *testing.T) *proxy {
 	return p
 }
 
+// met is how many requests went wrong since.
+func (p *proxy) met() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.done
+}
+
 // set has the next n matching requests go wrong.
 func (p *proxy) set(f failing, n int) {
 	p.mu.Lock()
@@ -203,7 +210,7 @@ func TestArchiveFaultyStore(t *testing.T) {
 		p.set(f, 2) // as often as the client tries
 		cmd, out := k.command()
 		err := cmd.Run()
-		require.NotZero(t, p.done, "%s: no request was met", f.name)
+		require.NotZero(t, p.met(), "%s: no request was met", f.name)
 		t.Logf("%s: %v %s", f.name, err, lastLine(out.String()))
 		if err != nil {
 			require.Equal(t, 1, strings.Count(out.String(), "pgcustody: "), "%s: an error is one line: %s", f.name, out.String())

@@ -371,7 +371,7 @@ func TestDumpAndRestore(t *testing.T) {
 				_, err := o.admin.Exec(t.Context(), "drop extension pgaudit")
 				require.NoError(t, err)
 				asked = o.fullVictim(t, o.app, o.dpo)
-				o.burn(t, 9500)
+				o.burn(t, 14000)
 				require.Equal(t, "[]", o.runner.run(t, tenant, fmt.Sprintf(`select custody.search_residue('%s')`, asked.request)))
 				o.digests = contents(t, o.admin)
 				o.dump = o.backup(t)
@@ -390,13 +390,13 @@ func TestDumpAndRestore(t *testing.T) {
 			// Numbers that were searched in the other cluster, used again and passed in
 			// this one before anything has told the database where it is.
 			worker := b.session(t, runner)
-			require.Less(t, b.xid(t), int64(9500))
+			require.Less(t, b.xid(t), int64(14000))
 			b.session(t, app).run(t, tenant, fill(`select custody.record_audit_event('account.login', p_metadata => jsonb_build_object('source', :user::text))`, asked.user, ""))
-			b.burn(t, 10000)
+			b.burn(t, 15000)
 			worker.refused(t, "PC019", tenant, asked.erase())
 
 			// And back into the first cluster, which is further than what it gets.
-			o.burn(t, 12000)
+			o.burn(t, 18000)
 			o.dump = b.backup(t)
 			back := o.restoreAs(t, source, "back", stack.Superuser)
 			worker, archived := back.session(t, runner), maps.Clone(o.archived)

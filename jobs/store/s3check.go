@@ -119,6 +119,7 @@ func (s *s3Store) unencrypted(ctx context.Context, key, version string) (string,
 func (s *s3Store) open(ctx context.Context, key, version string) (open []string, _ error) {
 	opts := s.client.Options()
 	opts.Credentials = aws.AnonymousCredentials{}
+	opts.ExpressCredentials = nil // the client's own, which a new one would make its own
 	anybody := s3.New(opts)
 	_, err := anybody.ListObjectsV2(ctx, &s3.ListObjectsV2Input{Bucket: &s.bucket, Prefix: &s.prefix, MaxKeys: aws.Int32(1)})
 	if could, err := s.gaveIn(ctx, "", err); err != nil {

@@ -45,7 +45,7 @@ end
 $$;
 create function pg_temp.needs_none(p_name text) returns boolean language sql immutable return p_name in (
   'set_context', 'begin_context', 'register_tenant', 'list_tenants', 'ensure_audit_partitions', 'audit_entry', 'has_subject',
-  'current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id', 'segment_entries');
+  'current_tenant', 'current_actor', 'current_actor_id', 'current_purpose', 'current_subject', 'current_subject_id', 'segment_may_hold');
 create temp table login_groups (login text, groups text[]);
 insert into login_groups values ('custody_app', '{custody_readwrite}'), ('custody_reports', '{custody_readonly}'), ('custody_runner', '{custody_worker,custody_privacy}'), ('custody_dpo', '{custody_privacy}'), ('custody_audit', '{custody_auditor}');
 select is(pg_temp.forged(l.login, call_of(f.oid)), 'PC001', format('%s refuses %s', f.name, l.login))
