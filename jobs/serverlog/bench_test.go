@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"syscall"
 	"testing"
 )
@@ -141,35 +140,5 @@ func BenchmarkEncodingJSON(b *testing.B) {
 				b.Fatal(err)
 			}
 		}
-	}
-}
-
-// TestConvertFile converts the file in SERVERLOG_FILE to SERVERLOG_OUT, for a
-// comparison by hand with jq; without the first it writes one of 256 MiB.
-func TestConvertFile(t *testing.T) {
-	from, to := os.Getenv("SERVERLOG_FILE"), os.Getenv("SERVERLOG_OUT")
-	if to == "" {
-		t.Skip("by hand")
-	}
-	out, err := os.Create(to)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	if from == "" {
-		if _, err := out.Write(reads(256 << 20)); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	log, err := os.Open(from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	counts, err := convert(log, JSON, out)
-	t.Log(counts, err)
-	if err != nil {
-		t.Fatal(err)
 	}
 }
