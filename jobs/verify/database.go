@@ -51,10 +51,23 @@ func (c *check) inSnapshot(ctx context.Context, work func(*database) error) erro
 		return fmt.Errorf("begin: %w", err)
 	}
 	defer func() { _ = tx.Rollback(context.WithoutCancel(ctx)) }()
+	// Before there is a snapshot: a month that is dropped after it was taken would be
+	// missing from the rows while the tree knew nothing of it.
+	if _, err := tx.Exec(ctx, lockTrail); err != nil {
+		return fmt.Errorf("prepare the snapshot: %w", err)
+	}
+	if err := c.settle(ctx, tx, c.note); err != nil {
+		return err
+	}
+	return work(&database{Tx: tx})
+}
+
+const lockTrail = "lock table custody_data.audit_logs in access share mode"
+
+// settle makes a session see what its login may see, and nothing else of the
+// server's settings matter.
+func (c *check) settle(ctx context.Context, tx pgx.Tx, note func(format string, args ...any)) error {
 	for _, statement := range []string{
-		// Before there is a snapshot: a month that is dropped after it was taken would be
-		// missing from the rows while the tree knew nothing of it.
-		"lock table custody_data.audit_logs in access share mode",
 		"set local search_path = ''",
 		"set local client_encoding = 'UTF8'",
 		"set local statement_timeout = 0",
@@ -77,15 +90,17 @@ func (c *check) inSnapshot(ctx context.Context, work func(*database) error) erro
 		if _, err := tx.Exec(ctx, "set local row_security = off"); err != nil {
 			return fmt.Errorf("switch row-level security off: %w", err)
 		}
-	} else {
-		c.note("rows were read as %s sees them through row-level security: what a policy hides shows as row_missing", role)
-		if c.Prepare != nil && !backup {
-			if err := c.Prepare(ctx, tx); err != nil {
-				return fmt.Errorf("set the context: %w", err)
-			}
+		return nil
+	}
+	if note != nil {
+		note("rows were read as %s sees them through row-level security: what a policy hides shows as row_missing", role)
+	}
+	if c.Prepare != nil && !backup {
+		if err := c.Prepare(ctx, tx); err != nil {
+			return fmt.Errorf("set the context: %w", err)
 		}
 	}
-	return work(&database{Tx: tx})
+	return nil
 }
 
 func (c *check) verifyDatabase(ctx context.Context) error {

@@ -251,22 +251,28 @@ func (c *check) stretchesOf(d *database) []stretch {
 func (c *check) readRows(ctx context.Context, d *database) error {
 	c.setHorizon(d)
 	c.report.Leaves = c.tree.size
-	where := ""
 	least := uint64(0)
 	if c.Since != nil {
 		var err error
 		if least, err = c.leastXID(); err != nil {
 			return err
 		}
-		where = fmt.Sprintf("where a.xid >= '%d' ", least)
 		c.report.From = c.from()
 	}
 	// By the index: what is sorted comes late, and waits on the server's disk.
-	if _, err := d.Exec(ctx, "set local enable_sort = off; set local enable_bitmapscan = off"); err != nil {
+	const byIndex = "set local enable_sort = off; set local enable_bitmapscan = off"
+	if _, err := d.Exec(ctx, byIndex); err != nil {
 		return err
 	}
+	f := c.feed(ctx, d, least)
+	if f != nil {
+		defer f.close(ctx)
+		if _, err := f.sessions[1].Exec(ctx, byIndex); err != nil {
+			return err
+		}
+	}
 	found, counts := len(c.report.Findings), maps.Clone(c.report.Counts)
-	read, err := c.readRowsOnce(ctx, d, where, least)
+	read, err := c.readRowsOnce(ctx, d, f, least)
 	if err != nil || c.Since != nil {
 		return err
 	}
@@ -281,12 +287,12 @@ func (c *check) readRows(ctx context.Context, d *database) error {
 	}
 	c.report.Findings, c.report.Counts = c.report.Findings[:found], counts
 	c.find(Finding{Kind: RowsHidden, Object: "audit_logs", Detail: fmt.Sprintf("its index on xid has %d of %d rows: it was tampered with or is damaged; the rows were read without it", read, rows)})
-	_, err = c.readRowsOnce(ctx, d, where, least)
+	_, err = c.readRowsOnce(ctx, d, nil, least)
 	return err
 }
 
 // readRowsOnce holds every row against the leaves, and returns how many there were.
-func (c *check) readRowsOnce(ctx context.Context, d *database, where string, least uint64) (read int64, err error) {
+func (c *check) readRowsOnce(ctx context.Context, d *database, f *feed, least uint64) (read int64, err error) {
 	t := &c.tree
 	c.rows = rows{seen: newBitmap(t.total), times: make([][2]int64, (t.size+tileWidth-1)/tileWidth), horizon: c.rows.horizon}
 	r := &c.rows
@@ -302,7 +308,13 @@ func (c *check) readRowsOnce(ctx context.Context, d *database, where string, lea
 	var last key
 	var buffer []byte
 	var event row
-	err = d.copyTo(ctx, columnCount, "select "+columnList+" from custody_data.audit_logs a "+where+"order by a.xid, a.log_entry_id", func(fields [][]byte) error {
+	query := func(and string) string {
+		if least > 0 {
+			and += fmt.Sprintf(" and a.xid >= '%d'", least)
+		}
+		return "select " + columnList + " from custody_data.audit_logs a where true" + and + " order by a.xid, a.log_entry_id"
+	}
+	each := func(fields [][]byte) error {
 		copy(event[:], fields)
 		k, err := event.key()
 		if err != nil {
@@ -337,7 +349,12 @@ func (c *check) readRowsOnce(ctx context.Context, d *database, where string, lea
 			c.Show("events", read, t.size)
 		}
 		return nil
-	})
+	}
+	if f != nil {
+		err = f.copyTo(ctx, columnCount, query, each)
+	} else {
+		err = d.copyTo(ctx, columnCount, query(""), each)
+	}
 	return read, err
 }
 

@@ -20,7 +20,10 @@ import (
 	"pgcustody/jobs/verify"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	verify.ReadBy(64) // by both sessions, few as the events are
+	goleak.VerifyTestMain(m)
+}
 
 // places at which an event is tampered with.
 const (
