@@ -55,6 +55,7 @@ from (values
   ('custody_data', 'privacy readwrite worker', 'append_event new_entry_id require_actor require_partition'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
   ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings live_logins rights'),
+  ('custody_data', 'admin auditor privacy worker', 'audit_classes logins_here'),
   ('custody_data', 'worker', 'append_record_events changed_columns event_content begin_import claim_identities claim_staged consent_content_id import_result indexed_later leaf_hash sealed_later settle_refused settle_repeated')
 ) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
 

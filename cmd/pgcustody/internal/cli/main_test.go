@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -22,6 +23,7 @@ import (
 	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/jobs"
 	"pgcustody/jobs/keys"
+	"pgcustody/sql"
 )
 
 func TestMain(m *testing.M) {
@@ -84,7 +86,13 @@ func TestScript(t *testing.T) {
 					}
 					return nil
 				},
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL, "exits": wantExit, "sealed": waitSealed, "vkey": readKey},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL, "exits": wantExit, "sealed": waitSealed, "vkey": readKey, "run": runFile},
+				Condition: func(name string) (bool, error) {
+					if name != "pgaudit" {
+						return false, fmt.Errorf("unknown condition %s", name)
+					}
+					return stacktest.Shared(t).HasPgaudit(), nil
+				},
 			})
 		})
 	}
@@ -184,6 +192,22 @@ func waitSealed(ts *testscript.TestScript, negated bool, args []string) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// runFile is `run FILE`: a DBA runs one of sql/'s own files as a superuser.
+func runFile(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 1 {
+		ts.Fatalf("usage: run FILE")
+	}
+	text, err := fs.ReadFile(sql.Files(), args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, ts.Getenv("URL_"+stack.Superuser))
+	ts.Check(err)
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, "set search_path = public;"+string(text))
+	ts.Check(err)
 }
 
 // readKey is `vkey NAME FILE`: puts the first line of a signer's verifier keys into the
