@@ -172,7 +172,7 @@ union all
 select 'log-lost', w.title, w.level, w.control, g.name, pg_catalog.format('it is %s', g.setting), w.mend
 from (values
   ('logging_collector', '^on$', 'The server''s log is not collected into files', 'error', 'HIPAA 164.312(b)', 'alter system set logging_collector = on, and restart; on a managed host the provider does that'),
-  ('log_destination', 'jsonlog|csvlog', 'The server''s log is in no form that machines read', 'error', 'HIPAA 164.312(b)', 'alter system set log_destination = ''jsonlog''; select pg_reload_conf() (on Postgres of a host that offers no jsonlog: csvlog)'),
+  ('log_destination', 'jsonlog|csvlog', 'The server''s log is in no form that machines read', 'error', 'HIPAA 164.312(b)', 'alter system set log_destination = jsonlog; select pg_reload_conf()'),
   ('log_connections', '^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)', 'Connections and failed logins are not logged', 'error', 'HIPAA 164.308(a)(5)(ii)(C)', 'alter system set log_connections = on; select pg_reload_conf()'),
   ('log_disconnections', '^on$', 'Ends of sessions are not logged', 'warning', 'HIPAA 164.308(a)(5)(ii)(C)', 'alter system set log_disconnections = on; select pg_reload_conf()'),
   ('log_truncate_on_rotation', '^off$', 'A log file is emptied when its name comes again', 'warning', 'HIPAA 164.312(b)', 'alter system set log_truncate_on_rotation = off; select pg_reload_conf()')
@@ -189,7 +189,11 @@ cross join lateral (select pg_catalog.string_agg(g.name, ', ' order by g.name) a
 where l.kind = 'unregistered' and not l.owner and m.groups is not null
 union all
 select 'copy-granted', 'A login reads or copies past the API', 'error', 'HIPAA 164.312(a)(1)', l.login, pg_catalog.format('member of %s', g.name),
-  pg_catalog.format('revoke %s from %I, or from the role through which it has it', g.name, l.login)
+  -- from itself, or from the role through which it has it
+  pg_catalog.format('revoke %s from %s', g.name, (
+    select m.member::regrole from pg_catalog.pg_auth_members m
+    where m.roleid = g.name::regrole and pg_catalog.pg_has_role(l.login, m.member, 'member')
+    order by pg_catalog.pg_get_userbyid(m.member) = l.login desc, m.member limit 1))
 from custody_data.logins_here() l (login, kind, owner, excepted)
 cross join (values ('pg_read_server_files'), ('pg_write_server_files'), ('pg_execute_server_program'), ('pg_read_all_data')) g (name)
 where l.kind <> 'superuser' and pg_catalog.pg_has_role(l.login, g.name, 'member')
@@ -207,11 +211,13 @@ where n.nspname in ('custody_data', 'custody_keys') and c.relkind in ('r', 'p') 
   and pg_catalog.pg_get_userbyid(x.grantee) not in (select g.name from groups g union all select 'custody_pgaudit')
   and (n.nspname = 'custody_keys' or exists (select from pg_catalog.pg_description e where e.classoid = 'pg_catalog.pg_class'::regclass and e.objoid = c.oid and e.description like '%@custody{%'))
 union all
-select 'definer-foreign', 'A function reads with the rights of somebody who sees personal data', 'warning', 'HIPAA 164.312(b)', p.oid::regprocedure::text,
+select 'definer-foreign', 'A function reads with the rights of somebody who sees personal data', 'warning', 'HIPAA 164.312(b)', f.name,
   pg_catalog.format('security definer, owner %s: pgaudit does not log what it reads', pg_catalog.pg_get_userbyid(p.proowner)),
-  pg_catalog.format('alter function %s security invoker', p.oid::regprocedure)
+  pg_catalog.format('alter function %s security invoker', f.name)
 from pg_catalog.pg_proc p
 join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+-- whatever the search_path of who asks
+cross join lateral (select pg_catalog.format('%I.%I(%s)', n.nspname, p.proname, pg_catalog.pg_get_function_identity_arguments(p.oid)) as name) f
 where p.prosecdef and n.nspname not in ('custody', 'custody_data', 'pg_catalog', 'information_schema')
   and not exists (select from pg_catalog.pg_depend d where d.classid = 'pg_catalog.pg_proc'::regclass and d.objid = p.oid and d.deptype = 'e')
   and pg_catalog.has_any_column_privilege(p.proowner, 'custody_data.identities', 'select')

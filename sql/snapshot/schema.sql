@@ -5749,7 +5749,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('enabled %s, forced %s'::text, t.relrowsecurity, t.relforcerowsecurity) AS detail,
-    'alter table … enable row level security, force row level security'::text AS remediation
+    format('alter table %s enable row level security, force row level security'::text, (t.oid)::regclass) AS remediation
    FROM tables t
   WHERE (NOT (t.relrowsecurity AND t.relforcerowsecurity))
 UNION ALL
@@ -5772,7 +5772,7 @@ UNION ALL
     'HIPAA 164.312(b)'::text AS control,
     t.name AS object,
     format('trigger %s is in state %s'::text, r.tgname, r.tgenabled) AS detail,
-    format('alter table custody_data.%I enable always trigger %I'::text, t.name, r.tgname) AS remediation
+    format('alter table %s enable always trigger %I'::text, (t.oid)::regclass, r.tgname) AS remediation
    FROM (tables t
      JOIN pg_trigger r ON ((r.tgrelid = t.oid)))
   WHERE ((NOT r.tgisinternal) AND (r.tgenabled <> 'A'::"char"))
@@ -5868,7 +5868,7 @@ UNION ALL
     'HIPAA 164.308(a)(4)'::text AS control,
     t.name AS object,
     x.privilege_type AS detail,
-    'revoke … from public'::text AS remediation
+    format('revoke %s on %s from public'::text, x.privilege_type, (t.oid)::regclass) AS remediation
    FROM (tables t
      CROSS JOIN LATERAL aclexplode(t.relacl) x(grantor, grantee, privilege_type, is_grantable))
   WHERE (x.grantee = (0)::oid)
@@ -5879,7 +5879,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('%s has %s'::text, (x.grantee)::regrole, x.privilege_type) AS detail,
-    'revoke it: partitions are read through audit_logs'::text AS remediation
+    format('revoke %s on %s from %s'::text, x.privilege_type, (t.oid)::regclass, (x.grantee)::regrole) AS remediation
    FROM (tables t
      CROSS JOIN LATERAL aclexplode(t.relacl) x(grantor, grantee, privilege_type, is_grantable))
   WHERE (t.relispartition AND (x.grantee <> t.relowner) AND (NOT ((pg_get_userbyid(x.grantee) = 'custody_backup'::name) AND (x.privilege_type = 'SELECT'::text))))
@@ -5890,7 +5890,7 @@ UNION ALL
     'HIPAA 164.308(a)(4)'::text AS control,
     ((p.oid)::regprocedure)::text AS object,
     'only the helpers of policies are for everybody'::text AS detail,
-    'revoke all on function … from public'::text AS remediation
+    format('revoke all on function %s from public'::text, (p.oid)::regprocedure) AS remediation
    FROM (pg_proc p
      CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f'::"char", p.proowner))) x(grantor, grantee, privilege_type, is_grantable))
   WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (x.grantee = (0)::oid) AND (p.proname <> ALL (ARRAY['current_tenant'::name, 'current_actor'::name, 'current_actor_id'::name, 'current_purpose'::name, 'current_subject'::name, 'current_subject_id'::name, 'has_subject'::name, 'caller_role'::name, 'caller_is'::name, 'writes_system'::name, 'checked_logins'::name, 'context_is_authentic'::name, 'context_stands'::name])))
@@ -5923,7 +5923,7 @@ UNION ALL
     'SOC 2 CC6.1'::text AS control,
     ((p.oid)::regprocedure)::text AS object,
     COALESCE(array_to_string(p.proconfig, ', '::text), 'none'::text) AS detail,
-    'set search_path = pg_catalog, pg_temp, or a SQL-standard body'::text AS remediation
+    format('alter function %s set search_path = pg_catalog, pg_temp'::text, (p.oid)::regprocedure) AS remediation
    FROM pg_proc p
   WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (p.prosqlbody IS NULL) AND (NOT COALESCE((p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'::text]), false)))
 UNION ALL
@@ -5933,7 +5933,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     ((c.oid)::regclass)::text AS object,
     'row-level security of the caller does not hold in it'::text AS detail,
-    'alter view … set (security_invoker = true)'::text AS remediation
+    format('alter view %s set (security_invoker = true)'::text, (c.oid)::regclass) AS remediation
    FROM pg_class c
   WHERE ((c.relnamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_check'::regnamespace)::oid])) AND (c.relkind = ANY (ARRAY['v'::"char", 'm'::"char"])) AND (NOT COALESCE((c.reloptions @> ARRAY['security_invoker=true'::text]), false)))
 UNION ALL
@@ -6004,7 +6004,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('policy %s'::text, p.polname) AS detail,
-    'drop policy …: partitions are read through audit_logs'::text AS remediation
+    format('drop policy %I on %s'::text, p.polname, (t.oid)::regclass) AS remediation
    FROM (tables t
      JOIN pg_policy p ON ((p.polrelid = t.oid)))
   WHERE (t.relispartition AND (( SELECT string_agg((pg_get_userbyid(o.o))::text, ' '::text) AS string_agg
@@ -6025,7 +6025,7 @@ UNION ALL
     'HIPAA 164.312(b)'::text AS control,
     t.name AS object,
     format('rule %s'::text, w.rulename) AS detail,
-    'drop rule …'::text AS remediation
+    format('drop rule %I on %s'::text, w.rulename, (t.oid)::regclass) AS remediation
    FROM (tables t
      JOIN pg_rewrite w ON ((w.ev_class = t.oid)))
   WHERE t.relispartition
@@ -6253,7 +6253,7 @@ UNION ALL
     g.name AS object,
     format('it is %s'::text, g.setting) AS detail,
     w.mend AS remediation
-   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = ''jsonlog''; select pg_reload_conf() (on Postgres of a host that offers no jsonlog: csvlog)'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
+   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
      JOIN pg_settings g ON ((g.name = w.name)))
   WHERE (g.setting !~ w.fits)
 UNION ALL
@@ -6276,7 +6276,11 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     l.login AS object,
     format('member of %s'::text, g.name) AS detail,
-    format('revoke %s from %I, or from the role through which it has it'::text, g.name, l.login) AS remediation
+    format('revoke %s from %s'::text, g.name, ( SELECT (m.member)::regrole AS member
+           FROM pg_auth_members m
+          WHERE ((m.roleid = ((g.name)::regrole)::oid) AND pg_has_role((l.login)::name, m.member, 'member'::text))
+          ORDER BY (pg_get_userbyid(m.member) = l.login) DESC, m.member
+         LIMIT 1)) AS remediation
    FROM (custody_data.logins_here() l(login, kind, owner, excepted)
      CROSS JOIN ( VALUES ('pg_read_server_files'::text), ('pg_write_server_files'::text), ('pg_execute_server_program'::text), ('pg_read_all_data'::text)) g(name))
   WHERE ((l.kind <> 'superuser'::text) AND pg_has_role((l.login)::name, (g.name)::name, 'member'::text))
@@ -6310,11 +6314,12 @@ UNION ALL
     'A function reads with the rights of somebody who sees personal data'::text AS title,
     'warning'::text AS level,
     'HIPAA 164.312(b)'::text AS control,
-    ((p.oid)::regprocedure)::text AS object,
+    f.name AS object,
     format('security definer, owner %s: pgaudit does not log what it reads'::text, pg_get_userbyid(p.proowner)) AS detail,
-    format('alter function %s security invoker'::text, (p.oid)::regprocedure) AS remediation
-   FROM (pg_proc p
+    format('alter function %s security invoker'::text, f.name) AS remediation
+   FROM ((pg_proc p
      JOIN pg_namespace n ON ((n.oid = p.pronamespace)))
+     CROSS JOIN LATERAL ( SELECT format('%I.%I(%s)'::text, n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name) f)
   WHERE (p.prosecdef AND (n.nspname <> ALL (ARRAY['custody'::name, 'custody_data'::name, 'pg_catalog'::name, 'information_schema'::name])) AND (NOT (EXISTS ( SELECT
            FROM pg_depend d
           WHERE ((d.classid = ('pg_proc'::regclass)::oid) AND (d.objid = p.oid) AND (d.deptype = 'e'::"char"))))) AND has_any_column_privilege(p.proowner, 'custody_data.identities'::text, 'select'::text))
