@@ -12,7 +12,7 @@
 -- schema. So a person's login needs no setting of its own, and what nobody has thought of is logged, superusers too.
 -- Logins of applications (in token mode, or whose comment says @custody{"login":"application"}) are excepted, by a
 -- setting of each in this database: of them DDL and roles are logged, and what object audit sees. A login that may act
--- as custody_owner is never excepted.
+-- as custody_owner is never excepted, nor one of custody_backup, which reads partitions by name: these have no marks.
 --
 -- Values stay out of the log: parameters are not logged, and nothing personal is ever part of a statement's text.
 -- What belongs to the whole server (shared_preload_libraries, logging_collector, log_destination, log_connections,
@@ -62,7 +62,7 @@ begin
   end loop;
 
   for v_login in
-    select l.login, l.kind = 'application' and not l.owner as excepted, l.excepted as was_excepted from custody_data.logins_here() l
+    select l.login, not l.wholly as excepted, l.excepted as was_excepted from custody_data.logins_here() l
   loop
     if v_login.excepted is distinct from v_login.was_excepted then
       begin

@@ -31,19 +31,15 @@ comment on function custody_data.audit_classes(text) is 'The classes of statemen
 
 -- definer: rows of logins are each tenant's own, and here it matters only whether a login has one
 create or replace function custody_data.logins_here()
-returns table (login text, kind text, owner boolean, excepted boolean)
+returns table (login text, kind text, owner boolean, wholly boolean, excepted boolean)
 language sql
 stable
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
-  select r.rolname::text,
-    case when r.rolsuper then 'superuser'
-      when l.mode = 'token' then 'application'
-      when l.mode is not null then l.mode
-      when shobj_description(r.oid, 'pg_authid') ~ '@custody\{\s*"login"\s*:\s*"application"\s*\}' then 'application'
-      else 'unregistered' end,
-    pg_has_role(r.oid, 'custody_owner', 'member'),
+  select r.rolname::text, k.kind, k.owner,
+    -- partitions, which only custody_backup reads, have no marks of object audit
+    k.kind <> 'application' or k.owner or pg_has_role(r.oid, 'custody_backup', 'member'),
     exists (select from pg_db_role_setting s where s.setrole = r.oid and s.setdatabase = d.oid and 'pgaudit.log=ddl, role' = any (s.setconfig))
   from pg_roles r
   join pg_database d on d.datname = current_database()
@@ -52,19 +48,26 @@ as $$
     where l.role_name = r.rolname and l.ended_at is null
     order by l.mode = 'retired' desc, l.mode = 'token' desc
     limit 1) l on true
+  cross join lateral (select
+    case when r.rolsuper then 'superuser'
+      when l.mode = 'token' then 'application'
+      when l.mode is not null then l.mode
+      when shobj_description(r.oid, 'pg_authid') ~ '@custody\{\s*"login"\s*:\s*"application"\s*\}' then 'application'
+      else 'unregistered' end as kind,
+    pg_has_role(r.oid, 'custody_owner', 'member') as owner) k
   where r.rolcanlogin and has_database_privilege(r.oid, d.oid, 'connect');
 $$;
 revoke all on function custody_data.logins_here() from public;
 grant execute on function custody_data.logins_here() to custody_admin, custody_auditor, custody_worker, custody_privacy;
-comment on function custody_data.logins_here() is 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether pgaudit.sql has excepted it from the audit of all statements.';
+comment on function custody_data.logins_here() is 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether each of its statements is to be logged; whether pgaudit.sql has excepted it from that.';
 
 create or replace view custody_check.logins with (security_invoker = true) as
 select l.login, l.kind, l.owner as acts_as_owner, s.value as pgaudit_log,
   custody_data.audit_classes(s.value) as logged,
   array(select c.class
-    from pg_catalog.unnest(case when l.kind = 'application' and not l.owner then array['ddl', 'role'] else array['ddl', 'misc_set', 'read', 'role', 'write'] end) c (class)
+    from pg_catalog.unnest(case when l.wholly then array['ddl', 'misc_set', 'read', 'role', 'write'] else array['ddl', 'role'] end) c (class)
     where not c.class = any (custody_data.audit_classes(s.value))) as not_logged
-from custody_data.logins_here() l (login, kind, owner, excepted)
+from custody_data.logins_here() l (login, kind, owner, wholly, excepted)
 join pg_catalog.pg_roles r on r.rolname = l.login
 join pg_catalog.pg_database d on d.datname = pg_catalog.current_database()
 cross join lateral (
@@ -106,7 +109,7 @@ with place as (
       when pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2)) ~ '^(of|off|f|fa|fal|fals|false|n|no|0)$' then 'off'
       else pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2)) end as value
   from pg_catalog.pg_db_role_setting e cross join lateral pg_catalog.unnest(e.setconfig) c (entry)
-  where e.setdatabase in (0, (select p.oid from place p)) and (e.setrole = 0 or exists (select from custody_data.logins_here() l (login, kind, owner, excepted) where l.login = pg_catalog.pg_get_userbyid(e.setrole)))
+  where e.setdatabase in (0, (select p.oid from place p)) and (e.setrole = 0 or exists (select from custody_data.logins_here() l (login, kind, owner, wholly, excepted) where l.login = pg_catalog.pg_get_userbyid(e.setrole)))
 ), groups (name) as (
   values ('custody_readonly'), ('custody_readwrite'), ('custody_admin'), ('custody_worker'), ('custody_privacy'), ('custody_auditor'), ('custody_backup')
 )
@@ -183,7 +186,7 @@ union all
 select 'login-unregistered', 'A login that works with personal data is nobody''s', 'error', 'HIPAA 164.312(a)(2)(i)', l.login,
   pg_catalog.format('member of %s; it says itself for whom and by whom it works', m.groups),
   pg_catalog.format('a person''s: custody.register_login(%L, actor, tenant); an application''s: custody.require_tokens(%L), or for free mode: comment on role %I is ''… @custody{"login":"application"}''', l.login, l.login, l.login)
-from custody_data.logins_here() l (login, kind, owner, excepted)
+from custody_data.logins_here() l (login, kind, owner, wholly, excepted)
 cross join lateral (select pg_catalog.string_agg(g.name, ', ' order by g.name) as groups from groups g where pg_catalog.pg_has_role(l.login, g.name, 'member')) m
 -- who can act as the owner is another finding
 where l.kind = 'unregistered' and not l.owner and m.groups is not null
@@ -194,7 +197,7 @@ select 'copy-granted', 'A login reads or copies past the API', 'error', 'HIPAA 1
     select m.member::regrole from pg_catalog.pg_auth_members m
     where m.roleid = g.name::regrole and pg_catalog.pg_has_role(l.login, m.member, 'member')
     order by pg_catalog.pg_get_userbyid(m.member) = l.login desc, m.member limit 1))
-from custody_data.logins_here() l (login, kind, owner, excepted)
+from custody_data.logins_here() l (login, kind, owner, wholly, excepted)
 cross join (values ('pg_read_server_files'), ('pg_write_server_files'), ('pg_execute_server_program'), ('pg_read_all_data')) g (name)
 where l.kind <> 'superuser' and pg_catalog.pg_has_role(l.login, g.name, 'member')
 union all

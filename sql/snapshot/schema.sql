@@ -3968,14 +3968,14 @@ COMMENT ON FUNCTION custody_data.lock_unique_fields() IS 'Keeps the rule of uniq
 
 -- Name: logins_here(); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.logins_here() RETURNS TABLE(login text, kind text, owner boolean, excepted boolean)
+CREATE FUNCTION custody_data.logins_here() RETURNS TABLE(login text, kind text, owner boolean, wholly boolean, excepted boolean)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION logins_here(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.logins_here() IS 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether pgaudit.sql has excepted it from the audit of all statements.';
+COMMENT ON FUNCTION custody_data.logins_here() IS 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether each of its statements is to be logged; whether pgaudit.sql has excepted it from that.';
 
 -- Name: make_context_key(); Type: FUNCTION; Schema: custody_data
 
@@ -6046,11 +6046,11 @@ CREATE VIEW custody_check.logins WITH (security_invoker='true') AS
     ARRAY( SELECT c.class
            FROM unnest(
                 CASE
-                    WHEN ((l.kind = 'application'::text) AND (NOT l.owner)) THEN ARRAY['ddl'::text, 'role'::text]
-                    ELSE ARRAY['ddl'::text, 'misc_set'::text, 'read'::text, 'role'::text, 'write'::text]
+                    WHEN l.wholly THEN ARRAY['ddl'::text, 'misc_set'::text, 'read'::text, 'role'::text, 'write'::text]
+                    ELSE ARRAY['ddl'::text, 'role'::text]
                 END) c(class)
           WHERE (NOT (c.class = ANY (custody_data.audit_classes(s.value))))) AS not_logged
-   FROM (((custody_data.logins_here() l(login, kind, owner, excepted)
+   FROM (((custody_data.logins_here() l(login, kind, owner, wholly, excepted)
      JOIN pg_roles r ON ((r.rolname = l.login)))
      JOIN pg_database d ON ((d.datname = current_database())))
      CROSS JOIN LATERAL ( SELECT COALESCE(( SELECT substr(c.entry, 13) AS substr
@@ -6101,7 +6101,7 @@ CREATE VIEW custody_check.log_findings WITH (security_invoker='true') AS
              CROSS JOIN LATERAL unnest(e.setconfig) c(entry))
           WHERE ((e.setdatabase = ANY (ARRAY[(0)::oid, ( SELECT p.oid
                    FROM place p)])) AND ((e.setrole = (0)::oid) OR (EXISTS ( SELECT
-                   FROM custody_data.logins_here() l(login, kind, owner, excepted)
+                   FROM custody_data.logins_here() l(login, kind, owner, wholly, excepted)
                   WHERE (l.login = pg_get_userbyid(e.setrole))))))
         ), groups(name) AS (
          VALUES ('custody_readonly'::text), ('custody_readwrite'::text), ('custody_admin'::text), ('custody_worker'::text), ('custody_privacy'::text), ('custody_auditor'::text), ('custody_backup'::text)
@@ -6264,7 +6264,7 @@ UNION ALL
     l.login AS object,
     format('member of %s; it says itself for whom and by whom it works'::text, m.groups) AS detail,
     format('a person''s: custody.register_login(%L, actor, tenant); an application''s: custody.require_tokens(%L), or for free mode: comment on role %I is ''… @custody{"login":"application"}'''::text, l.login, l.login, l.login) AS remediation
-   FROM (custody_data.logins_here() l(login, kind, owner, excepted)
+   FROM (custody_data.logins_here() l(login, kind, owner, wholly, excepted)
      CROSS JOIN LATERAL ( SELECT string_agg(g.name, ', '::text ORDER BY g.name) AS groups
            FROM groups g
           WHERE pg_has_role((l.login)::name, (g.name)::name, 'member'::text)) m)
@@ -6281,7 +6281,7 @@ UNION ALL
           WHERE ((m.roleid = ((g.name)::regrole)::oid) AND pg_has_role((l.login)::name, m.member, 'member'::text))
           ORDER BY (pg_get_userbyid(m.member) = l.login) DESC, m.member
          LIMIT 1)) AS remediation
-   FROM (custody_data.logins_here() l(login, kind, owner, excepted)
+   FROM (custody_data.logins_here() l(login, kind, owner, wholly, excepted)
      CROSS JOIN ( VALUES ('pg_read_server_files'::text), ('pg_write_server_files'::text), ('pg_execute_server_program'::text), ('pg_read_all_data'::text)) g(name))
   WHERE ((l.kind <> 'superuser'::text) AND pg_has_role((l.login)::name, (g.name)::name, 'member'::text))
 UNION ALL
