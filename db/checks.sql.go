@@ -12,7 +12,8 @@ import (
 const findings = `-- name: Findings :many
 select f.id::text as id, f.title::text as title, f.level::text as level, f.control::text as control, f.object::text as object,
   f.detail::text as detail, f.remediation::text as remediation
-from custody_check.findings f
+from (select id, title, level, control, object, detail, remediation from custody_check.findings union all select id, title, level, control, object, detail, remediation from custody_check.log_findings) f
+order by f.level, f.id, f.object, f.detail
 `
 
 type FindingsRow struct {

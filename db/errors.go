@@ -60,6 +60,7 @@ var (
 	ErrTokenRefused        = errors.New("token refused")
 	ErrNotForLogin         = errors.New("not a context of this login")
 	ErrNoContextKey        = errors.New("no context key on this server yet")
+	ErrUnrecordable        = errors.New("reading refused: its log line cannot be written")
 )
 
 // What Postgres itself refuses and users meet.
@@ -122,6 +123,7 @@ var codes = map[string]error{
 	"PC060": ErrTokenRefused,
 	"PC061": ErrNotForLogin,
 	"PC062": ErrNoContextKey,
+	"PC063": ErrUnrecordable,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

@@ -640,7 +640,7 @@ alter database %[2]s owner to %[1]s`, login, d.name))
 		url.User = neturl.UserPassword(login, "known to this test")
 		d.url = url.String()
 		var may []string
-		for _, name := range []string{"role", "log", "log_catalog", "log_relation", "log_parameter"} {
+		for _, name := range []string{"role", "log", "log_catalog", "log_level", "log_parameter", "log_relation", "log_rows", "log_statement", "log_statement_once"} {
 			may = append(may, "pgaudit."+name)
 		}
 		may = append(may, "log_parameter_max_length", "log_parameter_max_length_on_error")

@@ -221,19 +221,19 @@ func inspect(ctx context.Context, q Querier, b *bundle) (*Report, error) {
 }
 
 // pgauditInEffect tells whether a DBA ran pgaudit.sql: reads of every personal
-// column are marked for the log, and the database says by which role.
+// column and of keys are marked for the log, and the database says by which role.
 const pgauditInEffect = `
 select exists (select from pg_catalog.pg_extension where extname = 'pgaudit')
 and exists (
   select from pg_catalog.pg_db_role_setting s
   join pg_catalog.pg_database d on d.oid = s.setdatabase
-  where d.datname = pg_catalog.current_database() and s.setrole = 0 and 'pgaudit.role=custody_pgaudit' = any (s.setconfig))
+  where d.datname = pg_catalog.current_database() and s.setrole = 0 and s.setconfig @> array['pgaudit.role=custody_pgaudit', 'pgaudit.log=read, write, ddl, role, misc_set'])
 and not exists (
   select from pg_catalog.pg_class c
   join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-  join pg_catalog.pg_attribute a on a.attrelid = c.oid
-  where n.nspname = 'custody_data' and c.relkind in ('r', 'p') and not c.relispartition
-    and pg_catalog.col_description(c.oid, a.attnum) like '%@custody{%'
+  join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+  where n.nspname in ('custody_data', 'custody_keys') and c.relkind in ('r', 'p') and not c.relispartition
+    and (n.nspname = 'custody_keys' or pg_catalog.col_description(c.oid, a.attnum) like '%@custody{%')
     and not exists (
       select from pg_catalog.aclexplode(a.attacl) g join pg_catalog.pg_roles r on r.oid = g.grantee
       where r.rolname = 'custody_pgaudit' and g.privilege_type = 'SELECT'))`

@@ -69,8 +69,8 @@
 //   - with Plausible accepted: what a trusted language logs that gives neither a
 //     context nor a statement nor an SQLSTATE. None is known.
 //
-// Nor does the log tell what was not logged: see pgaudit's own gaps, and SET
-// pgaudit.log by a superuser, which is itself a record.
+// Nor does the log tell what was not logged: see pgaudit's own gaps (sql/pgaudit_test.go),
+// among them SET pgaudit.log = none by a superuser, which is no record either.
 //
 // # Redaction
 //

@@ -61,7 +61,7 @@ exposing (place, setting) as (
 )
 select 'rls-forced' as id, 'Row-level security is not enabled and forced' as title, 'error' as level, 'HIPAA 164.312(a)(1)' as control,
   t.name as object, pg_catalog.format('enabled %s, forced %s', t.relrowsecurity, t.relforcerowsecurity) as detail,
-  'alter table … enable row level security, force row level security' as remediation
+  pg_catalog.format('alter table %s enable row level security, force row level security', t.oid::regclass) as remediation
 from tables t where not (t.relrowsecurity and t.relforcerowsecurity)
 union all
 select 'guard-missing', 'A guard is missing', 'error', 'HIPAA 164.312(b)', g.name, pg_catalog.format('trigger %s', g.trigger_name),
@@ -71,7 +71,7 @@ where not exists (
   select from tables t join pg_catalog.pg_trigger r on r.tgrelid = t.oid where t.name = g.name and r.tgname = g.trigger_name)
 union all
 select 'guard-disabled', 'A guard is not ENABLE ALWAYS', 'error', 'HIPAA 164.312(b)', t.name, pg_catalog.format('trigger %s is in state %s', r.tgname, r.tgenabled),
-  pg_catalog.format('alter table custody_data.%I enable always trigger %I', t.name, r.tgname)
+  pg_catalog.format('alter table %s enable always trigger %I', t.oid::regclass, r.tgname)
 from tables t join pg_catalog.pg_trigger r on r.tgrelid = t.oid
 where not r.tgisinternal and r.tgenabled <> 'A'
 union all
@@ -118,16 +118,16 @@ select 'migrator-open', 'A login can act as custody_owner', 'warning', 'SOC 2 CC
 from pg_catalog.pg_roles r
 where r.rolcanlogin and not r.rolsuper and pg_catalog.pg_has_role(r.oid, 'custody_owner', 'member')
 union all
-select 'public-grant', 'PUBLIC has a privilege on a table', 'error', 'HIPAA 164.308(a)(4)', t.name, x.privilege_type, 'revoke … from public'
+select 'public-grant', 'PUBLIC has a privilege on a table', 'error', 'HIPAA 164.308(a)(4)', t.name, x.privilege_type, pg_catalog.format('revoke %s on %s from public', x.privilege_type, t.oid::regclass)
 from tables t cross join lateral pg_catalog.aclexplode(t.relacl) x where x.grantee = 0
 union all
 select 'partition-grant', 'A role other than custody_backup has a privilege on a partition', 'error', 'HIPAA 164.312(a)(1)', t.name,
-  pg_catalog.format('%s has %s', x.grantee::regrole, x.privilege_type), 'revoke it: partitions are read through audit_logs'
+  pg_catalog.format('%s has %s', x.grantee::regrole, x.privilege_type), pg_catalog.format('revoke %s on %s from %s', x.privilege_type, t.oid::regclass, x.grantee::regrole)
 from tables t cross join lateral pg_catalog.aclexplode(t.relacl) x
 where t.relispartition and x.grantee <> t.relowner and not (pg_catalog.pg_get_userbyid(x.grantee) = 'custody_backup' and x.privilege_type = 'SELECT')
 union all
 select 'public-execute', 'PUBLIC may call a function', 'error', 'HIPAA 164.308(a)(4)', p.oid::regprocedure::text, 'only the helpers of policies are for everybody',
-  'revoke all on function … from public'
+  pg_catalog.format('revoke all on function %s from public', p.oid::regprocedure)
 from pg_catalog.pg_proc p
 cross join lateral pg_catalog.aclexplode(coalesce(p.proacl, pg_catalog.acldefault('f', p.proowner))) x
 where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace) and x.grantee = 0
@@ -146,13 +146,13 @@ from pg_catalog.unnest(custody_data.live_logins()) l (name)
 where not exists (select from pg_catalog.pg_roles r where r.rolname = l.name)
 union all
 select 'search-path', 'A function has no fixed search_path', 'error', 'SOC 2 CC6.1', p.oid::regprocedure::text, coalesce(pg_catalog.array_to_string(p.proconfig, ', '), 'none'),
-  'set search_path = pg_catalog, pg_temp, or a SQL-standard body'
+  pg_catalog.format('alter function %s set search_path = pg_catalog, pg_temp', p.oid::regprocedure)
 from pg_catalog.pg_proc p
 where p.pronamespace in ('custody'::regnamespace, 'custody_data'::regnamespace) and p.prosqlbody is null
   and not coalesce(p.proconfig @> array['search_path=pg_catalog, pg_temp'], false)
 union all
 select 'view-invoker', 'A view runs with its owner''s rights', 'error', 'HIPAA 164.312(a)(1)', c.oid::regclass::text, 'row-level security of the caller does not hold in it',
-  'alter view … set (security_invoker = true)'
+  pg_catalog.format('alter view %s set (security_invoker = true)', c.oid::regclass)
 from pg_catalog.pg_class c
 where c.relnamespace in ('custody'::regnamespace, 'custody_check'::regnamespace) and c.relkind in ('v', 'm')
   and not coalesce(c.reloptions @> array['security_invoker=true'], false)
@@ -191,7 +191,7 @@ where t.relispartition and not (pg_catalog.has_table_privilege('custody_backup',
   select from pg_catalog.pg_policy p
   where p.polrelid = t.oid and p.polpermissive and p.polcmd in ('r', '*') and 'custody_backup' = any (select pg_catalog.pg_get_userbyid(o) from pg_catalog.unnest(p.polroles) o) and pg_catalog.pg_get_expr(p.polqual, p.polrelid) = 'true'))
 union all
-select 'partition-policy', 'A partition shows rows to others than backups', 'error', 'HIPAA 164.312(a)(1)', t.name, pg_catalog.format('policy %s', p.polname), 'drop policy …: partitions are read through audit_logs'
+select 'partition-policy', 'A partition shows rows to others than backups', 'error', 'HIPAA 164.312(a)(1)', t.name, pg_catalog.format('policy %s', p.polname), pg_catalog.format('drop policy %I on %s', p.polname, t.oid::regclass)
 from tables t join pg_catalog.pg_policy p on p.polrelid = t.oid
 where t.relispartition and (select pg_catalog.string_agg(pg_catalog.pg_get_userbyid(o), ' ') from pg_catalog.unnest(p.polroles) o) <> 'custody_backup'
 union all
@@ -199,7 +199,7 @@ select 'key-exposed', 'A setting writes keys to the server log', 'error', 'HIPAA
   'Turn it off (log_parameter_max_length and log_parameter_max_length_on_error: 0); rotate the keys that went by while it was on'
 from exposing e
 union all
-select 'partition-rule', 'A rule rewrites statements on a partition', 'error', 'HIPAA 164.312(b)', t.name, pg_catalog.format('rule %s', w.rulename), 'drop rule …'
+select 'partition-rule', 'A rule rewrites statements on a partition', 'error', 'HIPAA 164.312(b)', t.name, pg_catalog.format('rule %s', w.rulename), pg_catalog.format('drop rule %I on %s', w.rulename, t.oid::regclass)
 from tables t join pg_catalog.pg_rewrite w on w.ev_class = t.oid
 where t.relispartition
 order by 3, 1, 5;

@@ -82,7 +82,8 @@ func isCode(err error, code string) bool {
 	return errors.As(err, &pgErr) && pgErr.Code == code
 }
 
-// putLogin is the statement that makes a login or gives it its password again.
+// putLogin is the statement that makes a login or gives it its password again. None is a
+// person's: the comment says so to pgcustody check.
 func (s *Stack) putLogin(name, attributes string) (string, error) {
 	verifier, err := scramVerifier(s.Passwords[name])
 	if err != nil {
@@ -95,6 +96,7 @@ begin
     create role %[1]s;
   end if;
   alter role %[1]s login nosuperuser %[2]s password '%[3]s';
+  comment on role %[1]s is 'Of programs. @custody{"login":"application"}';
 end
 $$`, name, attributes, verifier), nil
 }

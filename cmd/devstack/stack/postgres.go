@@ -336,6 +336,8 @@ log_destination = 'jsonlog'
 log_directory = '%s'
 log_filename = 'postgres-%%Y-%%m-%%d.log'
 log_timezone = 'UTC'
+log_connections = on
+log_disconnections = on
 # No values in the log: they may be personal data or keys.
 log_parameter_max_length = 0
 log_parameter_max_length_on_error = 0
@@ -349,13 +351,16 @@ pgaudit.log_parameter = off
 
 // preloaded is pgaudit, where this PostgreSQL has it, and pg_stat_statements.
 func (s *Stack) preloaded() string {
-	for _, dir := range []string{"lib", "lib/postgresql"} {
-		if exists(filepath.Join(s.PGBin, "..", dir, "pgaudit.so")) {
-			return "pgaudit, pg_stat_statements"
-		}
+	if s.HasPgaudit() {
+		return "pgaudit, pg_stat_statements"
 	}
 	s.log.Warn("no_pgaudit", "bin", s.PGBin)
 	return "pg_stat_statements"
+}
+
+// HasPgaudit tells whether this PostgreSQL has pgaudit.
+func (s *Stack) HasPgaudit() bool {
+	return exists(filepath.Join(s.PGBin, "..", "lib", "pgaudit.so")) || exists(filepath.Join(s.PGBin, "..", "lib", "postgresql", "pgaudit.so"))
 }
 
 // writeServerFile writes a file that belongs to the server's account.

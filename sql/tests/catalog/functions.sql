@@ -19,6 +19,7 @@ select set_eq('select f.schema || ''.'' || f.name from functions f where f.prose
   'custody.request_status', 'custody.retention_due_at', 'custody.search_residue', 'custody.set_context', 'custody.set_retention_policy', 'custody.start_run', 'custody.verify_erasure',
   'custody.put_profile', 'custody.patch_profile', 'custody.delete_profile', 'custody.put_preferences', 'custody.patch_preferences', 'custody.delete_preferences', 'custody.record_consent',
   'custody.save_conversation', 'custody.append_message', 'custody.update_conversation', 'custody.delete_conversation', 'custody.set_unique_fields',
+  'custody_data.lines_are_ours', 'custody_data.same_values',
   'custody_data.blind_indexes', 'custody_data.index_taken', 'custody_data.seal_profile',
   'custody.claim_data_keys', 'custody.find_erased', 'custody.remember_erased', 'custody.current_kek', 'custody.expire_data_keys', 'custody.list_key_ages', 'custody.list_sealed_values', 'custody.mark_kek_destroyed', 'custody.reindex_profiles', 'custody.rotate_data_keys', 'custody.rotate_index_key',
   'custody.list_keks', 'custody.mark_certificate_stored', 'custody.unstored_certificates', 'custody.open_value', 'custody.register_kek', 'custody.retire_kek', 'custody.rewrap_keys', 'custody.seal_value', 'custody.unlock', 'custody_data.claim_data_key', 'custody_data.data_key', 'custody_data.open_values', 'custody_data.seal_column', 'custody_data.seal_values',
@@ -26,7 +27,8 @@ select set_eq('select f.schema || ''.'' || f.name from functions f where f.prose
   'custody_data.context_is_authentic', 'custody_data.live_logins', 'custody_data.tg_list_logins', 'custody.adopt_events', 'custody.consistency_proof', 'custody.inclusion_proof', 'custody.ledger_head', 'custody.ledger_root', 'custody.record_checkpoint', 'custody.seal_audit_log', 'custody.sealing_status', 'custody.take_over_leaves', 'custody.verify_ledger',
   'custody_data.active_holds', 'custody_data.claim_identities', 'custody_data.claim_identity', 'custody_data.consent_expires_at', 'custody_data.holds_on',
   'custody_data.keep_of', 'custody_data.require_actor', 'custody_data.require_partition', 'custody_data.require_person', 'custody_data.tg_reject_early_delete',
-  'custody_data.tg_reject_held', 'custody_data.tg_require_live_identity'], 'functions that run with the owner''s rights');
+  'custody_data.tg_reject_held', 'custody_data.tg_require_live_identity',
+  'custody_data.logins_here'], 'functions that run with the owner''s rights');
 -- What a comment says of the callers is what the catalog has.
 select is(regexp_replace(f.callers, '^.*Callers: ', '') ~ ('\m' || g.name || '\M'), has_function_privilege(g.name, f.oid, 'execute'), format('the comment of %s says whether %s may call it', f.signature, g.name))
 from (select f.*, obj_description(f.oid, 'pg_proc') as callers from functions f where f.schema = 'custody') f cross join groups g

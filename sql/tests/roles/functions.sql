@@ -28,6 +28,8 @@ from (values
   ('custody_data', 'auditor privacy readonly readwrite worker', 'is_unlocked'),
   -- what views and readers with the caller's rights open by, and imports seal by; none of it does anything while locked
   ('custody_data', 'privacy readonly readwrite worker', 'blind_indexes open_conversation open_evidence open_preferences open_profile open_text open_values profile_fields profile_object'),
+  ('custody_data', 'privacy readonly readwrite worker', 'sealed_profile'),
+  ('custody_data', 'worker', 'lines_are_ours same_values'),
   ('custody_data', 'worker', 'normalize_email normalize_phone open_personal refuse_taken seal_column seal_profile seal_values'),
   -- the trail
   ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
@@ -55,6 +57,7 @@ from (values
   ('custody_data', 'privacy readwrite worker', 'append_event new_entry_id require_actor require_partition'),
   ('custody_data', 'auditor privacy worker', 'keep_of'),
   ('custody_data', 'admin auditor privacy worker', 'baseline definitions leaking_settings live_logins rights'),
+  ('custody_data', 'admin auditor privacy worker', 'audit_classes logins_here'),
   ('custody_data', 'worker', 'append_record_events changed_columns event_content begin_import claim_identities claim_staged consent_content_id import_result indexed_later leaf_hash sealed_later settle_refused settle_repeated')
 ) v (s, r, ns), unnest(string_to_array(ns, ' ')) n;
 

@@ -25,6 +25,7 @@ const (
 	ExitDatabase    = 6 // unreachable, not migrated, or too new
 	ExitObjectStore = 7 // unreachable, no bucket, no Object Lock, or refused
 	ExitKeys        = 8 // locked: no key provider, or it is unreachable or has no such key
+	ExitWarning     = 9 // pgcustody check found warnings, and no error
 )
 
 // Failure is an error that knows its exit code and its one line.

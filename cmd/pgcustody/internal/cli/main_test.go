@@ -2,8 +2,13 @@ package cli
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -13,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/stretchr/testify/require"
@@ -22,6 +28,7 @@ import (
 	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/jobs"
 	"pgcustody/jobs/keys"
+	"pgcustody/sql"
 )
 
 func TestMain(m *testing.M) {
@@ -84,7 +91,13 @@ func TestScript(t *testing.T) {
 					}
 					return nil
 				},
-				Cmds: map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL, "exits": wantExit, "sealed": waitSealed, "vkey": readKey},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){"sql": runSQL, "exits": wantExit, "sealed": waitSealed, "vkey": readKey, "run": runFile, "jwt": mintToken, "token": beginToken},
+				Condition: func(name string) (bool, error) {
+					if name != "pgaudit" {
+						return false, fmt.Errorf("unknown condition %s", name)
+					}
+					return stacktest.Shared(t).HasPgaudit(), nil
+				},
 			})
 		})
 	}
@@ -183,6 +196,61 @@ func waitSealed(ts *testscript.TestScript, negated bool, args []string) {
 			ts.Fatalf("%d events are not sealed: %v", unsealed, ctx.Err())
 		case <-time.After(10 * time.Millisecond):
 		}
+	}
+}
+
+// runFile is `run FILE`: a DBA runs one of sql/'s own files as a superuser.
+func runFile(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 1 {
+		ts.Fatalf("usage: run FILE")
+	}
+	text, err := fs.ReadFile(sql.Files(), args[0])
+	ts.Check(err)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, ts.Getenv("URL_"+stack.Superuser))
+	ts.Check(err)
+	defer conn.Close(ctx)
+	_, err = conn.Exec(ctx, "set search_path = public;"+string(text))
+	ts.Check(err)
+}
+
+// mintToken is `jwt NAME KID FILE TENANT`: puts a token, under the key in a file, into the variable
+// NAME, in the way that sql/README.md tells backend engineers.
+func mintToken(ts *testscript.TestScript, negated bool, args []string) {
+	if negated || len(args) != 4 {
+		ts.Fatalf("usage: jwt NAME KID FILE TENANT")
+	}
+	key, err := hex.DecodeString(strings.TrimSpace(ts.ReadFile(args[2])))
+	ts.Check(err)
+	part := base64.RawURLEncoding.EncodeToString
+	signed := part(fmt.Appendf(nil, `{"alg":"HS256","kid":%q}`, args[1])) + "." +
+		part(fmt.Appendf(nil, `{"tenant":%q,"sub":"clerk","purpose":"support","exp":%d}`, args[3], time.Now().Add(time.Minute).Unix()))
+	mac := hmac.New(sha256.New, key)
+	mac.Write([]byte(signed))
+	ts.Setenv(args[0], signed+"."+part(mac.Sum(nil)))
+}
+
+// beginToken is `token TOKEN`: begins a context by it as the application, which chooses none by itself.
+func beginToken(ts *testscript.TestScript, negated bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: token TOKEN")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, ts.Getenv("URL_custody_app"))
+	ts.Check(err)
+	defer conn.Close(ctx)
+	var pg *pgconn.PgError
+	if _, err = conn.Exec(ctx, "select custody.set_context('acme', 'clerk')"); !errors.As(err, &pg) || pg.Code != "PC061" {
+		ts.Fatalf("the application chose its context: %v", err)
+	}
+	_, err = conn.Exec(ctx, "select custody.begin_context($1)", args[0])
+	switch {
+	case !negated:
+		ts.Check(err)
+	case !errors.As(err, &pg) || pg.Code != "PC060":
+		ts.Fatalf("the token was not refused: %v", err)
 	}
 }
 

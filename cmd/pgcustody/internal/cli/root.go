@@ -59,6 +59,7 @@ func commands() []func(*App) *cobra.Command {
 		newHoldCmd,
 		newImportCmd,
 		newKeysCmd,
+		newLoginCmd,
 		newMigrateCmd,
 		newProofCmd,
 		newRequestsCmd,
@@ -69,6 +70,7 @@ func commands() []func(*App) *cobra.Command {
 		newStatusCmd,
 		newStoreCmd,
 		newTenantsCmd,
+		newTokenKeyCmd,
 		newVerifyCmd,
 		newWorkCmd,
 	}
