@@ -60,6 +60,10 @@ var (
 	ErrTokenRefused        = errors.New("token refused")
 	ErrNotForLogin         = errors.New("not a context of this login")
 	ErrNoContextKey        = errors.New("no context key on this server yet")
+	ErrLogMoved            = errors.New("log was shipped further by another run")
+	ErrLogChain            = errors.New("batch of logs does not follow the one before")
+	ErrLogBatch            = errors.New("batch of logs is not of this transaction")
+	ErrLogNotDue           = errors.New("batch of logs is not due")
 )
 
 // What Postgres itself refuses and users meet.
@@ -122,6 +126,10 @@ var codes = map[string]error{
 	"PC060": ErrTokenRefused,
 	"PC061": ErrNotForLogin,
 	"PC062": ErrNoContextKey,
+	"PC070": ErrLogMoved,
+	"PC071": ErrLogChain,
+	"PC072": ErrLogBatch,
+	"PC073": ErrLogNotDue,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

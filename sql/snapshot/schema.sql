@@ -77,6 +77,29 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
+-- Name: add_access_events(bigint, integer[], integer[], text[], timestamp with time zone[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
+
+-- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_log_findings(p_source text, p_findings jsonb); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) IS 'Records findings that are of no batch''s reading: of files, and of the objects in the store. The same within a day is recorded once. Returns how many were. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: add_restored_events(uuid, text, bigint[], text[]); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]) RETURNS bigint
@@ -855,6 +878,80 @@ COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of ti
 Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03, which a hold that is placed meanwhile raises too, try again later. Imports into the month wait until the end.
 p_limit: 1 to 100 months. p_as_of: not in the future.
 Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026, PC029 a month does not hold what its segments say. Callers: custody_worker.';
+
+-- Name: log_batches; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_batches (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    file_name text NOT NULL COLLATE pg_catalog."C",
+    file_from bigint NOT NULL,
+    file_to bigint NOT NULL,
+    object_key text NOT NULL COLLATE pg_catalog."C",
+    manifest_key text NOT NULL COLLATE pg_catalog."C",
+    sha256 bytea NOT NULL,
+    plain_sha256 bytea NOT NULL,
+    manifest_sha256 bytea NOT NULL,
+    previous_sha256 bytea NOT NULL,
+    lines bigint NOT NULL,
+    bytes bigint NOT NULL,
+    stored_bytes bigint NOT NULL,
+    first_occurred_at timestamp with time zone,
+    last_occurred_at timestamp with time zone,
+    counts jsonb DEFAULT '{}'::jsonb NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    deleted_at timestamp with time zone,
+    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(plain_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
+    CONSTRAINT log_batches_number_is_positive_check CHECK ((number > 0)),
+    CONSTRAINT log_batches_range_is_not_backwards_check CHECK (((file_from >= 0) AND (file_to >= file_from)))
+);
+
+ALTER TABLE ONLY custody_data.log_batches FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_batches IS 'Batches of the server''s log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.';
+
+-- Name: COLUMN log_batches.file_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.file_from IS 'First byte of the file that the batch has; file_to the byte behind the last.';
+
+-- Name: COLUMN log_batches.sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.sha256 IS 'Of the object as it is stored.';
+
+-- Name: COLUMN log_batches.plain_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.plain_sha256 IS 'Of its lines, before compression and encryption.';
+
+-- Name: COLUMN log_batches.manifest_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.manifest_sha256 IS 'Of the manifest beside it, which says all of this.';
+
+-- Name: COLUMN log_batches.previous_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.previous_sha256 IS 'manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.';
+
+-- Name: COLUMN log_batches.counts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.counts IS 'Lines by kind, and what was broken, cut, too long, in another encoding, forged.';
+
+-- Name: COLUMN log_batches.expires_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.expires_at IS 'Until when the store locks it: the policy shipped_logs when it was shipped.';
+
+-- Name: due_log_batches(integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.due_log_batches(p_limit integer) RETURNS SETOF custody_data.log_batches
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION due_log_batches(p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.due_log_batches(p_limit integer) IS 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer. Errors: PC012. Callers: custody_worker.';
 
 -- Name: requests; Type: TABLE; Schema: custody_data
 
@@ -1650,6 +1747,17 @@ CREATE FUNCTION custody.mark_kek_destroyed(p_kek_version integer) RETURNS boolea
 COMMENT ON FUNCTION custody.mark_kek_destroyed(p_kek_version integer) IS 'Notes that the provider has forgotten a retired key-encryption key, and takes out of its reference what is behind the last #, by which a provider finds a key. Returns whether that was new.
 Errors: PC001, PC015 confined to one person, PC023 unknown or not retired. Callers: custody_worker.';
 
+-- Name: mark_log_batch_deleted(bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_log_batch_deleted(p_number bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_log_batch_deleted(p_number bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_log_batch_deleted(p_number bigint) IS 'Says that the objects of a batch were deleted after their time; an event (log.expire). Errors: PC001, PC015 outside tenant system, PC026, PC073 not due. Callers: custody_worker.';
+
 -- Name: mark_notice_sent(uuid, text, boolean); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean DEFAULT true) RETURNS void
@@ -1661,6 +1769,17 @@ CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_deli
 
 COMMENT ON FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean) IS 'Records an attempt to deliver a notice. p_status: what came of it, a code that names nobody. p_delivered: whether the holder has it.
 Errors: PC001. Callers: custody_worker.';
+
+-- Name: mark_sink(text, bigint, bigint, bigint, bigint, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text) IS 'Says how far a sink is: the batch and how many lines of it, the leaf of the trail below which events were sent, how many lines were sent now, and the error that ended it. Errors: PC001, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- Name: incarnations; Type: TABLE; Schema: custody_data
 
@@ -1962,6 +2081,19 @@ CREATE FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted
 COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone, p_consent_id uuid) IS 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
 Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
+
+-- Name: record_log_batch(jsonb, bytea, bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea DEFAULT NULL::bytea) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea) IS 'Records that the log of a source has been read up to a place, what was found on the way, and the batch that its lines went into, which lies in the store already. A batch is an event (log.ship) of the same transaction; findings are told on the channel pgcustody_log_findings. Returns the recorded_at of the batch, with which custody.add_access_events goes on in the same transaction.
+p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
+Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 another run was faster, PC071 the batch does not follow the last one. Callers: custody_worker.';
 
 -- Name: record_segment(date, integer, text, text, jsonb, bytea, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody
 
@@ -2537,6 +2669,17 @@ COMMENT ON FUNCTION custody.take_over_leaves(p_kept bigint, p_hashes bytea, p_ob
 p_hashes: leaf hashes, 32 bytes each, which the caller has proved against the newest checkpoint in the bucket. p_observed: JSON object of what showed it.
 Returns {"tree_size", "kept", "taken", "found", "lost"}. Both the incarnation and the taking over are events.
 Errors: PC001, PC015 outside tenant system, PC020 a recorded checkpoint covers what would be cut, PC023, PC026, PC041 more kept than there are. Callers: custody_worker.';
+
+-- Name: trim_log_spool(text[], text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION trim_log_spool(p_sinks text[], p_source text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) IS 'Lets go the batches in the spool that all the sinks named have taken, and those of a week ago: that a sink had not taken them is a finding (sink_behind). Returns how many went. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: unlock(bytea); Type: FUNCTION; Schema: custody
 
@@ -6079,6 +6222,7 @@ CREATE TABLE custody_data.access_events (
     session_id text NOT NULL COLLATE pg_catalog."C",
     vxid text COLLATE pg_catalog."C",
     xact_at timestamp with time zone,
+    event_line text COLLATE pg_catalog."C",
     rolled_back boolean,
     state_code text COLLATE pg_catalog."C",
     CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
@@ -6175,9 +6319,13 @@ COMMENT ON COLUMN custody_data.access_events.vxid IS 'Virtual transaction, withi
 
 COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction began, where its own line says.';
 
+-- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
+
 -- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where that cannot be told (read only, standby).';
+COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
 
 -- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
 
@@ -6463,69 +6611,6 @@ COMMENT ON TABLE custody_data.ledger_tiles IS 'Hashes of the Merkle tree, in the
 -- Name: COLUMN ledger_tiles.hashes; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.ledger_tiles.hashes IS '1 to 256 hashes of 32 bytes, from left to right.';
-
--- Name: log_batches; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.log_batches (
-    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
-    number bigint NOT NULL,
-    source text NOT NULL COLLATE pg_catalog."C",
-    file_name text NOT NULL COLLATE pg_catalog."C",
-    file_from bigint NOT NULL,
-    file_to bigint NOT NULL,
-    object_key text NOT NULL COLLATE pg_catalog."C",
-    manifest_key text NOT NULL COLLATE pg_catalog."C",
-    sha256 bytea NOT NULL,
-    plain_sha256 bytea NOT NULL,
-    manifest_sha256 bytea NOT NULL,
-    previous_sha256 bytea NOT NULL,
-    lines bigint NOT NULL,
-    bytes bigint NOT NULL,
-    stored_bytes bigint NOT NULL,
-    first_occurred_at timestamp with time zone,
-    last_occurred_at timestamp with time zone,
-    counts jsonb DEFAULT '{}'::jsonb NOT NULL,
-    recorded_at timestamp with time zone NOT NULL,
-    expires_at timestamp with time zone NOT NULL,
-    deleted_at timestamp with time zone,
-    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(plain_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
-    CONSTRAINT log_batches_number_is_positive_check CHECK ((number > 0)),
-    CONSTRAINT log_batches_range_is_not_backwards_check CHECK (((file_from >= 0) AND (file_to >= file_from)))
-);
-
-ALTER TABLE ONLY custody_data.log_batches FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE log_batches; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.log_batches IS 'Batches of the server''s log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.';
-
--- Name: COLUMN log_batches.file_from; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.file_from IS 'First byte of the file that the batch has; file_to the byte behind the last.';
-
--- Name: COLUMN log_batches.sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.sha256 IS 'Of the object as it is stored.';
-
--- Name: COLUMN log_batches.plain_sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.plain_sha256 IS 'Of its lines, before compression and encryption.';
-
--- Name: COLUMN log_batches.manifest_sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.manifest_sha256 IS 'Of the manifest beside it, which says all of this.';
-
--- Name: COLUMN log_batches.previous_sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.previous_sha256 IS 'manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.';
-
--- Name: COLUMN log_batches.counts; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.counts IS 'Lines by kind, and what was broken, cut, too long, in another encoding, forged.';
-
--- Name: COLUMN log_batches.expires_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.expires_at IS 'Until when the store locks it: the policy shipped_logs when it was shipped.';
 
 -- Name: log_findings; Type: TABLE; Schema: custody_data
 
@@ -7046,6 +7131,10 @@ CREATE INDEX access_events_occurred_at_idx ON ONLY custody_data.access_events US
 
 CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USING btree (session_id, vxid);
 
+-- Name: access_events_unreconciled_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_line IS NOT NULL) AND (rolled_back IS NULL));
+
 -- Name: archive_restores_begun_at_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX archive_restores_begun_at_idx ON custody_data.archive_restores USING btree (tenant_id, begun_at DESC);
@@ -7388,7 +7477,7 @@ ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
 -- Name: access_events a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'state_code', '=rolled_back');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'state_code', '=rolled_back');
 
 ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_key_change;
 

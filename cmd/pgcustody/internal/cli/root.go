@@ -59,6 +59,7 @@ func commands() []func(*App) *cobra.Command {
 		newHoldCmd,
 		newImportCmd,
 		newKeysCmd,
+		newLogsCmd,
 		newMigrateCmd,
 		newProofCmd,
 		newRequestsCmd,
