@@ -60,6 +60,7 @@ var (
 	ErrTokenRefused        = errors.New("token refused")
 	ErrNotForLogin         = errors.New("not a context of this login")
 	ErrNoContextKey        = errors.New("no context key on this server yet")
+	ErrUnrecordable        = errors.New("reading refused: its log line cannot be written")
 	ErrLogMoved            = errors.New("log was shipped further by another run")
 	ErrLogChain            = errors.New("batch of logs does not follow the one before")
 	ErrLogBatch            = errors.New("batch of logs is not of this transaction")
@@ -126,6 +127,7 @@ var codes = map[string]error{
 	"PC060": ErrTokenRefused,
 	"PC061": ErrNotForLogin,
 	"PC062": ErrNoContextKey,
+	"PC063": ErrUnrecordable,
 	"PC070": ErrLogMoved,
 	"PC071": ErrLogChain,
 	"PC072": ErrLogBatch,

@@ -1,4 +1,4 @@
--- Logins whose context is checked, and the keys that authenticate contexts and tokens.
+-- Logins whose context is checked, and the keys that authenticate contexts, tokens and log lines.
 -- control: HIPAA 164.312(a)(2)(i), (d); ISO 27001 A.5.16, A.5.17, A.8.5; SOC 2 CC6.1; GDPR Art. 32
 -- reviewed by: DBA, security
 --
@@ -50,21 +50,22 @@ create table custody_keys.context_keys (
   created_at timestamptz not null default pg_catalog.clock_timestamp(),
   retired_at timestamptz,
   constraint context_keys_pkey primary key (tenant_id, kid),
-  constraint context_keys_kind_is_known_check check (kind in ('context', 'token')),
+  constraint context_keys_kind_is_known_check check (kind in ('context', 'token', 'line')),
   constraint context_keys_kid_length_is_1_to_128_check check (pg_catalog.char_length(kid) between 1 and 128),
   constraint context_keys_secret_has_32_bytes_check check (pg_catalog.octet_length(secret) >= 32),
-  constraint context_keys_retired_has_no_secret_check check ((retired_at is null) = (secret is not null)),
+  constraint context_keys_live_has_a_secret_check check (retired_at is not null or secret is not null),
+  constraint context_keys_retired_has_no_secret_check check (retired_at is null or secret is null or kind = 'line'),
   constraint context_keys_server_is_of_context_keys_check check ((kind = 'context') = (server is not null)),
   constraint context_keys_tenant_is_of_token_keys_check check (for_tenant is null or kind = 'token')
 )
 -- The old version of a retired row has the secret.
 with (autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0);
-comment on table custody_keys.context_keys is 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
+comment on table custody_keys.context_keys is 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications, line keys our lines in the server log. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
 comment on column custody_keys.context_keys.tenant_id is 'Always system: they are looked up before there is a tenant.';
-comment on column custody_keys.context_keys.kind is 'context or token.';
+comment on column custody_keys.context_keys.kind is 'context, token or line.';
 comment on column custody_keys.context_keys.for_tenant is 'The only tenant for which a token under this key may speak; null for any.';
 comment on column custody_keys.context_keys.server is 'Start of the server, and database, for which a context key was made: valid there alone.';
-comment on column custody_keys.context_keys.retired_at is 'When the secret was forgotten.';
+comment on column custody_keys.context_keys.retired_at is 'Since when it makes nothing any more. The secret is forgotten then; that of a line key 35 days later.';
 
 alter table custody_keys.context_keys enable row level security, force row level security;
 create policy context_keys_owner_all on custody_keys.context_keys to custody_owner using (true);
@@ -82,7 +83,7 @@ alter table custody_data.logins enable always trigger a_reject_delete, enable al
 create trigger a_reject_delete before delete or truncate on custody_keys.context_keys
   for each statement execute function custody_data.tg_reject_mutation();
 create trigger a_reject_key_change before update on custody_keys.context_keys
-  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'kid', 'kind', 'for_tenant', 'server', 'created_at', '+retired_at');
+  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'kid', 'kind', 'for_tenant', 'server', 'created_at', '=retired_at');
 alter table custody_keys.context_keys enable always trigger a_reject_delete, enable always trigger a_reject_key_change;
 
 -- +goose Down

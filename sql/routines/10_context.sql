@@ -382,6 +382,10 @@ begin
     v_mac := v_with.kid || '.' || custody_data.context_mac(v_with.secret);
     perform set_config('custody.mac', v_mac, true);
   end if;
+  -- To be joined with what pgaudit logs of this transaction.
+  if v_with.kid is not null or current_setting('pgaudit.role', true) = 'custody_pgaudit' then
+    perform custody_data.write_line('context');
+  end if;
 end
 $$;
 revoke all on function custody_data.enter_context(text, text, text, text) from public;

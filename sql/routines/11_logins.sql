@@ -501,6 +501,7 @@ as $$
 declare
   v_previous text;
   v_kid text;
+  v_line_kid text;
   v_retired bigint;
 begin
   perform custody_data.require_all_tenants('context key'), pg_advisory_xact_lock(hashtextextended('pgcustody.context_key', 0));
@@ -513,14 +514,19 @@ begin
   update custody_keys.context_keys k set retired_at = clock_timestamp(), secret = null
   where k.tenant_id = 'system' and k.kind = 'context' and k.retired_at is null and k.kid <> v_kid and k.kid is distinct from v_previous;
   get diagnostics v_retired = row_count;
-  perform custody_data.append_event('context_key.rotate', 'key', null, 'success', jsonb_build_object('kid', v_kid, 'retired', v_retired), null);
+  v_line_kid := custody_data.make_line_key();
+  update custody_keys.context_keys k set retired_at = clock_timestamp()
+  where k.tenant_id = 'system' and k.kind = 'line' and k.retired_at is null and k.kid <> v_line_kid;
+  update custody_keys.context_keys k set secret = null
+  where k.tenant_id = 'system' and k.kind = 'line' and k.secret is not null and k.retired_at < clock_timestamp() - interval '35 days';
+  perform custody_data.append_event('context_key.rotate', 'key', null, 'success', jsonb_build_object('kid', v_kid, 'retired', v_retired, 'line_kid', v_line_kid), null);
   return v_kid;
 end
 $$;
 revoke all on function custody.rotate_context_key() from public;
 grant execute on function custody.rotate_context_key() to custody_admin, custody_worker;
 comment on function custody.rotate_context_key() is
-'Replaces the key of contexts and returns the kid of the new one. Contexts under the key before go on; those under older ones, and under keys of other servers, end. An event. Each start of the server brings a new key by itself.
+'Replaces the keys of contexts and of log lines and returns the kid of the first. Contexts under the key before go on; those under older ones, and under keys of other servers, end. Lines under a key that is replaced can be checked for 35 days. An event. Each start of the server brings a new key of contexts by itself.
 Errors: PC001, PC015 in another context than that of tenant system, PC026 isolation level. Callers: custody_admin, custody_worker.';
 
 create or replace view custody.logins with (security_invoker = true) as

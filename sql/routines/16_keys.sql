@@ -471,6 +471,13 @@ begin
     end if;
     perform custody_data.make_data_keys(v_ids, v_versions);
   end if;
+  -- Who has keys can open what they sealed, here or elsewhere.
+  for i in 0 .. (cardinality(p_identity_ids) - 1) / 1000 loop
+    v_ids := p_identity_ids[i * 1000 + 1 : i * 1000 + 1000];
+    if v_ids <> '{}' then
+      perform custody_data.write_line('read', 'wrapped_keys', array['wrapped'], v_ids, cardinality(v_ids));
+    end if;
+  end loop;
   for v_claimed in
     select n.identity_id, n.key_version, w.wrapped
     from (
@@ -497,7 +504,7 @@ grant execute on function custody.claim_data_keys(uuid[]) to custody_worker;
 comment on function custody.claim_data_keys(uuid[]) is
 'Data keys under which values of many people are sealed now, made where they are missing, for a caller that seals outside the database: each sealed under the key-encryption key that the transaction is unlocked with. The caller has claimed the identities, so that no erasure comes in between.
 p_identity_ids: of people, in any order; an identity that is there twice is returned once.
-Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens. Callers: custody_worker.';
+Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens, PC063 the keys'' giving out cannot be recorded. Callers: custody_worker.';
 
 create or replace function custody_data.check_sealing_identity(p_identity_id uuid)
 returns void
@@ -611,12 +618,10 @@ revoke all on function custody_data.seal_column(uuid, text, text, text[], text[]
 grant execute on function custody_data.seal_column(uuid, text, text, text[], text[]) to custody_worker;
 comment on function custody_data.seal_column(uuid, text, text, text[], text[]) is 'Values of one column of one person sealed, in the order of the rows, with one look-up of the key; null stays null. Errors: PC001, PC021, PC033.';
 
--- definer: the keys are the owner's
-create or replace function custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[])
+create or replace function custody_data.open_unseen(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[])
 returns text[]
 language plpgsql
 stable
-security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
@@ -647,10 +652,54 @@ begin
   return v_values;
 end
 $$;
+revoke all on function custody_data.open_unseen(uuid, text, text, text[], bytea[]) from public;
+comment on function custody_data.open_unseen(uuid, text, text, text[], bytea[]) is
+'Values of one row opened for a function that shows them to nobody: it seals or indexes them anew, adds to them or compares them. No role may call it, and nothing records it. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
+-- definer: the keys are the owner's
+create or replace function custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[])
+returns text[]
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_values constant text[] := custody_data.open_unseen(p_identity_id, p_table, p_row, p_columns, p_sealed);
+  v_opened text[] := array[]::text[];
+begin
+  for i in 1 .. cardinality(p_columns) loop
+    if v_values[i] is not null then
+      v_opened := v_opened || p_columns[i];
+    end if;
+  end loop;
+  if v_opened <> '{}' then
+    perform custody_data.record_read(p_identity_id, p_table, v_opened, 1);
+  end if;
+  return v_values;
+end
+$$;
 revoke all on function custody_data.open_values(uuid, text, text, text[], bytea[]) from public;
 grant execute on function custody_data.open_values(uuid, text, text, text[], bytea[]) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.open_values(uuid, text, text, text[], bytea[]) is
-'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Before it returns them it records whose they are, in the server log and, where the transaction may write, in the trail. Errors: PC001, PC015 another person than the subject, PC033, PC035, PC063 the read cannot be recorded.';
+
+-- definer: the keys are the owner's
+create or replace function custody_data.same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[])
+returns boolean
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  return custody_data.open_unseen(p_identity_id, p_table, p_row, p_columns, p_sealed) = p_values;
+end
+$$;
+revoke all on function custody_data.same_values(uuid, text, text, text[], bytea[], text[]) from public;
+grant execute on function custody_data.same_values(uuid, text, text, text[], bytea[], text[]) to custody_worker;
+comment on function custody_data.same_values(uuid, text, text, text[], bytea[], text[]) is
+'Whether sealed values of one row are these, for imports: it shows none, and who may seal could tell as well by sealing what it has. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
 
 create or replace function custody_data.open_text(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea)
 returns text
@@ -727,7 +776,7 @@ revoke all on function custody.open_value(uuid, text, text, text, bytea) from pu
 grant execute on function custody.open_value(uuid, text, text, text, bytea) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.open_value(uuid, text, text, text, bytea) is
 'Opens what seal_value sealed for the same place. Null stays null.
-Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked, PC035 the value was altered or belongs to another place. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked, PC035 the value was altered or belongs to another place, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- definer: writes keys
 create or replace function custody.register_kek(p_kek bytea, p_reference text, p_current bytea default null)

@@ -89,6 +89,17 @@ revoke all on function custody_data.profile_fields() from public;
 grant execute on function custody_data.profile_fields() to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody_data.profile_fields() is 'The sealed columns of user_profiles, in their order.';
 
+create or replace function custody_data.sealed_profile(p_row custody_data.user_profiles)
+returns bytea[]
+language sql
+immutable
+parallel safe
+return array[(p_row).full_name, (p_row).email, (p_row).phone, (p_row).organisation, (p_row).title, (p_row).address, (p_row).city, (p_row).region,
+  (p_row).postal_code, (p_row).country, (p_row).attributes]::bytea[];
+revoke all on function custody_data.sealed_profile(custody_data.user_profiles) from public;
+grant execute on function custody_data.sealed_profile(custody_data.user_profiles) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+comment on function custody_data.sealed_profile(custody_data.user_profiles) is 'The sealed values of a profile, in the order of profile_fields.';
+
 create or replace function custody_data.open_profile(p_row custody_data.user_profiles)
 returns text[]
 language plpgsql
@@ -96,9 +107,7 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  return custody_data.open_values(p_row.identity_id, 'user_profiles', p_row.identity_id::text, custody_data.profile_fields(),
-    array[p_row.full_name, p_row.email, p_row.phone, p_row.organisation, p_row.title, p_row.address, p_row.city, p_row.region,
-      p_row.postal_code, p_row.country, p_row.attributes]::bytea[]);
+  return custody_data.open_values(p_row.identity_id, 'user_profiles', p_row.identity_id::text, custody_data.profile_fields(), custody_data.sealed_profile(p_row));
 end
 $$;
 revoke all on function custody_data.open_profile(custody_data.user_profiles) from public;
@@ -300,7 +309,8 @@ begin
   perform custody_data.check_version(v_row.version, p_if_version, 'profile');
   perform custody_data.require_kek();
   return custody_data.write_profile(v_identity_id, v_row,
-    custody_data.check_profile(custody_data.merge_patch(custody_data.profile_object(custody_data.open_profile(v_row)), p_changes)));
+    custody_data.check_profile(custody_data.merge_patch(custody_data.profile_object(
+      custody_data.open_unseen(v_identity_id, 'user_profiles', v_identity_id::text, custody_data.profile_fields(), custody_data.sealed_profile(v_row))), p_changes)));
 end
 $$;
 revoke all on function custody.patch_profile(text, jsonb, integer) from public;
@@ -335,7 +345,7 @@ revoke all on function custody.get_profile(text) from public;
 grant execute on function custody.get_profile(text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.get_profile(text) is
 'The profile as a JSON object: user_id, the fields of put_profile (null where empty), version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- definer: as put_profile
 create or replace function custody.delete_profile(p_user_id text)
@@ -529,7 +539,7 @@ revoke all on function custody.get_preferences(text) from public;
 grant execute on function custody.get_preferences(text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.get_preferences(text) is
 'The settings of a person as they were put; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- definer: as put_profile
 create or replace function custody.delete_preferences(p_user_id text)

@@ -52,6 +52,7 @@ declare
   v_identity_id uuid;
   v_sealed bytea[];
   v_first custody_data.consent_records;
+  v_values text[];
 begin
   if coalesce(btrim(p_purpose), '') = '' or char_length(p_purpose) > 128 or coalesce(char_length(p_policy_version), 0) not between 1 and 64 or p_granted is null then
     raise exception using
@@ -85,10 +86,13 @@ begin
   on conflict (tenant_id, consent_id) do nothing;
   if not found then
     select c.* into v_first from custody_data.consent_records c where c.tenant_id = v_tenant and c.consent_id = v_id;
+    if v_first.identity_id = v_identity_id then
+      v_values := custody_data.open_unseen(v_first.identity_id, 'consent_records', v_id::text, array['evidence'], array[v_first.evidence]);
+    end if;
     if (v_first.identity_id, v_first.purpose, v_first.granted, v_first.policy_version, v_first.legal_basis, v_first.evidence is null,
         coalesce(p_occurred_at, v_first.occurred_at))
       is distinct from (v_identity_id, p_purpose, p_granted, p_policy_version, p_legal_basis, p_evidence is null, v_first.occurred_at)
-      or custody_data.open_evidence(v_first) is distinct from p_evidence then
+      or v_values[1]::jsonb is distinct from p_evidence then
       raise exception using
         errcode = 'PC010',
         message = format('consent_id %s was given before with other content', v_id),
@@ -156,7 +160,7 @@ grant execute on function custody.current_consents(text, integer, text) to custo
 comment on function custody.current_consents(text, integer, text) is
 'The newest record of each purpose, granted or withdrawn, by purpose.
 p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
-Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody.consent_history(p_user_id text, p_limit integer default 1000, p_before timestamptz default null, p_before_id uuid default null)
 returns setof custody.consents
@@ -184,4 +188,4 @@ revoke all on function custody.consent_history(text, integer, timestamptz, uuid)
 grant execute on function custody.consent_history(text, integer, timestamptz, uuid) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.consent_history(text, integer, timestamptz, uuid) is
 'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
-Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';

@@ -209,13 +209,13 @@ declare
   v_row constant custody_data.conversations := custody_data.lock_conversation(p_user_id, p_conversation_id, p_if_version);
   v_message constant jsonb := custody_data.check_messages(jsonb_build_array(p_message));
   v_at constant timestamptz := (v_message -> 0 ->> 'at')::timestamptz;
-  v_messages text;
+  v_messages text[];
   v_sealed bytea[];
   v_count integer;
 begin
-  v_messages := custody_data.open_text(v_row.identity_id, 'conversations', 'messages', p_conversation_id, v_row.messages);
-  v_messages := (v_messages::jsonb || v_message)::text;
-  v_sealed := custody_data.seal_values(v_row.identity_id, 'conversations', p_conversation_id, array['messages'], array[v_messages]);
+  v_messages := custody_data.open_unseen(v_row.identity_id, 'conversations', p_conversation_id, array['messages'], array[v_row.messages]);
+  v_messages[1] := (v_messages[1]::jsonb || v_message)::text;
+  v_sealed := custody_data.seal_values(v_row.identity_id, 'conversations', p_conversation_id, array['messages'], v_messages);
   update custody_data.conversations c set
     messages = v_sealed[1], message_count = c.message_count + 1,
     started_at = least(c.started_at, v_at), last_message_at = greatest(c.last_message_at, v_at)
@@ -284,7 +284,7 @@ revoke all on function custody.get_conversation(text, text) from public;
 grant execute on function custody.get_conversation(text, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.get_conversation(text, text) is
 'A conversation as a JSON object: user_id, conversation_id, title, messages, message_count, started_at, last_message_at, version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody.list_conversations(p_user_id text, p_limit integer default 100, p_before timestamptz default null, p_before_id text default null)
 returns setof custody.conversation_summaries
@@ -312,7 +312,7 @@ revoke all on function custody.list_conversations(text, integer, timestamptz, te
 grant execute on function custody.list_conversations(text, integer, timestamptz, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.list_conversations(text, integer, timestamptz, text) is
 'Conversations of a person without their messages, newest first. p_limit: 1 to 10000. The page after a row: p_before its last_message_at and p_before_id its conversation_id (without p_before_id rows of the same instant are passed over).
-Errors: PC001, PC003, PC023, PC033 titles while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 titles while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- definer: as put_profile
 create or replace function custody.delete_conversation(p_user_id text, p_conversation_id text)

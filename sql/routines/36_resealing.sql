@@ -282,7 +282,7 @@ begin
   end if;
   for i in 1 .. coalesce(cardinality(v_rows), 0) loop
     v_row := v_rows[i];
-    v_values := custody_data.open_values(v_row.identity_id, 'user_profiles', v_row.identity_id::text, array['email', 'phone'], array[v_row.email, v_row.phone]::bytea[]);
+    v_values := custody_data.open_unseen(v_row.identity_id, 'user_profiles', v_row.identity_id::text, array['email', 'phone'], array[v_row.email, v_row.phone]::bytea[]);
     v_normal := custody_data.normalize_email(v_values[1]);
     v_row.email_index := custody_data.blind_index(v_email_key, v_version, v_normal);
     v_normal := custody_data.normalize_phone(v_values[2]);

@@ -362,7 +362,8 @@ begin
     join custody_data.user_profiles p on p.tenant_id = v_tenant and p.identity_id = i.identity_id
     offset 0
   ) x
-  where x.line = s.line and custody_data.open_profile(x.p) = x.said;
+  where x.line = s.line
+    and custody_data.same_values((x.p).identity_id, 'user_profiles', (x.p).identity_id::text, custody_data.profile_fields(), custody_data.sealed_profile(x.p), x.said);
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
@@ -425,7 +426,8 @@ begin
     join custody_data.user_preferences p on p.tenant_id = v_tenant and p.identity_id = i.identity_id
     offset 0
   ) x
-  where x.line = s.line and custody_data.open_preferences(x.p) = x.said;
+  where x.line = s.line
+    and custody_data.same_values((x.p).identity_id, 'user_preferences', (x.p).identity_id::text, array['preferences'], array[(x.p).preferences], array[x.said::text]);
   get diagnostics v_rows = row_count;
   v_unchanged := v_unchanged + v_rows;
 
@@ -491,12 +493,12 @@ begin
   select s.line, (i.user_id = s.user_id or i.erased_at is not null)
     and (c.purpose, c.granted, c.policy_version, c.legal_basis, c.occurred_at, c.evidence is null)
       = (s.purpose, s.granted, s.policy_version, s.legal_basis, s.occurred_at, s.evidence is null)
-    and (i.erased_at is not null or c.evidence is null or custody_data.open_evidence(c) = s.evidence)
+    and (i.erased_at is not null or c.evidence is null or custody_data.same_values(c.identity_id, 'consent_records', c.consent_id::text, array['evidence'], array[c.evidence], array[s.evidence::text]))
   from pg_temp.staged_consent_records s
   join custody_data.consent_records c on c.tenant_id = v_tenant and c.consent_id = s.consent_id
   join custody_data.identities i on i.tenant_id = v_tenant and i.identity_id = c.identity_id;
   insert into pg_temp.import_known (line, same)
-  select s.line, (c.evidence is null) = (s.evidence is null) and (c.evidence is null or custody_data.open_evidence(c) = s.evidence)
+  select s.line, (c.evidence is null) = (s.evidence is null) and (c.evidence is null or custody_data.same_values(c.identity_id, 'consent_records', c.consent_id::text, array['evidence'], array[c.evidence], array[s.evidence::text]))
   from pg_temp.staged_consent_records s
   join custody_data.identities i on i.tenant_id = v_tenant and i.user_id = s.user_id
   join custody_data.consent_records c on c.tenant_id = v_tenant and c.consent_id = custody_data.consent_content_id(
@@ -647,7 +649,7 @@ begin
     (a.action, a.resource_type, a.result, a.purpose, a.metadata, a.personal is null)
       is not distinct from (s.action, s.resource_type, s.result, s.purpose, s.metadata, s.personal is null)
     and (a.personal is null or case when a.subject_id is null then actor.erased_at else subject.erased_at end is not null
-      or custody_data.open_personal(a) = s.personal)
+      or custody_data.same_values(coalesce(a.subject_id, a.actor_id), 'audit_logs', a.log_entry_id::text, array['personal'], array[a.personal], array[s.personal::text]))
     and (actor.user_id = s.user_id or actor.erased_at is not null)
     and (a.resource_id is not distinct from s.resource_id or coalesce(resource.user_id = s.resource_id or resource.erased_at is not null, false))
     and case when s.subject_user_id is null then a.subject_id is null or a.subject_id::text = a.resource_id

@@ -612,7 +612,7 @@ CREATE FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) RETURNS SETOF cus
 
 COMMENT ON FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) IS 'Data keys under which values of many people are sealed now, made where they are missing, for a caller that seals outside the database: each sealed under the key-encryption key that the transaction is unlocked with. The caller has claimed the identities, so that no erasure comes in between.
 p_identity_ids: of people, in any order; an identity that is there twice is returned once.
-Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens. Callers: custody_worker.';
+Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens, PC063 the keys'' giving out cannot be recorded. Callers: custody_worker.';
 
 -- Name: complete_export(uuid, bigint); Type: FUNCTION; Schema: custody
 
@@ -704,7 +704,7 @@ CREATE FUNCTION custody.consent_history(p_user_id text, p_limit integer DEFAULT 
 -- Name: FUNCTION consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid) IS 'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
-Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: consistency_proof(bigint, bigint); Type: FUNCTION; Schema: custody
 
@@ -750,7 +750,7 @@ CREATE FUNCTION custody.current_consents(p_user_id text, p_limit integer DEFAULT
 
 COMMENT ON FUNCTION custody.current_consents(p_user_id text, p_limit integer, p_after text) IS 'The newest record of each purpose, granted or withdrawn, by purpose.
 p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
-Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: kek_reference; Type: VIEW; Schema: custody
 
@@ -1333,7 +1333,7 @@ CREATE FUNCTION custody.get_conversation(p_user_id text, p_conversation_id text)
 -- Name: FUNCTION get_conversation(p_user_id text, p_conversation_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_conversation(p_user_id text, p_conversation_id text) IS 'A conversation as a JSON object: user_id, conversation_id, title, messages, message_count, started_at, last_message_at, version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: get_preferences(text); Type: FUNCTION; Schema: custody
 
@@ -1345,7 +1345,7 @@ CREATE FUNCTION custody.get_preferences(p_user_id text) RETURNS jsonb
 -- Name: FUNCTION get_preferences(p_user_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_preferences(p_user_id text) IS 'The settings of a person as they were put; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: get_profile(text); Type: FUNCTION; Schema: custody
 
@@ -1357,7 +1357,7 @@ CREATE FUNCTION custody.get_profile(p_user_id text) RETURNS jsonb
 -- Name: FUNCTION get_profile(p_user_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_profile(p_user_id text) IS 'The profile as a JSON object: user_id, the fields of put_profile (null where empty), version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: has_consent(text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1593,7 +1593,7 @@ CREATE FUNCTION custody.list_conversations(p_user_id text, p_limit integer DEFAU
 -- Name: FUNCTION list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text) IS 'Conversations of a person without their messages, newest first. p_limit: 1 to 10000. The page after a row: p_before its last_message_at and p_before_id its conversation_id (without p_before_id rows of the same instant are passed over).
-Errors: PC001, PC003, PC023, PC033 titles while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 titles while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: kek_status; Type: VIEW; Schema: custody
 
@@ -1839,7 +1839,7 @@ CREATE FUNCTION custody.open_value(p_identity_id uuid, p_table text, p_column te
 -- Name: FUNCTION open_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.open_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea) IS 'Opens what seal_value sealed for the same place. Null stays null.
-Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked, PC035 the value was altered or belongs to another place. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked, PC035 the value was altered or belongs to another place, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: patch_preferences(text, jsonb, integer); Type: FUNCTION; Schema: custody
 
@@ -2448,7 +2448,7 @@ CREATE FUNCTION custody.rotate_context_key() RETURNS text
 
 -- Name: FUNCTION rotate_context_key(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.rotate_context_key() IS 'Replaces the key of contexts and returns the kid of the new one. Contexts under the key before go on; those under older ones, and under keys of other servers, end. An event. Each start of the server brings a new key by itself.
+COMMENT ON FUNCTION custody.rotate_context_key() IS 'Replaces the keys of contexts and of log lines and returns the kid of the first. Contexts under the key before go on; those under older ones, and under keys of other servers, end. Lines under a key that is replaced can be checked for 35 days. An event. Each start of the server brings a new key of contexts by itself.
 Errors: PC001, PC015 in another context than that of tenant system, PC026 isolation level. Callers: custody_admin, custody_worker.';
 
 -- Name: rotate_data_keys(timestamp with time zone, integer, uuid); Type: FUNCTION; Schema: custody
@@ -3341,8 +3341,9 @@ CREATE TABLE custody_keys.context_keys (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     retired_at timestamp with time zone,
     CONSTRAINT context_keys_kid_length_is_1_to_128_check CHECK (((char_length(kid) >= 1) AND (char_length(kid) <= 128))),
-    CONSTRAINT context_keys_kind_is_known_check CHECK ((kind = ANY (ARRAY['context'::text, 'token'::text]))),
-    CONSTRAINT context_keys_retired_has_no_secret_check CHECK (((retired_at IS NULL) = (secret IS NOT NULL))),
+    CONSTRAINT context_keys_kind_is_known_check CHECK ((kind = ANY (ARRAY['context'::text, 'token'::text, 'line'::text]))),
+    CONSTRAINT context_keys_live_has_a_secret_check CHECK (((retired_at IS NOT NULL) OR (secret IS NOT NULL))),
+    CONSTRAINT context_keys_retired_has_no_secret_check CHECK (((retired_at IS NULL) OR (secret IS NULL) OR (kind = 'line'::text))),
     CONSTRAINT context_keys_secret_has_32_bytes_check CHECK ((octet_length(secret) >= 32)),
     CONSTRAINT context_keys_server_is_of_context_keys_check CHECK (((kind = 'context'::text) = (server IS NOT NULL))),
     CONSTRAINT context_keys_tenant_is_of_token_keys_check CHECK (((for_tenant IS NULL) OR (kind = 'token'::text)))
@@ -3353,7 +3354,7 @@ ALTER TABLE ONLY custody_keys.context_keys FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE context_keys; Type: COMMENT; Schema: custody_keys
 
-COMMENT ON TABLE custody_keys.context_keys IS 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
+COMMENT ON TABLE custody_keys.context_keys IS 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications, line keys our lines in the server log. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
 
 -- Name: COLUMN context_keys.tenant_id; Type: COMMENT; Schema: custody_keys
 
@@ -3361,7 +3362,7 @@ COMMENT ON COLUMN custody_keys.context_keys.tenant_id IS 'Always system: they ar
 
 -- Name: COLUMN context_keys.kind; Type: COMMENT; Schema: custody_keys
 
-COMMENT ON COLUMN custody_keys.context_keys.kind IS 'context or token.';
+COMMENT ON COLUMN custody_keys.context_keys.kind IS 'context, token or line.';
 
 -- Name: COLUMN context_keys.for_tenant; Type: COMMENT; Schema: custody_keys
 
@@ -3373,7 +3374,7 @@ COMMENT ON COLUMN custody_keys.context_keys.server IS 'Start of the server, and 
 
 -- Name: COLUMN context_keys.retired_at; Type: COMMENT; Schema: custody_keys
 
-COMMENT ON COLUMN custody_keys.context_keys.retired_at IS 'When the secret was forgotten.';
+COMMENT ON COLUMN custody_keys.context_keys.retired_at IS 'Since when it makes nothing any more. The secret is forgotten then; that of a line key 35 days later.';
 
 -- Name: context_key(); Type: FUNCTION; Schema: custody_data
 
@@ -4055,6 +4056,28 @@ CREATE FUNCTION custody_data.leaves_without_segment(p_to bigint) RETURNS TABLE(d
 
 COMMENT ON FUNCTION custody_data.leaves_without_segment(p_to bigint) IS 'Leaves below p_to that have no segment, in pieces of one day each, in no order; lost leaves among them. is_new: nobody has looked at them yet.';
 
+-- Name: line_key(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.line_key() RETURNS custody_keys.context_keys
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION line_key(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.line_key() IS 'The key of log lines, made where there is none and the transaction may write; else null.';
+
+-- Name: lines_are_ours(text[], text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) RETURNS boolean[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION lines_are_ours(p_messages text[], p_sessions text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) IS 'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Callers: custody_worker.';
+
 -- Name: live_in(custody_data.incarnations); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.live_in(p_incarnation custody_data.incarnations) RETURNS void
@@ -4153,6 +4176,17 @@ CREATE FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_version
 -- Name: FUNCTION make_data_keys(p_identity_ids uuid[], p_key_versions integer[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[]) IS 'Makes versions of identities'' data keys and wraps them; returns how many, without those that another transaction has made meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
+
+-- Name: make_line_key(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.make_line_key() RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION make_line_key(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.make_line_key() IS 'Makes a key of log lines and returns its kid.';
 
 -- Name: make_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
 
@@ -4428,6 +4462,17 @@ CREATE FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) RETU
 
 COMMENT ON FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) IS 'The values of a profile, in the order of profile_fields. Errors: PC001, PC015, PC033, PC035.';
 
+-- Name: open_unseen(uuid, text, text, text[], bytea[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_unseen(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_unseen(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_unseen(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened for a function that shows them to nobody: it seals or indexes them anew, adds to them or compares them. No role may call it, and nothing records it. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
 -- Name: open_values(uuid, text, text, text[], bytea[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) RETURNS text[]
@@ -4437,7 +4482,7 @@ CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row
 
 -- Name: FUNCTION open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Before it returns them it records whose they are, in the server log and, where the transaction may write, in the trail. Errors: PC001, PC015 another person than the subject, PC033, PC035, PC063 the read cannot be recorded.';
 
 -- Name: parse_entry_time(text); Type: FUNCTION; Schema: custody_data
 
@@ -4544,6 +4589,17 @@ CREATE FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reas
 -- Name: FUNCTION receive_request(p_kind text, p_user_id text, p_reason text, p_request_id uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reason text, p_request_id uuid) IS 'What request_erasure and request_export have in common.';
+
+-- Name: record_read(uuid, text, text[], bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.record_read(p_identity_id uuid, p_table text, p_columns text[], p_rows bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_read(p_identity_id uuid, p_table text, p_columns text[], p_rows bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.record_read(p_identity_id uuid, p_table text, p_columns text[], p_rows bigint) IS 'Records that sealed values of a person were opened: a line, and an event where the transaction may write. Called before the values are returned. Errors: PC063.';
 
 -- Name: refuse_anchored(text, text); Type: FUNCTION; Schema: custody_data
 
@@ -4799,6 +4855,17 @@ CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p
 
 COMMENT ON FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) IS 'Whether an event has this personal part, as far as it is still here. Errors: PC033.';
 
+-- Name: same_values(uuid, text, text, text[], bytea[], text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[]) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[]) IS 'Whether sealed values of one row are these, for imports: it shows none, and who may seal could tell as well by sealing what it has. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
 -- Name: seal_batch(text, xid8, uuid, xid8, bigint, boolean); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.seal_batch(p_kind text, p_from xid8, p_after uuid, p_below xid8, p_limit bigint, p_look boolean, OUT rows_read bigint, OUT rows_sealed bigint, OUT last_xid xid8, OUT last_entry_id uuid) RETURNS record
@@ -4888,6 +4955,16 @@ CREATE FUNCTION custody_data.sealed_later(p_old bytea, p_new bytea) RETURNS bool
 -- Name: FUNCTION sealed_later(p_old bytea, p_new bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.sealed_later(p_old bytea, p_new bytea) IS 'Whether a sealed value is the same, or one under a later key.';
+
+-- Name: sealed_profile(custody_data.user_profiles); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.sealed_profile(p_row custody_data.user_profiles) RETURNS bytea[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY[((p_row).full_name)::bytea, ((p_row).email)::bytea, ((p_row).phone)::bytea, ((p_row).organisation)::bytea, ((p_row).title)::bytea, ((p_row).address)::bytea, ((p_row).city)::bytea, ((p_row).region)::bytea, ((p_row).postal_code)::bytea, ((p_row).country)::bytea, ((p_row).attributes)::bytea];
+
+-- Name: FUNCTION sealed_profile(p_row custody_data.user_profiles); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.sealed_profile(p_row custody_data.user_profiles) IS 'The sealed values of a profile, in the order of profile_fields.';
 
 -- Name: sealing_place(text, uuid, text, text, text); Type: FUNCTION; Schema: custody_data
 
@@ -5414,6 +5491,17 @@ CREATE FUNCTION custody_data.write_checked_logins(p_logins name[]) RETURNS void
 -- Name: FUNCTION write_checked_logins(p_logins name[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.write_checked_logins(p_logins name[]) IS 'Writes the function checked_logins.';
+
+-- Name: write_line(text, text, text[], uuid[], bigint, boolean); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.write_line(p_what text, p_table text DEFAULT NULL::text, p_columns text[] DEFAULT NULL::text[], p_people uuid[] DEFAULT NULL::uuid[], p_rows bigint DEFAULT NULL::bigint, p_event boolean DEFAULT NULL::boolean) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION write_line(p_what text, p_table text, p_columns text[], p_people uuid[], p_rows bigint, p_event boolean); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.write_line(p_what text, p_table text, p_columns text[], p_people uuid[], p_rows bigint, p_event boolean) IS 'Writes a line into the server log, in the format of sql/routines/19_lines.sql, and returns its MAC; null where this transaction has written the same one of a read. Errors: PC063 a read whose line cannot be written.';
 
 -- Name: write_profile(uuid, custody_data.user_profiles, jsonb); Type: FUNCTION; Schema: custody_data
 
@@ -7873,7 +7961,7 @@ ALTER TABLE custody_keys.key_encryption_keys ENABLE ALWAYS TRIGGER a_reject_dele
 
 -- Name: context_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.context_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kid', 'kind', 'for_tenant', 'server', 'created_at', '+retired_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.context_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kid', 'kind', 'for_tenant', 'server', 'created_at', '=retired_at');
 
 ALTER TABLE custody_keys.context_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 

@@ -36,6 +36,6 @@ select refuses($$select custody.record_audit_events('[{"action": "account.login"
 select refuses($$select custody.record_audit_events('[{"action": "account.login", "result": "maybe"}]')$$, 'PC007', 'an unknown result');
 select refuses($$select custody.record_audit_events('[{"action": "account.login", "subject_user_id": ""}]')$$, 'PC003', 'an empty subject');
 select refuses($$select custody.record_audit_events('[{"action": "account.login", "result": "denied", "log_entry_id": "33333333-3333-4333-8333-333333333333"}]')$$, 'PC010', 'an id with other content');
-select is((select count(*) from events('event_batch')), 4::bigint, 'nothing of it was appended');
+select is((select count(*) from events('event_batch') e where e.action <> 'record.read'), 4::bigint, 'nothing of it was appended');
 select * from finish();
 rollback;

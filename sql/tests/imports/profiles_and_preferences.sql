@@ -20,7 +20,7 @@ insert into pg_temp.staged_user_profiles (line, user_id, full_name, city, attrib
 select is(custody.import_profiles(), '{"added": 1, "changed": 1, "unchanged": 2, "refused": 0}', 'one is new, one differs, one is equal, one is on an earlier line');
 select is(custody.get_profile('bob') ->> 'city', 'Paris', 'what differed is replaced');
 select is((custody.get_profile('ada') ->> 'version')::int, 1, 'what is equal is left alone');
-select results_eq($$select e.action collate "default", e.subject_id, e.purpose from events('import_profiles') e where e.actor_id = identity('import_profiles', 'runner') order by 1$$,
+select results_eq($$select e.action collate "default", e.subject_id, e.purpose from events('import_profiles') e where e.actor_id = identity('import_profiles', 'runner') and e.action <> 'record.read' order by 1$$,
   $$values ('record.insert'::text, identity('import_profiles', 'cy'), 'migration'::text), ('record.update', identity('import_profiles', 'bob'), 'migration')$$, 'each person''s change is an event');
 
 select custody.prepare_import('user_profiles');
