@@ -189,6 +189,22 @@ func (q *Queries) LastLogBatch(ctx context.Context, db DBTX) (LastLogBatchRow, e
 	return i, err
 }
 
+const linesAreOurs = `-- name: LinesAreOurs :one
+select custody_data.lines_are_ours($1::text[], $2::text[])::boolean[] as ours
+`
+
+type LinesAreOursParams struct {
+	Messages []string
+	Sessions []string
+}
+
+func (q *Queries) LinesAreOurs(ctx context.Context, db DBTX, arg LinesAreOursParams) ([]bool, error) {
+	row := db.QueryRow(ctx, linesAreOurs, arg.Messages, arg.Sessions)
+	var ours []bool
+	err := row.Scan(&ours)
+	return ours, err
+}
+
 const logBatches = `-- name: LogBatches :many
 select b.tenant_id, b.number, b.source, b.file_name, b.file_from, b.file_to, b.object_key, b.manifest_key, b.sha256, b.plain_sha256, b.manifest_sha256, b.previous_sha256, b.lines, b.bytes, b.stored_bytes, b.first_occurred_at, b.last_occurred_at, b.counts, b.recorded_at, b.expires_at, b.deleted_at from custody_data.log_batches b where b.tenant_id = 'system' and b.number >= $1 order by b.number limit $2
 `
@@ -497,6 +513,40 @@ func (q *Queries) RecentLogFindings(ctx context.Context, db DBTX, upTo int32) ([
 			&i.OccurredAt,
 			&i.Detail,
 		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const reconcileLogs = `-- name: ReconcileLogs :many
+select r.kind::text as kind, r.findings::bigint as findings from custody.reconcile_logs($1, $2) r
+`
+
+type ReconcileLogsParams struct {
+	Since time.Time
+	Until time.Time
+}
+
+type ReconcileLogsRow struct {
+	Kind     string
+	Findings int64
+}
+
+func (q *Queries) ReconcileLogs(ctx context.Context, db DBTX, arg ReconcileLogsParams) ([]ReconcileLogsRow, error) {
+	rows, err := db.Query(ctx, reconcileLogs, arg.Since, arg.Until)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ReconcileLogsRow{}
+	for rows.Next() {
+		var i ReconcileLogsRow
+		if err := rows.Scan(&i.Kind, &i.Findings); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

@@ -309,6 +309,9 @@ func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Pos
 			}
 			part.region = logship.Region{Format: s.format, Data: &logship.Memory{Data: joined}, To: int64(len(joined)), Complete: true}
 			part.next = logship.Place{File: at.Next, FilePlace: mark}
+			if ended, err := serverlog.MarkFile(at.File, at.Size); err == nil {
+				s.state.Finish(logship.Place{File: at.Place.File, FilePlace: ended})
+			}
 		}
 	}
 	_, err := s.ship(ctx, src, at, part)
@@ -378,8 +381,9 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 
 // ours asks which messages are lines of the schema.
 func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours []bool, err error) {
-	err = s.tx(ctx, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, "select custody_data.lines_are_ours($1::text[], $2::text[])", messages, sessions).Scan(&ours)
+	err = s.tx(ctx, func(tx pgx.Tx) (err error) {
+		ours, err = db.New().LinesAreOurs(ctx, tx, db.LinesAreOursParams{Messages: messages, Sessions: sessions})
+		return err
 	})
 	return ours, fail("check own lines", err)
 }

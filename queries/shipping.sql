@@ -59,3 +59,9 @@ select m::text as month from custody.drop_access_months() m;
 
 -- name: EnsureAccessPartitions :one
 select custody_data.ensure_access_partitions(@from_at, @to_at)::bigint as created;
+
+-- name: LinesAreOurs :one
+select custody_data.lines_are_ours(@messages::text[], @sessions::text[])::boolean[] as ours;
+
+-- name: ReconcileLogs :many
+select r.kind::text as kind, r.findings::bigint as findings from custody.reconcile_logs(@since, @until) r;

@@ -324,7 +324,7 @@ func (p *Position) settle(ctx context.Context, src Source, files []File, state *
 		if p.Size, err = p.File.Size(); err != nil || p.Place.Offset < p.Size {
 			return err
 		}
-		state.finish(p.Place)
+		state.Finish(p.Place)
 		if err := p.open(ctx, src, p.Next, serverlog.FilePlace{}); err != nil {
 			return err
 		}

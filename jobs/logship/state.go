@@ -50,7 +50,8 @@ func (s *State) known(file io.ReaderAt, size int64) *Place {
 	return nil
 }
 
-func (s *State) finish(place Place) {
+// Finish remembers a file that was read to its end.
+func (s *State) Finish(place Place) {
 	if place.Offset == 0 {
 		return
 	}

@@ -2028,6 +2028,18 @@ COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Sto
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
 Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
+-- Name: reconcile_logs(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) RETURNS TABLE(kind text, findings bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whether its transaction was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.record_audit_event(p_action text, p_resource_type text DEFAULT NULL::text, p_resource_id text DEFAULT NULL::text, p_result text DEFAULT 'success'::text, p_metadata jsonb DEFAULT '{}'::jsonb, p_subject_user_id text DEFAULT NULL::text, p_occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_log_entry_id uuid DEFAULT NULL::uuid, p_personal jsonb DEFAULT NULL::jsonb) RETURNS uuid
@@ -5732,6 +5744,171 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
+-- Name: access_events; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.access_events (
+    tenant_id custody_data.tenant_name NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    batch bigint NOT NULL,
+    line integer NOT NULL,
+    part smallint DEFAULT 0 NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL COLLATE pg_catalog."C",
+    class text COLLATE pg_catalog."C",
+    action text COLLATE pg_catalog."C",
+    object_name text COLLATE pg_catalog."C",
+    login text COLLATE pg_catalog."C",
+    role text COLLATE pg_catalog."C",
+    actor_id uuid,
+    actor_pseudonym text COLLATE pg_catalog."C",
+    purpose text,
+    identity_id uuid,
+    rows bigint,
+    client inet,
+    application text,
+    session_id text NOT NULL COLLATE pg_catalog."C",
+    vxid text COLLATE pg_catalog."C",
+    xact_at timestamp with time zone,
+    event_line text COLLATE pg_catalog."C",
+    rolled_back boolean,
+    state_code text COLLATE pg_catalog."C",
+    CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
+)
+PARTITION BY RANGE (recorded_at);
+
+ALTER TABLE ONLY custody_data.access_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.access_events IS 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
+
+-- Name: COLUMN access_events.tenant_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.tenant_id IS 'As the transaction''s own line says; system where none does.';
+
+-- Name: COLUMN access_events.recorded_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.recorded_at IS 'When its batch was recorded.';
+
+-- Name: COLUMN access_events.batch; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.batch IS 'Number of the batch.';
+
+-- Name: COLUMN access_events.line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.line IS 'Which line of the batch, from 1.';
+
+-- Name: COLUMN access_events.part; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.part IS 'Which of the people of one line, from 0.';
+
+-- Name: COLUMN access_events.occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.occurred_at IS 'As the server logged it.';
+
+-- Name: COLUMN access_events.kind; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.kind IS 'read: a record was opened; statement: as pgaudit logged it; connect, authenticated, logon, logon_failed, logoff; forged: a line that claims to be one of these or ours and is not; message: a statement that failed, or a setting that changed.';
+
+-- Name: COLUMN access_events.class; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.class IS 'pgaudit''s: READ, WRITE, DDL, ROLE, FUNCTION, MISC; READ for reads, SETTING where one changed.';
+
+-- Name: COLUMN access_events.action; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.action IS 'Command tag; record.read for reads.';
+
+-- Name: COLUMN access_events.object_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.object_name IS 'schema.table as pgaudit has it; the table of a read; the name of a setting.';
+
+-- Name: COLUMN access_events.login; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.login IS 'Who authenticated, whatever SET ROLE said since.';
+
+-- Name: COLUMN access_events.role; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.role IS 'As which role our functions were called.';
+
+-- Name: COLUMN access_events.actor_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_id IS 'Identity that acted: the one in context in that transaction.';
+
+-- Name: COLUMN access_events.actor_pseudonym; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_pseudonym IS 'Stands for an actor without an identity: keyed, never the user_id.';
+
+-- Name: COLUMN access_events.identity_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.identity_id IS 'Whose record was read; of a statement, the person to whom its context is confined.';
+
+-- Name: COLUMN access_events.rows; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rows IS 'How many rows, as far as known: of the whole line.';
+
+-- Name: COLUMN access_events.client; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.client IS 'Address of the client; empty for a Unix socket or a name. @custody{"sensitivity":"contact","retention":"access"}';
+
+-- Name: COLUMN access_events.application; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.application IS 'application_name, the client''s own choice. @custody{"sensitivity":"content","retention":"access"}';
+
+-- Name: COLUMN access_events.session_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.session_id IS 'Start and pid of the process, hexadecimal: %c of the log.';
+
+-- Name: COLUMN access_events.vxid; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.vxid IS 'Virtual transaction, within its session.';
+
+-- Name: COLUMN access_events.xact_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction began, where its own line says.';
+
+-- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
+
+-- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
+
+-- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.state_code IS 'SQLSTATE of what failed.';
+
+-- Name: log_reconciliation; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.log_reconciliation WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    'statement_without_row'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE ((e.kind = 'statement'::text) AND (e.actor_id IS NULL) AND (e.actor_pseudonym IS NULL) AND (e.class = ANY (ARRAY['READ'::text, 'WRITE'::text])) AND (e.object_name = ANY (ARRAY['custody_data.user_profiles'::text, 'custody_data.user_preferences'::text, 'custody_data.consent_records'::text, 'custody_data.conversations'::text])))
+UNION ALL
+ SELECT e.tenant_id,
+    'rolled_back'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE e.rolled_back;
+
+-- Name: VIEW log_reconciliation; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads whose transaction was rolled back. Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: logins; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.logins WITH (security_invoker='true') AS
@@ -6284,140 +6461,6 @@ CREATE VIEW custody_check.personal_columns WITH (security_invoker='true') AS
 -- Name: VIEW personal_columns; Type: COMMENT; Schema: custody_check
 
 COMMENT ON VIEW custody_check.personal_columns IS 'Every column that holds personal data, with its sensitivity and retention class, as its comment says, and whether its values are sealed. Not sealed are the external ids, by which people are found, blind indexes, and reasons that must name nobody.';
-
--- Name: access_events; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.access_events (
-    tenant_id custody_data.tenant_name NOT NULL,
-    recorded_at timestamp with time zone NOT NULL,
-    batch bigint NOT NULL,
-    line integer NOT NULL,
-    part smallint DEFAULT 0 NOT NULL,
-    occurred_at timestamp with time zone NOT NULL,
-    kind text NOT NULL COLLATE pg_catalog."C",
-    class text COLLATE pg_catalog."C",
-    action text COLLATE pg_catalog."C",
-    object_name text COLLATE pg_catalog."C",
-    login text COLLATE pg_catalog."C",
-    role text COLLATE pg_catalog."C",
-    actor_id uuid,
-    actor_pseudonym text COLLATE pg_catalog."C",
-    purpose text,
-    identity_id uuid,
-    rows bigint,
-    client inet,
-    application text,
-    session_id text NOT NULL COLLATE pg_catalog."C",
-    vxid text COLLATE pg_catalog."C",
-    xact_at timestamp with time zone,
-    event_line text COLLATE pg_catalog."C",
-    rolled_back boolean,
-    state_code text COLLATE pg_catalog."C",
-    CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
-)
-PARTITION BY RANGE (recorded_at);
-
-ALTER TABLE ONLY custody_data.access_events FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE access_events; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.access_events IS 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
-
--- Name: COLUMN access_events.tenant_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.tenant_id IS 'As the transaction''s own line says; system where none does.';
-
--- Name: COLUMN access_events.recorded_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.recorded_at IS 'When its batch was recorded.';
-
--- Name: COLUMN access_events.batch; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.batch IS 'Number of the batch.';
-
--- Name: COLUMN access_events.line; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.line IS 'Which line of the batch, from 1.';
-
--- Name: COLUMN access_events.part; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.part IS 'Which of the people of one line, from 0.';
-
--- Name: COLUMN access_events.occurred_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.occurred_at IS 'As the server logged it.';
-
--- Name: COLUMN access_events.kind; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.kind IS 'read: a record was opened; statement: as pgaudit logged it; connect, authenticated, logon, logon_failed, logoff; forged: a line that claims to be one of these or ours and is not; message: a statement that failed, or a setting that changed.';
-
--- Name: COLUMN access_events.class; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.class IS 'pgaudit''s: READ, WRITE, DDL, ROLE, FUNCTION, MISC; READ for reads, SETTING where one changed.';
-
--- Name: COLUMN access_events.action; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.action IS 'Command tag; record.read for reads.';
-
--- Name: COLUMN access_events.object_name; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.object_name IS 'schema.table as pgaudit has it; the table of a read; the name of a setting.';
-
--- Name: COLUMN access_events.login; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.login IS 'Who authenticated, whatever SET ROLE said since.';
-
--- Name: COLUMN access_events.role; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.role IS 'As which role our functions were called.';
-
--- Name: COLUMN access_events.actor_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.actor_id IS 'Identity that acted: the one in context in that transaction.';
-
--- Name: COLUMN access_events.actor_pseudonym; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.actor_pseudonym IS 'Stands for an actor without an identity: keyed, never the user_id.';
-
--- Name: COLUMN access_events.identity_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.identity_id IS 'Whose record was read; of a statement, the person to whom its context is confined.';
-
--- Name: COLUMN access_events.rows; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.rows IS 'How many rows, as far as known: of the whole line.';
-
--- Name: COLUMN access_events.client; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.client IS 'Address of the client; empty for a Unix socket or a name. @custody{"sensitivity":"contact","retention":"access"}';
-
--- Name: COLUMN access_events.application; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.application IS 'application_name, the client''s own choice. @custody{"sensitivity":"content","retention":"access"}';
-
--- Name: COLUMN access_events.session_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.session_id IS 'Start and pid of the process, hexadecimal: %c of the log.';
-
--- Name: COLUMN access_events.vxid; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.vxid IS 'Virtual transaction, within its session.';
-
--- Name: COLUMN access_events.xact_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction began, where its own line says.';
-
--- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
-
--- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
-
--- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.state_code IS 'SQLSTATE of what failed.';
 
 -- Name: archive_heads; Type: TABLE; Schema: custody_data
 

@@ -10,5 +10,6 @@ select refuses($$select custody.mark_sink('x', 1, 1, 1, 1)$$, 'PC026', 'no sink'
 select refuses($$select custody.trim_log_spool('{}', 'x')$$, 'PC026', 'no spool');
 select refuses($$select custody.add_log_findings('x', '[]')$$, 'PC026', 'no finding');
 select refuses($$select custody.mark_log_batch_deleted(1)$$, 'PC026', 'no deletion');
+select refuses($$select custody.reconcile_logs(now(), now())$$, 'PC026', 'no reconciliation');
 select * from finish();
 rollback;
