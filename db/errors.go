@@ -61,6 +61,10 @@ var (
 	ErrNotForLogin         = errors.New("not a context of this login")
 	ErrNoContextKey        = errors.New("no context key on this server yet")
 	ErrUnrecordable        = errors.New("reading refused: its log line cannot be written")
+	ErrLogMoved            = errors.New("log was shipped further by another run")
+	ErrLogChain            = errors.New("batch of logs does not follow the one before")
+	ErrLogBatch            = errors.New("batch of logs is not of this transaction")
+	ErrLogNotDue           = errors.New("batch of logs is not due")
 )
 
 // What Postgres itself refuses and users meet.
@@ -124,6 +128,10 @@ var codes = map[string]error{
 	"PC061": ErrNotForLogin,
 	"PC062": ErrNoContextKey,
 	"PC063": ErrUnrecordable,
+	"PC070": ErrLogMoved,
+	"PC071": ErrLogChain,
+	"PC072": ErrLogBatch,
+	"PC073": ErrLogNotDue,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

@@ -5,11 +5,44 @@
 package db
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgtype"
 )
+
+// Batches of the server's log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.
+type CustodyDataLogBatch struct {
+	TenantID string
+	Number   int64
+	Source   string
+	FileName string
+	// First byte of the file that the batch has; file_to the byte behind the last.
+	FileFrom    int64
+	FileTo      int64
+	ObjectKey   string
+	ManifestKey string
+	// Of the object as it is stored.
+	Sha256 []byte
+	// Of its lines, before compression and encryption.
+	PlainSha256 []byte
+	// Of the manifest beside it, which says all of this.
+	ManifestSha256 []byte
+	// manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.
+	PreviousSha256  []byte
+	Lines           int64
+	Bytes           int64
+	StoredBytes     int64
+	FirstOccurredAt *time.Time
+	LastOccurredAt  *time.Time
+	// Lines by kind, and what was broken, cut, too long, in another encoding, forged.
+	Counts     json.RawMessage
+	RecordedAt time.Time
+	// Until when the store locks it: the policy shipped_logs when it was shipped.
+	ExpiresAt time.Time
+	DeletedAt *time.Time
+}
 
 // Shape of current_kek: the newest version, and by which the provider finds the key.
 type CustodyKekReference struct {

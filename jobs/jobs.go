@@ -38,6 +38,7 @@ const (
 	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys
 	QueueSubjects    = "subjects"    // erase, export
 	QueueNotices     = "notices"     // notify
+	QueueLogs        = "logs"        // ship, sinks: apart, so that no long run keeps the log from the store
 	QueueLedger      = "ledger"      // seal, anchor: apart, so that no long run keeps events from being sealed
 )
 
@@ -110,6 +111,7 @@ type Config struct {
 	Seal          SealConfig
 	Anchor        AnchorConfig
 	Verify        VerifyConfig
+	Ship          ShipConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
@@ -117,6 +119,9 @@ type Schedule struct {
 	Retention, Archive, ArchiveVerify, Partitions, Requests, Keys, Anchor, Verify time.Duration
 	// Seal is how often events are sealed; jobs come each for a shift of it.
 	Seal time.Duration
+	// Ship is how often the server's log is shipped, in shifts as Seal; Reconcile how often
+	// log, trail and store are held against each other.
+	Ship, Reconcile time.Duration
 }
 
 // scope is the context in which a job works for a tenant.
@@ -148,6 +153,7 @@ func Workers(d Deps) *river.Workers {
 	river.AddWorker(workers, &RequestsWorker{Deps: d})
 	river.AddWorker(workers, &RetentionWorker{Deps: d})
 	river.AddWorker(workers, &SealWorker{Deps: d})
+	river.AddWorker(workers, &ShipWorker{Deps: d})
 	river.AddWorker(workers, &VerifyWorker{Deps: d})
 	return workers
 }
@@ -174,6 +180,9 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 	add(s.Verify, VerifyArgs{})
 	if s.Seal > 0 {
 		add(max(s.Seal, sealShift), SealArgs{})
+	}
+	if s.Ship > 0 {
+		add(max(s.Ship, shipShift), ShipArgs{})
 	}
 	return periodic
 }
@@ -222,6 +231,7 @@ func NewClient(d Deps, o ClientOptions) (*river.Client[pgx.Tx], error) {
 			QueueSubjects:    {MaxWorkers: 4},
 			QueueNotices:     {MaxWorkers: 8},
 			QueueLedger:      {MaxWorkers: 4},
+			QueueLogs:        {MaxWorkers: 4},
 		}
 	}
 	client, err := river.NewClient(riverpgxv5.New(d.Pool), config)

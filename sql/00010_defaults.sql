@@ -74,6 +74,9 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'key.expire', '{keys}', 'Data keys were destroyed because everything that they sealed has expired.'),
   ('system', 'key.destroy', '{kek_version}', 'A key-encryption key was forgotten by its provider.'),
   ('system', 'key.retire', '{kek_version,keys}', 'A key-encryption key was retired: nothing is wrapped by it any more.'),
+  ('system', 'log.ship', '{batch,source,object_key,sha256,manifest_sha256,previous_sha256,lines,bytes,findings}', 'A batch of the server''s log was put into the store.'),
+  ('system', 'log.expire', '{batch,object_key,sha256}', 'The objects of a batch of the server''s log were deleted after their time.'),
+  ('system', 'log.reconcile', '{from,to,findings,rolled_back}', 'Log, trail and store were held against each other.'),
   ('system', 'job.fail', '{job,error_code}', 'A job failed.')
 on conflict do nothing;
 
@@ -92,7 +95,8 @@ insert into custody_data.audit_resource_types (tenant_id, resource_type, descrip
   ('system', 'holder', 'A holder outside Postgres.'),
   ('system', 'retention_policy', 'A retention policy.'),
   ('system', 'archive_segment', 'A day of the trail in the archive.'),
-  ('system', 'partition', 'A partition of the trail.'),
+  ('system', 'partition', 'A partition of the trail or of access events.'),
+  ('system', 'log_batch', 'A batch of the server''s log.'),
   ('system', 'document', 'A document of the application.'),
   ('system', 'health_record', 'A health record.')
 on conflict do nothing;
@@ -107,7 +111,9 @@ insert into custody_data.retention_policies (tenant_id, class, keep, basis) valu
   ('system', 'restored', interval '30 days', 'GDPR Art. 5(1)(e): copies out of the archive, for as long as an enquiry needs them'),
   ('system', 'key_age', interval '1 year', 'NIST SP 800-57 part 1, 5.3.6: how long a key seals before it is overdue for rotation'),
   ('system', 'kek_generation', interval '7 days', 'GDPR Art. 17: how long a key-encryption key wraps; a physical backup that is older than this and the backups of keys opens nothing'),
-  ('system', 'key_backup', interval '7 days', 'GDPR Art. 17, 32(1)(c): how long a backup of wrapped keys is kept')
+  ('system', 'key_backup', interval '7 days', 'GDPR Art. 17, 32(1)(c): how long a backup of wrapped keys is kept'),
+  ('system', 'access', interval '12 months', 'HIPAA 45 CFR 164.308(a)(1)(ii)(D), PCI DSS 10.5.1: access events in Postgres, to be reviewed and asked about'),
+  ('system', 'shipped_logs', interval '3 years', 'GDPR Art. 5(2), 32(1): the server''s log in the store, for the limitation period; deployments under HIPAA 6 years (45 CFR 164.316(b)(2)(i))')
 on conflict do nothing;
 
 alter table custody_data.tenants force row level security;

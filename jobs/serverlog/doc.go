@@ -92,7 +92,7 @@
 //	category_uid   6; 3
 //	activity_id    6005: READ 1 Read; WRITE: UPDATE 2, DELETE and TRUNCATE 7, others 5 Write;
 //	               connection received 3 Connect; else 99 with activity_name DDL, Role, Function,
-//	               Misc, Failed statement, Forged record, Message
+//	               Misc, Failed statement, Forged record, Message; Context; own reads 1 Read
 //	               3002: logon and logon failed 1, logoff 2, authenticated 99
 //	type_uid       class_uid × 100 + activity_id
 //	severity_id    1; failed 2; logon failed 3; forged 4
@@ -116,7 +116,7 @@
 //	query_info     6005: uid query_id, or that of metadata where there is none; query_string the
 //	               statement, redacted
 //	unmapped       kind, pid, backend_type, error_severity, session_start, vxid, txid, leader_pid;
-//	               purpose from the context; audit: object, statement_id, substatement_id, class,
+//	               purpose from the context; line the message of an own line (Claim); audit: object, statement_id, substatement_id, class,
 //	               command, object_type, object_name, parameters (KeepParameters), rows;
 //	               internal_query redacted; hint and context (KeepMessages);
 //	               func_name, file_name, file_line_num

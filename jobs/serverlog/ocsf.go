@@ -35,10 +35,14 @@ const (
 	Logoff
 	// Failed: a statement or a session ended with an error.
 	Failed
+	// OwnContext and OwnRead are lines of the application's schema, which the caller has
+	// checked and says so by Claim: Read never finds them.
+	OwnContext
+	OwnRead
 )
 
 var kindNames = [...]string{
-	"other", "statement", "unproven", "forgery", "connect", "authenticated", "logon", "logon failed", "logoff", "failed",
+	"other", "statement", "unproven", "forgery", "connect", "authenticated", "logon", "logon failed", "logoff", "failed", "context", "read",
 }
 
 func (k Kind) String() string { return kindNames[k] }
@@ -96,6 +100,10 @@ func (e *Encoder) Read(r *Record) Kind {
 	e.kind = e.classify(r)
 	return e.kind
 }
+
+// Claim says what the record that was read last is, where the caller knows better:
+// OwnContext and OwnRead, whose message is passed on as it is, or Forgery.
+func (e *Encoder) Claim(k Kind) { e.kind = k }
 
 func (e *Encoder) classify(r *Record) Kind {
 	switch e.audit.Read(r) {
@@ -220,6 +228,10 @@ func (e *Encoder) Append(dst []byte, c *Context) []byte {
 		class, did = 3002, activity{id: 2}
 	case Failed:
 		did, status, severity = activity{99, "Failed statement"}, 2, 2
+	case OwnContext:
+		did = activity{99, "Context"}
+	case OwnRead:
+		did = activity{id: 1}
 	}
 
 	dst = append(dst, `{"activity_id":`...)
@@ -458,6 +470,9 @@ func (e *Encoder) appendUnmapped(dst []byte, c *Context) []byte {
 	dst = appendNumber(dst, `,"txid":`, r.TXID)
 	dst = appendNumber(dst, `,"leader_pid":`, r.LeaderPID)
 	dst = appendFieldString(dst, `,"purpose":`, c.Purpose)
+	if e.kind == OwnContext || e.kind == OwnRead {
+		dst = appendField(dst, `,"line":`, r.Message)
+	}
 	if e.kind == Statement || e.kind == Unproven {
 		a := &e.audit
 		dst = append(dst, `,"audit":{"object":`...)

@@ -71,6 +71,8 @@ type SequenceOptions struct {
 	// Since is when the log began to be read, zero if with the record that comes
 	// first. Sessions that started before may begin with any line.
 	Since time.Time
+	// Latest is the latest time that was seen, to go on from.
+	Latest time.Time
 }
 
 // Sequence checks that nothing is missing in a log. Line numbers count for each
@@ -97,7 +99,7 @@ const missingKept = 64
 func NewSequence(o SequenceOptions, places ...SessionPlace) *Sequence {
 	o.Sessions = cmp.Or(max(o.Sessions, 0), 65536)
 	o.Tolerance = cmp.Or(max(o.Tolerance, 0), 2*time.Second)
-	s := &Sequence{o: o, sessions: map[string]*list.Element{}, order: list.New(), since: o.Since}
+	s := &Sequence{o: o, sessions: map[string]*list.Element{}, order: list.New(), since: o.Since, latest: o.Latest}
 	for _, place := range places {
 		place.Missing = slices.Clone(place.Missing)
 		s.remember(&place)
@@ -115,6 +117,10 @@ func (s *Sequence) Places() []SessionPlace {
 	}
 	return places
 }
+
+// Span is from when to when the log was read: Since and Latest of the Sequence that
+// goes on.
+func (s *Sequence) Span() (since, latest time.Time) { return s.since, s.latest }
 
 // Forget drops a session that has ended.
 func (s *Sequence) Forget(sessionID []byte) {

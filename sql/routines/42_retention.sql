@@ -86,9 +86,9 @@ declare
   v_change custody_data.retention_changes;
   v_replaces uuid;
 begin
-  if p_class = 'audit_hot' and v_tenant <> 'system' then
-    raise exception using errcode = 'PC012', message = 'policy audit_hot holds for the whole database',
-      hint = 'Set it in the context of tenant system: months are shared by all tenants.';
+  if p_class in ('audit_hot', 'access', 'shipped_logs') and v_tenant <> 'system' then
+    raise exception using errcode = 'PC012', message = format('policy %s holds for the whole database', p_class),
+      hint = 'Set it in the context of tenant system: months and batches are shared by all tenants.';
   end if;
   if p_keep is null or p_keep <= interval '0' or p_keep > interval '100 years' or coalesce(btrim(p_basis), '') = '' or char_length(p_basis) > 1000 then
     raise exception using errcode = 'PC023', message = 'a policy needs an interval of at most 100 years and a legal basis',
@@ -129,7 +129,7 @@ revoke all on function custody.set_retention_policy(text, interval, text) from p
 grant execute on function custody.set_retention_policy(text, interval, text) to custody_privacy, custody_admin;
 comment on function custody.set_retention_policy(text, interval, text) is
 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 create or replace function custody_data.require_open_change(p_change_id uuid)
@@ -621,5 +621,5 @@ revoke all on function custody.enforce_retention(text, integer, timestamptz) fro
 grant execute on function custody.enforce_retention(text, integer, timestamptz) to custody_worker, custody_privacy;
 comment on function custody.enforce_retention(text, integer, timestamptz) is
 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, restored; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';

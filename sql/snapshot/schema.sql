@@ -77,6 +77,29 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
+-- Name: add_access_events(bigint, integer[], integer[], text[], timestamp with time zone[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
+
+-- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_log_findings(p_source text, p_findings jsonb); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) IS 'Records findings that are of no batch''s reading: of files, and of the objects in the store. The same within a day is recorded once. Returns how many were. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: add_restored_events(uuid, text, bigint[], text[]); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]) RETURNS bigint
@@ -808,6 +831,18 @@ CREATE FUNCTION custody.delete_profile(p_user_id text) RETURNS boolean
 COMMENT ON FUNCTION custody.delete_profile(p_user_id text) IS 'Deletes the profile and returns whether there was one. Not an erasure: see custody.request_erasure.
 Errors: PC001, PC003, PC032 under a legal hold. Callers: custody_readwrite.';
 
+-- Name: drop_access_months(timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.drop_access_months(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION drop_access_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.drop_access_months(p_as_of timestamp with time zone) IS 'Drops the months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
+Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: partition_drops; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.partition_drops (
@@ -843,6 +878,80 @@ COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of ti
 Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03, which a hold that is placed meanwhile raises too, try again later. Imports into the month wait until the end.
 p_limit: 1 to 100 months. p_as_of: not in the future.
 Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026, PC029 a month does not hold what its segments say. Callers: custody_worker.';
+
+-- Name: log_batches; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_batches (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    file_name text NOT NULL COLLATE pg_catalog."C",
+    file_from bigint NOT NULL,
+    file_to bigint NOT NULL,
+    object_key text NOT NULL COLLATE pg_catalog."C",
+    manifest_key text NOT NULL COLLATE pg_catalog."C",
+    sha256 bytea NOT NULL,
+    plain_sha256 bytea NOT NULL,
+    manifest_sha256 bytea NOT NULL,
+    previous_sha256 bytea NOT NULL,
+    lines bigint NOT NULL,
+    bytes bigint NOT NULL,
+    stored_bytes bigint NOT NULL,
+    first_occurred_at timestamp with time zone,
+    last_occurred_at timestamp with time zone,
+    counts jsonb DEFAULT '{}'::jsonb NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    deleted_at timestamp with time zone,
+    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(plain_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
+    CONSTRAINT log_batches_number_is_positive_check CHECK ((number > 0)),
+    CONSTRAINT log_batches_range_is_not_backwards_check CHECK (((file_from >= 0) AND (file_to >= file_from)))
+);
+
+ALTER TABLE ONLY custody_data.log_batches FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_batches IS 'Batches of the server''s log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.';
+
+-- Name: COLUMN log_batches.file_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.file_from IS 'First byte of the file that the batch has; file_to the byte behind the last.';
+
+-- Name: COLUMN log_batches.sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.sha256 IS 'Of the object as it is stored.';
+
+-- Name: COLUMN log_batches.plain_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.plain_sha256 IS 'Of its lines, before compression and encryption.';
+
+-- Name: COLUMN log_batches.manifest_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.manifest_sha256 IS 'Of the manifest beside it, which says all of this.';
+
+-- Name: COLUMN log_batches.previous_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.previous_sha256 IS 'manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.';
+
+-- Name: COLUMN log_batches.counts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.counts IS 'Lines by kind, and what was broken, cut, too long, in another encoding, forged.';
+
+-- Name: COLUMN log_batches.expires_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.expires_at IS 'Until when the store locks it: the policy shipped_logs when it was shipped.';
+
+-- Name: due_log_batches(integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.due_log_batches(p_limit integer) RETURNS SETOF custody_data.log_batches
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION due_log_batches(p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.due_log_batches(p_limit integer) IS 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer. Errors: PC012. Callers: custody_worker.';
 
 -- Name: requests; Type: TABLE; Schema: custody_data
 
@@ -945,7 +1054,7 @@ CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, restored; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -1638,6 +1747,17 @@ CREATE FUNCTION custody.mark_kek_destroyed(p_kek_version integer) RETURNS boolea
 COMMENT ON FUNCTION custody.mark_kek_destroyed(p_kek_version integer) IS 'Notes that the provider has forgotten a retired key-encryption key, and takes out of its reference what is behind the last #, by which a provider finds a key. Returns whether that was new.
 Errors: PC001, PC015 confined to one person, PC023 unknown or not retired. Callers: custody_worker.';
 
+-- Name: mark_log_batch_deleted(bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_log_batch_deleted(p_number bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_log_batch_deleted(p_number bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_log_batch_deleted(p_number bigint) IS 'Says that the objects of a batch were deleted after their time; an event (log.expire). Errors: PC001, PC015 outside tenant system, PC026, PC073 not due. Callers: custody_worker.';
+
 -- Name: mark_notice_sent(uuid, text, boolean); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean DEFAULT true) RETURNS void
@@ -1649,6 +1769,17 @@ CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_deli
 
 COMMENT ON FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean) IS 'Records an attempt to deliver a notice. p_status: what came of it, a code that names nobody. p_delivered: whether the holder has it.
 Errors: PC001. Callers: custody_worker.';
+
+-- Name: mark_sink(text, bigint, bigint, bigint, bigint, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text) IS 'Says how far a sink is: the batch and how many lines of it, the leaf of the trail below which events were sent, how many lines were sent now, and the error that ended it. Errors: PC001, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- Name: incarnations; Type: TABLE; Schema: custody_data
 
@@ -1897,6 +2028,18 @@ COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Sto
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
 Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
+-- Name: reconcile_logs(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) RETURNS TABLE(kind text, findings bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whether its transaction was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.record_audit_event(p_action text, p_resource_type text DEFAULT NULL::text, p_resource_id text DEFAULT NULL::text, p_result text DEFAULT 'success'::text, p_metadata jsonb DEFAULT '{}'::jsonb, p_subject_user_id text DEFAULT NULL::text, p_occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_log_entry_id uuid DEFAULT NULL::uuid, p_personal jsonb DEFAULT NULL::jsonb) RETURNS uuid
@@ -1950,6 +2093,19 @@ CREATE FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted
 COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone, p_consent_id uuid) IS 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
 Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
+
+-- Name: record_log_batch(jsonb, bytea, bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea DEFAULT NULL::bytea) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea) IS 'Records that the log of a source has been read up to a place, what was found on the way, and the batch that its lines went into, which lies in the store already. A batch is an event (log.ship) of the same transaction; findings are told on the channel pgcustody_log_findings. Returns the recorded_at of the batch, with which custody.add_access_events goes on in the same transaction.
+p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
+Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 another run was faster, PC071 the batch does not follow the last one. Callers: custody_worker.';
 
 -- Name: record_segment(date, integer, text, text, jsonb, bytea, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody
 
@@ -2483,7 +2639,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -2525,6 +2681,17 @@ COMMENT ON FUNCTION custody.take_over_leaves(p_kept bigint, p_hashes bytea, p_ob
 p_hashes: leaf hashes, 32 bytes each, which the caller has proved against the newest checkpoint in the bucket. p_observed: JSON object of what showed it.
 Returns {"tree_size", "kept", "taken", "found", "lost"}. Both the incarnation and the taking over are events.
 Errors: PC001, PC015 outside tenant system, PC020 a recorded checkpoint covers what would be cut, PC023, PC026, PC041 more kept than there are. Callers: custody_worker.';
+
+-- Name: trim_log_spool(text[], text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION trim_log_spool(p_sinks text[], p_source text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) IS 'Lets go the batches in the spool that all the sinks named have taken, and those of a week ago: that a sink had not taken them is a finding (sink_behind). Returns how many went. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: unlock(bytea); Type: FUNCTION; Schema: custody
 
@@ -3408,6 +3575,17 @@ CREATE FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aa
 -- Name: FUNCTION encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea) IS 'A256CBC-HS512 (RFC 7518 section 5.2.5) under a key of 64 bytes: the initialisation vector of 16 bytes, the ciphertext, the tag of 32 bytes.';
+
+-- Name: ensure_access_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.ensure_access_partitions(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION ensure_access_partitions(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.ensure_access_partitions(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Makes the months of access_events from p_from to p_to, both inclusive, and returns how many it made; with a context the making is an event. Errors: PC009 for a range that is not finite, lies behind or more than 13 months ahead.';
 
 -- Name: enter_context(text, text, text, text); Type: FUNCTION; Schema: custody_data
 
@@ -5588,6 +5766,171 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
+-- Name: access_events; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.access_events (
+    tenant_id custody_data.tenant_name NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    batch bigint NOT NULL,
+    line integer NOT NULL,
+    part smallint DEFAULT 0 NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL COLLATE pg_catalog."C",
+    class text COLLATE pg_catalog."C",
+    action text COLLATE pg_catalog."C",
+    object_name text COLLATE pg_catalog."C",
+    login text COLLATE pg_catalog."C",
+    role text COLLATE pg_catalog."C",
+    actor_id uuid,
+    actor_pseudonym text COLLATE pg_catalog."C",
+    purpose text,
+    identity_id uuid,
+    rows bigint,
+    client inet,
+    application text,
+    session_id text NOT NULL COLLATE pg_catalog."C",
+    vxid text COLLATE pg_catalog."C",
+    xact_at timestamp with time zone,
+    event_line text COLLATE pg_catalog."C",
+    rolled_back boolean,
+    state_code text COLLATE pg_catalog."C",
+    CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
+)
+PARTITION BY RANGE (recorded_at);
+
+ALTER TABLE ONLY custody_data.access_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.access_events IS 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
+
+-- Name: COLUMN access_events.tenant_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.tenant_id IS 'As the transaction''s own line says; system where none does.';
+
+-- Name: COLUMN access_events.recorded_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.recorded_at IS 'When its batch was recorded.';
+
+-- Name: COLUMN access_events.batch; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.batch IS 'Number of the batch.';
+
+-- Name: COLUMN access_events.line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.line IS 'Which line of the batch, from 1.';
+
+-- Name: COLUMN access_events.part; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.part IS 'Which of the people of one line, from 0.';
+
+-- Name: COLUMN access_events.occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.occurred_at IS 'As the server logged it.';
+
+-- Name: COLUMN access_events.kind; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.kind IS 'read: a record was opened; statement: as pgaudit logged it; connect, authenticated, logon, logon_failed, logoff; forged: a line that claims to be one of these or ours and is not; message: a statement that failed, or a setting that changed.';
+
+-- Name: COLUMN access_events.class; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.class IS 'pgaudit''s: READ, WRITE, DDL, ROLE, FUNCTION, MISC; READ for reads, SETTING where one changed.';
+
+-- Name: COLUMN access_events.action; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.action IS 'Command tag; record.read for reads.';
+
+-- Name: COLUMN access_events.object_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.object_name IS 'schema.table as pgaudit has it; the table of a read; the name of a setting.';
+
+-- Name: COLUMN access_events.login; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.login IS 'Who authenticated, whatever SET ROLE said since.';
+
+-- Name: COLUMN access_events.role; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.role IS 'As which role our functions were called.';
+
+-- Name: COLUMN access_events.actor_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_id IS 'Identity that acted: the one in context in that transaction.';
+
+-- Name: COLUMN access_events.actor_pseudonym; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_pseudonym IS 'Stands for an actor without an identity: keyed, never the user_id.';
+
+-- Name: COLUMN access_events.identity_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.identity_id IS 'Whose record was read; of a statement, the person to whom its context is confined.';
+
+-- Name: COLUMN access_events.rows; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rows IS 'How many rows, as far as known: of the whole line.';
+
+-- Name: COLUMN access_events.client; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.client IS 'Address of the client; empty for a Unix socket or a name. @custody{"sensitivity":"contact","retention":"access"}';
+
+-- Name: COLUMN access_events.application; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.application IS 'application_name, the client''s own choice. @custody{"sensitivity":"content","retention":"access"}';
+
+-- Name: COLUMN access_events.session_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.session_id IS 'Start and pid of the process, hexadecimal: %c of the log.';
+
+-- Name: COLUMN access_events.vxid; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.vxid IS 'Virtual transaction, within its session.';
+
+-- Name: COLUMN access_events.xact_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction began, where its own line says.';
+
+-- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
+
+-- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
+
+-- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.state_code IS 'SQLSTATE of what failed.';
+
+-- Name: log_reconciliation; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.log_reconciliation WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    'statement_without_row'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE ((e.kind = 'statement'::text) AND (e.actor_id IS NULL) AND (e.actor_pseudonym IS NULL) AND (e.class = ANY (ARRAY['READ'::text, 'WRITE'::text])) AND (e.object_name = ANY (ARRAY['custody_data.user_profiles'::text, 'custody_data.user_preferences'::text, 'custody_data.consent_records'::text, 'custody_data.conversations'::text])))
+UNION ALL
+ SELECT e.tenant_id,
+    'rolled_back'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE e.rolled_back;
+
+-- Name: VIEW log_reconciliation; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads whose transaction was rolled back. Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: logins; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.logins WITH (security_invoker='true') AS
@@ -5743,7 +6086,7 @@ CREATE TABLE custody_data.retention_policies (
     change_id uuid,
     CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
+    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text, 'access'::text, 'shipped_logs'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
 );
 
@@ -6716,6 +7059,143 @@ COMMENT ON TABLE custody_data.ledger_tiles IS 'Hashes of the Merkle tree, in the
 
 COMMENT ON COLUMN custody_data.ledger_tiles.hashes IS '1 to 256 hashes of 32 bytes, from left to right.';
 
+-- Name: log_findings; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_findings (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    finding_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    batch bigint,
+    kind text NOT NULL COLLATE pg_catalog."C",
+    session_id text COLLATE pg_catalog."C",
+    line_from bigint,
+    line_to bigint,
+    occurrences bigint DEFAULT 1 NOT NULL,
+    occurred_at timestamp with time zone,
+    found_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    detail jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT log_findings_kind_is_known_check CHECK ((kind = ANY (ARRAY['gap'::text, 'repeat'::text, 'reordered'::text, 'lost_file'::text, 'truncated'::text, 'replaced'::text, 'clock_back'::text, 'broken'::text, 'too_long'::text, 'cut'::text, 'bad_encoding'::text, 'unknown_zone'::text, 'forged'::text, 'unverified'::text, 'statement_without_row'::text, 'row_without_line'::text, 'batch_without_object'::text, 'batch_altered'::text, 'orphan'::text, 'sink_behind'::text]))),
+    CONSTRAINT log_findings_occurrences_is_positive_check CHECK ((occurrences > 0))
+);
+
+ALTER TABLE ONLY custody_data.log_findings FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_findings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_findings IS 'What is wrong with a log, with a line of it, or between log, trail and store: append-only. What repeats within a batch is one row (occurrences).';
+
+-- Name: COLUMN log_findings.kind; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.kind IS 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours, under a key that is gone). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
+
+-- Name: COLUMN log_findings.line_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.line_from IS 'Line numbers within the session; bytes for truncated, too_long, broken and cut. line_to the last.';
+
+-- Name: COLUMN log_findings.occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.occurred_at IS 'Time of the line that showed it.';
+
+-- Name: COLUMN log_findings.detail; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.detail IS 'File, object, table or SQLSTATE, as the kind has it; nothing that a client wrote.';
+
+-- Name: log_sinks; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_sinks (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    sink text NOT NULL COLLATE pg_catalog."C",
+    batch bigint DEFAULT 0 NOT NULL,
+    line bigint DEFAULT 0 NOT NULL,
+    trail_leaf bigint DEFAULT 0 NOT NULL,
+    sent_lines bigint DEFAULT 0 NOT NULL,
+    sent_at timestamp with time zone,
+    failed_at timestamp with time zone,
+    failures integer DEFAULT 0 NOT NULL,
+    last_error text,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT log_sinks_sink_is_a_name_check CHECK ((sink ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'::text))
+);
+
+ALTER TABLE ONLY custody_data.log_sinks FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_sinks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_sinks IS 'Where else batches and the application''s audit events are sent, and how far each is: its own place, so that none keeps another waiting, nor the store.';
+
+-- Name: COLUMN log_sinks.batch; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sinks.batch IS 'The batch that is being sent, line its lines that were taken; all before it were.';
+
+-- Name: COLUMN log_sinks.trail_leaf; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sinks.trail_leaf IS 'Events of the trail below this leaf were sent.';
+
+-- Name: COLUMN log_sinks.last_error; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sinks.last_error IS 'What the sink answered last: a status or a kind of error, no text of its own.';
+
+-- Name: log_sources; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_sources (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    format text NOT NULL COLLATE pg_catalog."C",
+    file_name text NOT NULL COLLATE pg_catalog."C",
+    file_offset bigint NOT NULL,
+    file_head bytea NOT NULL,
+    file_tail bytea NOT NULL,
+    state bytea NOT NULL,
+    last_line_at timestamp with time zone,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT log_sources_digests_have_32_bytes_check CHECK (((octet_length(file_head) = 32) AND (octet_length(file_tail) = 32))),
+    CONSTRAINT log_sources_file_offset_is_not_negative_check CHECK ((file_offset >= 0)),
+    CONSTRAINT log_sources_format_is_known_check CHECK ((format = ANY (ARRAY['jsonlog'::text, 'csvlog'::text]))),
+    CONSTRAINT log_sources_source_is_a_name_check CHECK ((source ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'::text))
+);
+
+ALTER TABLE ONLY custody_data.log_sources FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_sources; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_sources IS 'Logs that are shipped, and how far: which file, told by what stands in it, and from which byte the next batch begins.';
+
+-- Name: COLUMN log_sources.source; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.source IS 'Name of the server whose log it is, in the names of objects too.';
+
+-- Name: COLUMN log_sources.file_head; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.file_head IS 'SHA-256 of the first 4 kB of what was read of the file; file_tail of the last. Another file under the same name has others.';
+
+-- Name: COLUMN log_sources.state; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.state IS 'What the lines to come are joined with and checked against: the last line and the context of each open session. The runner''s own form.';
+
+-- Name: COLUMN log_sources.last_line_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.last_line_at IS 'Time of the last line that was shipped.';
+
+-- Name: log_spool; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_spool (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    compressed bytea NOT NULL,
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+ALTER TABLE ONLY custody_data.log_spool ALTER COLUMN compressed SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY custody_data.log_spool FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_spool; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_spool IS 'Batches that a sink has not taken yet: the runner cannot open them in the store, where they are encrypted to the archive''s recipients. Empty where there are no sinks; a batch goes when all have it, and after a week anyhow.';
+
+-- Name: COLUMN log_spool.compressed; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_spool.compressed IS 'The lines of the batch, zstd.';
+
 -- Name: schema_migrations; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.schema_migrations (
@@ -6852,6 +7332,11 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version befo
 
 COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
 
+-- Name: access_events access_events_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.access_events
+    ADD CONSTRAINT access_events_pkey PRIMARY KEY (tenant_id, recorded_at, batch, line, part);
+
 -- Name: archive_heads archive_heads_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.archive_heads
@@ -6972,6 +7457,31 @@ ALTER TABLE ONLY custody_data.ledger_tiles
 ALTER TABLE ONLY custody_data.legal_holds
     ADD CONSTRAINT legal_holds_pkey PRIMARY KEY (tenant_id, hold_id);
 
+-- Name: log_batches log_batches_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_batches
+    ADD CONSTRAINT log_batches_pkey PRIMARY KEY (tenant_id, number);
+
+-- Name: log_findings log_findings_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_findings
+    ADD CONSTRAINT log_findings_pkey PRIMARY KEY (tenant_id, finding_id);
+
+-- Name: log_sinks log_sinks_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_sinks
+    ADD CONSTRAINT log_sinks_pkey PRIMARY KEY (tenant_id, sink);
+
+-- Name: log_sources log_sources_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_sources
+    ADD CONSTRAINT log_sources_pkey PRIMARY KEY (tenant_id, source);
+
+-- Name: log_spool log_spool_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_spool
+    ADD CONSTRAINT log_spool_pkey PRIMARY KEY (tenant_id, number);
+
 -- Name: logins logins_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.logins
@@ -7051,6 +7561,26 @@ ALTER TABLE ONLY custody_keys.key_encryption_keys
 
 ALTER TABLE ONLY custody_keys.wrapped_keys
     ADD CONSTRAINT wrapped_keys_pkey PRIMARY KEY (tenant_id, identity_id, key_version, kek_version);
+
+-- Name: access_events_actor_id_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_actor_id_idx ON ONLY custody_data.access_events USING btree (tenant_id, actor_id, occurred_at) WHERE (actor_id IS NOT NULL);
+
+-- Name: access_events_identity_id_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_identity_id_idx ON ONLY custody_data.access_events USING btree (tenant_id, identity_id, occurred_at) WHERE (identity_id IS NOT NULL);
+
+-- Name: access_events_occurred_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_occurred_at_idx ON ONLY custody_data.access_events USING brin (occurred_at);
+
+-- Name: access_events_session_id_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USING btree (session_id, vxid);
+
+-- Name: access_events_unreconciled_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_line IS NOT NULL) AND (rolled_back IS NULL));
 
 -- Name: archive_restores_begun_at_idx; Type: INDEX; Schema: custody_data
 
@@ -7152,6 +7682,26 @@ CREATE UNIQUE INDEX legal_holds_active_idx ON custody_data.legal_holds USING btr
 
 CREATE INDEX legal_holds_identity_id_idx ON custody_data.legal_holds USING btree (tenant_id, identity_id) WHERE (released_at IS NULL);
 
+-- Name: log_batches_expires_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_batches_expires_at_idx ON custody_data.log_batches USING btree (tenant_id, expires_at) WHERE (deleted_at IS NULL);
+
+-- Name: log_batches_recorded_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_batches_recorded_at_idx ON custody_data.log_batches USING btree (tenant_id, recorded_at);
+
+-- Name: log_batches_source_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_batches_source_idx ON custody_data.log_batches USING btree (tenant_id, source, number);
+
+-- Name: log_findings_found_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_findings_found_at_idx ON custody_data.log_findings USING btree (tenant_id, found_at DESC);
+
+-- Name: log_findings_kind_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_findings_kind_idx ON custody_data.log_findings USING btree (tenant_id, kind, source, found_at DESC);
+
 -- Name: logins_role_name_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX logins_role_name_idx ON custody_data.logins USING btree (role_name);
@@ -7222,6 +7772,12 @@ CREATE TRIGGER a_keep_anchored BEFORE DELETE OR UPDATE ON custody_data.ledger_ti
 
 ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_keep_anchored;
 
+-- Name: access_events a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.access_events FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_delete;
+
 -- Name: archive_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -7288,6 +7844,24 @@ CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.legal_h
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_delete;
 
+-- Name: log_batches a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.log_batches FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_batches ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: log_sinks a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.log_sinks FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_sinks ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: log_sources a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.log_sources FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_sources ENABLE ALWAYS TRIGGER a_reject_delete;
+
 -- Name: logins a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.logins FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -7348,6 +7922,12 @@ CREATE TRIGGER a_reject_held AFTER DELETE ON custody_data.user_profiles REFERENC
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
+-- Name: access_events a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'state_code', '=rolled_back');
+
+ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_key_change;
+
 -- Name: archive_restores a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_restores FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'restore_id', 'range_from', 'range_to', 'of_tenant', 'identity_id', 'log_entry_id', 'action', 'reason', 'restored_by', 'begun_at', 'expires_at', '+finished_at');
@@ -7389,6 +7969,18 @@ ALTER TABLE custody_data.job_runs ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.legal_holds FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: log_batches a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.log_batches FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'number', 'source', 'file_name', 'file_from', 'file_to', 'object_key', 'manifest_key', 'sha256', 'plain_sha256', 'manifest_sha256', 'previous_sha256', 'lines', 'bytes', 'stored_bytes', 'first_occurred_at', 'last_occurred_at', 'counts', 'recorded_at', '+deleted_at');
+
+ALTER TABLE custody_data.log_batches ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: log_sources a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.log_sources FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'source', 'format');
+
+ALTER TABLE custody_data.log_sources ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: logins a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
@@ -7456,6 +8048,12 @@ CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_
 
 ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_mutation;
 
+-- Name: log_findings a_reject_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.log_findings FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_findings ENABLE ALWAYS TRIGGER a_reject_mutation;
+
 -- Name: partition_drops a_reject_mutation; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.partition_drops FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -7473,6 +8071,12 @@ ALTER TABLE custody_data.restored_events ENABLE ALWAYS TRIGGER a_reject_mutation
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.stored_certificates FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.stored_certificates ENABLE ALWAYS TRIGGER a_reject_mutation;
+
+-- Name: access_events a_reject_row_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_delete BEFORE DELETE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_row_delete;
 
 -- Name: audit_logs a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
 
@@ -7503,6 +8107,12 @@ ALTER TABLE custody_data.incarnations ENABLE ALWAYS TRIGGER a_reject_row_mutatio
 CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.ledger_checkpoints FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
+-- Name: log_findings a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.log_findings FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_findings ENABLE ALWAYS TRIGGER a_reject_row_mutation;
 
 -- Name: partition_drops a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
 
@@ -7551,6 +8161,12 @@ ALTER TABLE custody_data.ledger_stretches ENABLE ALWAYS TRIGGER a_reject_truncat
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.ledger_tiles FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: log_spool a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.log_spool FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_spool ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: user_preferences a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
@@ -7731,6 +8347,50 @@ ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_keys.wrapped_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: access_events; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.access_events ENABLE ROW LEVEL SECURITY;
+
+-- Name: access_events access_events_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_all_select ON custody_data.access_events FOR SELECT USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND ((NOT ( SELECT custody.has_subject() AS has_subject)) OR (identity_id = ( SELECT custody.current_subject_id() AS current_subject_id)))));
+
+-- Name: POLICY access_events_all_select ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_all_select ON custody_data.access_events IS 'Who may see: the tenant in context; of a context confined to one person, reads of that person''s records.';
+
+-- Name: access_events access_events_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_backup_select ON custody_data.access_events FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY access_events_backup_select ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_backup_select ON custody_data.access_events IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: access_events access_events_owner_insert; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_owner_insert ON custody_data.access_events FOR INSERT TO custody_owner WITH CHECK ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY access_events_owner_insert ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_owner_insert ON custody_data.access_events IS 'A batch has lines of all tenants.';
+
+-- Name: access_events access_events_owner_update; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_owner_update ON custody_data.access_events FOR UPDATE TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY access_events_owner_update ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_owner_update ON custody_data.access_events IS 'The reconciliation says what was rolled back, of all tenants.';
+
+-- Name: access_events access_events_system_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_system_select ON custody_data.access_events FOR SELECT TO custody_auditor, custody_owner, custody_worker USING (((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY access_events_system_select ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_system_select ON custody_data.access_events IS 'Reconciliation and detection look at all tenants, in the context of tenant system.';
 
 -- Name: archive_heads; Type: ROW SECURITY; Schema: custody_data
 
@@ -8359,6 +9019,106 @@ CREATE POLICY legal_holds_owner_select ON custody_data.legal_holds FOR SELECT TO
 -- Name: POLICY legal_holds_owner_select ON legal_holds; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY legal_holds_owner_select ON custody_data.legal_holds IS 'Guards and the dropping of months see every hold.';
+
+-- Name: log_batches; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_batches ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_batches log_batches_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_batches_all_all ON custody_data.log_batches USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_batches_all_all ON log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_batches_all_all ON custody_data.log_batches IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_batches log_batches_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_batches_backup_select ON custody_data.log_batches FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_batches_backup_select ON log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_batches_backup_select ON custody_data.log_batches IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_findings; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_findings ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_findings log_findings_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_findings_all_all ON custody_data.log_findings USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_findings_all_all ON log_findings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_findings_all_all ON custody_data.log_findings IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_findings log_findings_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_findings_backup_select ON custody_data.log_findings FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_findings_backup_select ON log_findings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_findings_backup_select ON custody_data.log_findings IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_sinks; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_sinks ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_sinks log_sinks_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sinks_all_all ON custody_data.log_sinks USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_sinks_all_all ON log_sinks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sinks_all_all ON custody_data.log_sinks IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_sinks log_sinks_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sinks_backup_select ON custody_data.log_sinks FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_sinks_backup_select ON log_sinks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sinks_backup_select ON custody_data.log_sinks IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_sources; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_sources ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_sources log_sources_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sources_all_all ON custody_data.log_sources USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_sources_all_all ON log_sources; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sources_all_all ON custody_data.log_sources IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_sources log_sources_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sources_backup_select ON custody_data.log_sources FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_sources_backup_select ON log_sources; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sources_backup_select ON custody_data.log_sources IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_spool; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_spool ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_spool log_spool_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_spool_all_all ON custody_data.log_spool USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_spool_all_all ON log_spool; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_spool_all_all ON custody_data.log_spool IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_spool log_spool_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_spool_backup_select ON custody_data.log_spool FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_spool_backup_select ON log_spool; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_spool_backup_select ON custody_data.log_spool IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: logins; Type: ROW SECURITY; Schema: custody_data
 

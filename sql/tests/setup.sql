@@ -22,6 +22,7 @@ comment on schema testing is 'Helpers of the pgTAP cases.';
 
 -- A case that appends an event must not wait for another that makes the month.
 select custody.ensure_audit_partitions(now() - interval '1 month', now() + interval '1 month');
+select custody_data.ensure_access_partitions(now(), now() + interval '1 month');
 
 -- Keys of the cases. Cases are text that psql sends, so a key that is bound is bound by dollar, and the text that
 -- pg_stat_activity shows must name a parameter: hence the $1 in comments of cases that unlock.
@@ -212,6 +213,8 @@ begin
   insert into custody_data.logins (tenant_id, role_name, mode, ended_at) values (p_tenant, 'nobody', 'retired', now());
   perform custody.finish_run(custody.start_run('import'), 'succeeded');
   perform custody.finish_import(v_import_id, 'user_profiles', sha256('x'), 1, 1, 0, 0);
+  insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occurred_at, kind, login, identity_id, session_id)
+  values (p_tenant, now(), 1, 1, now(), 'read', 'custody_app', testing.identity(p_tenant, p_user_id), 'x.y');
   v_restore_id := custody.begin_restore(now() - interval '1 year', now() + interval '1 day', p_reason => 'an enquiry');
   insert into custody_data.restored_events (tenant_id, restore_id, leaf_index, log_entry_id, occurred_at, recorded_at, actor_id, subject_id, action,
     resource_type, resource_id, result, metadata, personal, db_role, xid, entry, restored_from, expires_at)
@@ -236,6 +239,14 @@ begin atomic
   insert into custody_data.ledger_heads default values on conflict do nothing;
   insert into custody_data.ledger_checkpoints (number, tree_size, root_hash, note, object_key, anchored_at)
   values (1000000000, 0, sha256(''), '', '', now());
+  insert into custody_data.log_sources (source, format, file_name, file_offset, file_head, file_tail, state)
+  values ('server', 'jsonlog', 'x.json', 0, sha256(''), sha256(''), '');
+  insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256,
+    lines, bytes, stored_bytes, recorded_at, expires_at)
+  values (1000000000, 'server', 'x.json', 0, 1, 'x', 'y', sha256(''), sha256(''), sha256(''), sha256(''), 1, 1, 1, now(), now());
+  insert into custody_data.log_findings (source, kind) values ('server', 'gap');
+  insert into custody_data.log_sinks (sink) values ('siem');
+  insert into custody_data.log_spool (number, compressed) values (1000000000, '');
   insert into custody_data.archive_heads default values on conflict do nothing;
   insert into custody_data.archive_segments (day, part, leaves, events) values ('2020-01-01', 1, '{[256000000000,256000000001)}', 1);
   insert into custody_data.partition_drops (partition_name, range_from, range_to, rows_dropped)
@@ -249,8 +260,9 @@ from pg_class c
 where c.relnamespace = 'custody_data'::regnamespace and c.relkind in ('r', 'p') and not c.relispartition;
 
 create view testing.partitions as
-select c.relname::text as name, c.oid
+select c.relname::text as name, c.oid, i.inhparent::regclass as parent
 from pg_class c
+join pg_inherits i on i.inhrelid = c.oid
 where c.relnamespace = 'custody_data'::regnamespace and c.relispartition and c.relkind = 'r';
 
 create view testing.functions as

@@ -7,7 +7,8 @@ select no_plan();
 select tenant('append_logins');
 select populate('append_logins'), populate_shared() /* $1 */;
 create temp table append_only as
-select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 'consent_records', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)) n;
+select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 'consent_records', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops'] || array(select p.name from partitions p)
+  || array['log_findings']) n;
 grant select on append_only to public;
 create function pg_temp.tries(p_login text, p_sql text) returns text language plpgsql as $$
 begin

@@ -35,11 +35,23 @@ insert into guards values
 insert into guards select 'user_preferences', trg, replace(says, 'tg_touch_profile', 'tg_touch_preferences') from guards where tbl = 'user_profiles';
 insert into guards select 'conversations', trg, replace(replace(replace(replace(says, 'tg_touch_profile', 'tg_touch_conversation'), 'tg_audit_people', 'tg_audit_conversations'), '(identity_id)', '(conversation_id)'), 'identity_id, created_at', 'identity_id, conversation_id, created_at') from guards where tbl = 'user_profiles';
 insert into guards select t, 'a_reject_mutation', 'BEFORE DELETE UPDATE TRUNCATE STATEMENT tg_reject_mutation()'
-from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
+from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)
+  || array['log_findings']) t;
 insert into guards select t, 'a_reject_row_mutation', 'BEFORE DELETE UPDATE ROW tg_reject_mutation()'
-from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p)) t;
+from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'ledger_checkpoints'] || array(select p.name from partitions p where p.parent = 'custody_data.audit_logs'::regclass)
+  || array['log_findings']) t;
 insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'
-from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_restores', 'archive_heads', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'ledger_heads', 'logins']) t;
+from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_restores', 'archive_heads', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'ledger_heads', 'logins']
+  || array['access_events', 'log_sources', 'log_batches', 'log_sinks']) t;
+-- Months of access events have from their parent what holds for each row.
+insert into guards select t, x.trg, x.says
+from unnest(array['access_events'] || array(select p.name from partitions p where p.parent = 'custody_data.access_events'::regclass)) t cross join (values
+  ('a_reject_row_delete', 'BEFORE DELETE ROW tg_reject_mutation()'),
+  ('a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, action, object_name, login, role, actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, state_code, =rolled_back)')) x (trg, says);
+insert into guards values
+  ('log_spool', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('log_sources', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, source, format)'),
+  ('log_batches', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, recorded_at, +deleted_at)');
 insert into guards select t, x.trg, x.says
 from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches']) t cross join lateral
   (values ('a_keep_anchored', 'BEFORE DELETE UPDATE ROW ' || replace(t, 'ledger_', 'tg_keep_') || '()'), ('a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()')) x (trg, says);

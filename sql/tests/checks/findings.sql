@@ -71,7 +71,7 @@ select pg_temp.finds(pg_temp.month('create or replace trigger a_reject_mutation 
 select pg_temp.finds('create or replace trigger a_reject_mutation before update or delete or truncate on custody_data.imports for each statement when (false) execute function custody_data.tg_reject_mutation(); alter table custody_data.imports enable always trigger a_reject_mutation',
   'changed trigger custody_data.imports.a_reject_mutation');
 select pg_temp.finds('create function public.evil() returns trigger language plpgsql as $x$ begin return null; end $x$; create trigger evil before insert on custody_data.audit_logs for each row execute function public.evil();
-  alter table custody_data.audit_logs enable always trigger evil', pg_temp.month('changed trigger custody_data.audit_logs.evil, guard-replaced audit_logs') || (select string_agg(', guard-replaced ' || p.name, '' order by p.name) from partitions p));
+  alter table custody_data.audit_logs enable always trigger evil', pg_temp.month('changed trigger custody_data.audit_logs.evil, guard-replaced audit_logs') || (select string_agg(', guard-replaced ' || p.name, '' order by p.name) from partitions p where p.parent = 'custody_data.audit_logs'::regclass));
 select pg_temp.finds('create or replace function custody_data.tg_reject_mutation() returns trigger language plpgsql set search_path = pg_catalog, pg_temp as $x$ begin return null; end $x$', 'changed function custody_data.tg_reject_mutation()');
 -- The trail's months.
 select pg_temp.breaks(pg_temp.month('alter table custody_data.audit_logs detach partition custody_data.MONTH'), pg_temp.month('guard-missing MONTH, partition-detached MONTH'),

@@ -10,5 +10,7 @@ select lives_ok($$select * from custody.retention_due$$, 'looking is possible');
 select refuses($$select custody.set_retention_policy('consent', interval '8 years', 'x')$$, 'PC026', 'no policy is set');
 select refuses($$select custody.approve_retention_change(gen_random_uuid())$$, 'PC026', 'nor a change approved');
 select refuses($$select custody.reject_retention_change(gen_random_uuid(), 'x')$$, 'PC026', 'or rejected');
+select custody.set_context('system', 'runner');
+select refuses($$select custody.drop_access_months()$$, 'PC026', 'and no month goes');
 select * from finish();
 rollback;

@@ -8,8 +8,10 @@ set local session authorization custody_dpo;
 select enter('policies', 'dpo') /* $1 */;
 
 select results_eq($$select p.class collate "default", p.keep, p.own from custody.retention_policies p order by 1$$,
-  $$values ('audit'::text, interval '7 years', false), ('audit_hot', interval '90 days', false), ('consent', interval '7 years', false), ('conversations', interval '90 days', false),
-    ('entry_ids', interval '90 days', false), ('erased_ids', interval '1 year', false), ('kek_generation', interval '7 days', false), ('key_age', interval '1 year', false), ('key_backup', interval '7 days', false), ('restored', interval '30 days', false)$$, 'what is shipped');
+  $$values ('access'::text, interval '12 months', false),
+    ('audit', interval '7 years', false), ('audit_hot', interval '90 days', false), ('consent', interval '7 years', false), ('conversations', interval '90 days', false),
+    ('entry_ids', interval '90 days', false), ('erased_ids', interval '1 year', false), ('kek_generation', interval '7 days', false), ('key_age', interval '1 year', false), ('key_backup', interval '7 days', false), ('restored', interval '30 days', false),
+    ('shipped_logs', interval '3 years', false)$$, 'what is shipped');
 select is((select count(*) from custody.retention_policies p where coalesce(p.basis, '') = ''), 0::bigint, 'each has its basis');
 select is((custody.set_retention_policy('conversations', interval '120 days', 'contract with the customer')).decision, 'set', 'what lengthens is set at once');
 select row_eq($$select c.status, c.keep, c.keep_before, c.decided_by, c.decided_login from custody.retention_changes c$$,
@@ -26,6 +28,7 @@ select is((select count(*) from custody_data.retention_policies p where p.tenant
 select refuses($$select custody.set_retention_policy('dreams', interval '1 year', 'x')$$, 'PC012', 'an unknown policy');
 select refuses($$select custody.set_retention_policy(null, interval '1 year', 'x')$$, 'PC012', 'no policy');
 select refuses($$select custody.set_retention_policy('audit_hot', interval '1 year', 'x')$$, 'PC012', 'the hot period of one tenant');
+select refuses($$select custody.set_retention_policy('shipped_logs', interval '6 years', 'x')$$, 'PC012', 'the log of one tenant');
 select refuses($$select custody.set_retention_policy('consent', interval '0', 'x')$$, 'PC023', 'no time at all');
 select refuses($$select custody.set_retention_policy('consent', interval '-1 year', 'x')$$, 'PC023', 'less than none');
 select refuses($$select custody.set_retention_policy('consent', interval '101 years', 'x')$$, 'PC023', 'more than a hundred years');
@@ -39,7 +42,7 @@ select is(rows_of('policies_2', 'retention_policies'), 0::bigint, 'none of it ch
 set local session authorization custody_app;
 select enter('policies', 'clerk') /* $1 */;
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', 'x')$$, '42501', 'applications set no policy');
-select is((select count(*) from custody.retention_policies), 10::bigint, 'but see them');
+select is((select count(*) from custody.retention_policies), 12::bigint, 'but see them');
 set local session authorization custody_runner;
 set local role custody_worker;
 select enter('policies', 'runner') /* $1 */;

@@ -40,6 +40,12 @@ insert into may values
   ('ledger_stretches',      '',    '',     's',   's',  's', 's'),
   ('ledger_heads',          '',    '',     's',   's',  's', 's'),
   ('ledger_checkpoints',    '',    '',     's',   's',  's', 's'),
+  ('access_events',         '',    '',     's',   's',  's', 's'),
+  ('log_sources',           '',    '',     's',   's',  's', 's'),
+  ('log_batches',           '',    '',     's',   's',  's', 's'),
+  ('log_findings',          '',    '',     's',   's',  's', 's'),
+  ('log_sinks',             '',    '',     's',   's',  's', 's'),
+  ('log_spool',             '',    '',     's',   's',  's', 's'),
   ('schema_migrations',    's',   's',    's',   's',  's', 's'),
   ('schema_steps',         's',   's',    's',   's',  's', 's');
 create temp view page as

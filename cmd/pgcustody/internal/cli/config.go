@@ -54,6 +54,12 @@ type Config struct {
 	// WebhookKeyFile holds the key that signs erasure notices, in hexadecimal;
 	// the variable PGCUSTODY_WEBHOOK_KEY may hold it instead.
 	WebhookKeyFile string
+	// LogSource is the directory of the server's log, or `server` for the connection;
+	// LogName its name in batches. LogLiterals and LogMessages say what is passed on of
+	// statements and messages, LogPlausible that statements are believed without a source
+	// location.
+	LogSource, LogName, LogLiterals string
+	LogMessages, LogPlausible       bool
 	// LogFormat is `text` or `json`; LogLevel debug, info, warn or error.
 	LogFormat, LogLevel string
 	// JSON asks for one JSON document on standard output.
@@ -126,6 +132,16 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "origin", "PGCUSTODY_ORIGIN")
 	flags.StringVar(&c.WebhookKeyFile, "webhook-key-file", "", "file with the key that signs erasure notices, in hexadecimal; or PGCUSTODY_WEBHOOK_KEY holds it")
 	fromEnv(flags, "webhook-key-file", "PGCUSTODY_WEBHOOK_KEY_FILE")
+	flags.StringVar(&c.LogSource, "log-source", "", "directory of the server's log, or server: through the connection")
+	fromEnv(flags, "log-source", "PGCUSTODY_LOG_SOURCE")
+	flags.StringVar(&c.LogName, "log-name", "server", "name of the server whose log it is")
+	fromEnv(flags, "log-name", "PGCUSTODY_LOG_NAME")
+	flags.StringVar(&c.LogLiterals, "log-literals", "replace", "what becomes of literals in statements of the log: replace, drop or keep")
+	fromEnv(flags, "log-literals", "PGCUSTODY_LOG_LITERALS")
+	flags.BoolVar(&c.LogMessages, "log-messages", false, "ship messages, details and contexts too, in which the server quotes values")
+	fromEnv(flags, "log-messages", "PGCUSTODY_LOG_MESSAGES")
+	flags.BoolVar(&c.LogPlausible, "log-plausible", false, "believe statements in a log without source locations (log_error_verbosity)")
+	fromEnv(flags, "log-plausible", "PGCUSTODY_LOG_PLAUSIBLE")
 	flags.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fromEnv(flags, "log-format", "PGCUSTODY_LOG_FORMAT")
 	flags.StringVar(&c.LogLevel, "log-level", "", "debug, info, warn or error; default info for work, warn for the others")

@@ -132,8 +132,12 @@ func (a *App) deps(pool *pgxpool.Pool, s store.Store) (jobs.Deps, error) {
 	if err != nil {
 		return jobs.Deps{}, err
 	}
+	ship, err := a.shipConfig()
+	if err != nil {
+		return jobs.Deps{}, err
+	}
 	return jobs.Deps{
 		Pool: pool, Unlock: a.unlocker(pool), Store: s, Recipients: a.recipients, Log: a.Log, Actor: a.Actor,
-		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}},
+		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}, Ship: ship},
 	}, nil
 }

@@ -60,6 +60,7 @@ func commands() []func(*App) *cobra.Command {
 		newImportCmd,
 		newKeysCmd,
 		newLoginCmd,
+		newLogsCmd,
 		newMigrateCmd,
 		newProofCmd,
 		newRequestsCmd,

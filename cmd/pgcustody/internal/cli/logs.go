@@ -1,0 +1,164 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/spf13/cobra"
+
+	"pgcustody/db"
+	"pgcustody/jobs"
+	"pgcustody/jobs/serverlog"
+)
+
+func newLogsCmd(app *App) *cobra.Command {
+	cmd := &cobra.Command{Use: "logs", Short: "Ship the server's log to the store, and see what was shipped and found"}
+	l := &logs{App: app}
+	ship := &cobra.Command{
+		Use:   "ship",
+		Short: "Ship all that the server has logged by now",
+		Long: `Ship all that the server has logged by now: into numbered batches in the store, locked and
+encrypted to the archive's recipients, and into access_events. The daemon does the same every few
+seconds. It wants --log-source, --store and --archive-recipients.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return l.Ship(cmd.Context()) },
+	}
+	list := &cobra.Command{
+		Use:   "list",
+		Short: "Show how far each log was shipped, the newest batches and findings",
+		RunE:  func(cmd *cobra.Command, _ []string) error { return l.List(cmd.Context()) },
+	}
+	list.Flags().Int32Var(&l.Limit, "limit", 20, "how many batches and findings")
+	cmd.AddCommand(ship, list)
+	return cmd
+}
+
+type logs struct {
+	*App
+	Limit int32
+}
+
+// shipConfig is how the server's log is shipped.
+func (a *App) shipConfig() (jobs.ShipConfig, error) {
+	config := jobs.ShipConfig{
+		Source: a.LogSource, Name: a.LogName, Accept: a.StoreAccept,
+		Encoder: serverlog.EncoderOptions{AcceptPlausible: a.LogPlausible, KeepMessages: a.LogMessages},
+	}
+	switch a.LogLiterals {
+	case "", "replace":
+	case "drop":
+		config.Encoder.Literals = serverlog.DropLiterals
+	case "keep":
+		config.Encoder.Literals = serverlog.KeepLiterals
+	default:
+		return config, a.wrong("log-literals", a.LogLiterals, "must be replace, drop or keep")
+	}
+	return config, nil
+}
+
+func (l *logs) Ship(ctx context.Context) error {
+	if l.LogSource == "" {
+		return &ConfigError{Field: "--log-source", Problem: "required: the directory of the server's log, or server; or set PGCUSTODY_LOG_SOURCE"}
+	}
+	if len(l.recipients.Keys) == 0 {
+		return &ConfigError{Field: "--archive-recipients", Problem: "required: batches are always encrypted; or set PGCUSTODY_ARCHIVE_RECIPIENTS"}
+	}
+	return l.runJobs(ctx, "ship", true, func(*pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.ShipArgs{}}, nil
+	})
+}
+
+type listedLogs struct {
+	Sources  []db.LogSourcesRow        `json:"sources"`
+	Sinks    []db.LogSinksRow          `json:"sinks"`
+	Batches  []listedBatch             `json:"batches"`
+	Findings []db.RecentLogFindingsRow `json:"findings"`
+}
+
+type listedBatch struct {
+	Number      int64      `json:"number"`
+	Source      string     `json:"source"`
+	ObjectKey   string     `json:"object_key"`
+	Lines       int64      `json:"lines"`
+	Bytes       int64      `json:"bytes"`
+	StoredBytes int64      `json:"stored_bytes"`
+	RecordedAt  time.Time  `json:"recorded_at"`
+	ExpiresAt   time.Time  `json:"expires_at"`
+	DeletedAt   *time.Time `json:"deleted_at,omitempty"`
+}
+
+func (l *logs) List(ctx context.Context) error {
+	if l.Limit < 1 || l.Limit > 10_000 {
+		return &ConfigError{"--limit", fmt.Sprint(l.Limit), "must be 1 to 10000"}
+	}
+	return l.withDatabase(ctx, "list", func(pool *pgxpool.Pool) error {
+		var listed listedLogs
+		err := jobs.InContext(ctx, pool, jobs.Scope{Tenant: jobs.SystemTenant, Actor: l.Actor, Purpose: "list logs"}, func(tx pgx.Tx) (err error) {
+			q := db.New()
+			if listed.Sources, err = q.LogSources(ctx, tx); err != nil {
+				return err
+			}
+			if listed.Sinks, err = q.LogSinks(ctx, tx); err != nil {
+				return err
+			}
+			batches, err := q.RecentLogBatches(ctx, tx, l.Limit)
+			if err != nil {
+				return err
+			}
+			listed.Batches = []listedBatch{}
+			for _, b := range batches {
+				listed.Batches = append(listed.Batches, listedBatch{b.Number, b.Source, b.ObjectKey, b.Lines, b.Bytes, b.StoredBytes, b.RecordedAt.UTC(), b.ExpiresAt.UTC(), utc(b.DeletedAt)})
+			}
+			listed.Findings, err = q.RecentLogFindings(ctx, tx, l.Limit)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		return l.Print(listed, func(out io.Writer) { listed.write(out) })
+	})
+}
+
+func (l *listedLogs) write(out io.Writer) {
+	if len(l.Sources) == 0 {
+		fmt.Fprintln(out, "no log has been shipped")
+		return
+	}
+	table := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(table, "SOURCE\tFORMAT\tFILE\tAT BYTE\tLAST LINE")
+	for _, s := range l.Sources {
+		fmt.Fprintf(table, "%s\t%s\t%s\t%d\t%s\n", s.Source, s.Format, s.FileName, s.FileOffset, timeText(s.LastLineAt))
+	}
+	if len(l.Sinks) > 0 {
+		fmt.Fprintln(table, "\nSINK\tBATCH\tLINES SENT\tFAILURES\tERROR")
+		for _, s := range l.Sinks {
+			message := "-"
+			if s.LastError != nil {
+				message = *s.LastError
+			}
+			fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%s\n", s.Sink, s.Batch, s.SentLines, s.Failures, message)
+		}
+	}
+	fmt.Fprintln(table, "\nBATCH\tSOURCE\tLINES\tOF LOG\tSTORED\tRECORDED\tLOCKED UNTIL")
+	for _, b := range l.Batches {
+		fmt.Fprintf(table, "%d\t%s\t%d\t%s\t%s\t%s\t%s\n", b.Number, b.Source, b.Lines, sizeText(b.Bytes), sizeText(b.StoredBytes), timeText(&b.RecordedAt), timeText(&b.ExpiresAt))
+	}
+	if len(l.Findings) > 0 {
+		fmt.Fprintln(table, "\nFOUND\tKIND\tSESSION\tLINES\tTIMES")
+		for _, f := range l.Findings {
+			session, lines := "-", "-"
+			if f.SessionID != nil {
+				session = *f.SessionID
+			}
+			if f.LineFrom != nil && f.LineTo != nil {
+				lines = fmt.Sprintf("%d–%d", *f.LineFrom, *f.LineTo)
+			}
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\n", timeText(&f.FoundAt), f.Kind, session, lines, f.Occurrences)
+		}
+	}
+	_ = table.Flush()
+}

@@ -1,0 +1,4 @@
+package logship
+
+// Sink takes lines.
+type Sink interface{ Name() string }

@@ -1,0 +1,67 @@
+-- name: LogSource :one
+select s.source, s.format, s.file_name, s.file_offset, s.file_head, s.file_tail, s.state, s.last_line_at
+from custody_data.log_sources s where s.tenant_id = 'system' and s.source = @source;
+
+-- name: LogSources :many
+select s.source, s.format, s.file_name, s.file_offset, s.last_line_at, s.updated_at
+from custody_data.log_sources s where s.tenant_id = 'system' order by s.source;
+
+-- name: LastLogBatch :one
+select b.number, b.manifest_sha256 from custody_data.log_batches b where b.tenant_id = 'system' order by b.number desc limit 1;
+
+-- name: LogBatches :many
+-- From a number on, in order.
+select b.* from custody_data.log_batches b where b.tenant_id = 'system' and b.number >= @from_number order by b.number limit @up_to;
+
+-- name: RecentLogBatches :many
+select b.* from custody_data.log_batches b where b.tenant_id = 'system' order by b.number desc limit @up_to;
+
+-- name: RecentLogFindings :many
+select f.found_at, f.source, f.batch, f.kind, f.session_id, f.line_from, f.line_to, f.occurrences, f.occurred_at, f.detail
+from custody_data.log_findings f where f.tenant_id = 'system' order by f.found_at desc, f.finding_id limit @up_to;
+
+-- name: ShippedLogsUntil :one
+-- Whole seconds: stores keep no parts of one.
+select pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() + custody_data.keep_of('shipped_logs'))::timestamptz as retain_until;
+
+-- name: RecordLogBatch :exec
+select custody.record_log_batch(@batch::jsonb, @state::bytea, sqlc.narg(spool)::bytea);
+
+-- name: AddAccessEvents :one
+select custody.add_access_events(@batch::bigint, @lines::integer[], @parts::integer[], @tenants::text[], @occurred_at::timestamptz[], @kinds::text[], @classes::text[], @actions::text[], @objects::text[], @logins::text[], @roles::text[], @actors::text[], @purposes::text[], @people::text[], @counts::bigint[],
+  @clients::text[], @applications::text[], @sessions::text[], @vxids::text[], @xacts::bigint[], @event_lines::text[], @states::text[])::bigint as rows;
+
+-- name: LogSinks :many
+select s.sink, s.batch, s.line, s.trail_leaf, s.sent_lines, s.sent_at, s.failed_at, s.failures, s.last_error
+from custody_data.log_sinks s where s.tenant_id = 'system' order by s.sink;
+
+-- name: LogSpool :one
+-- The first batch from a number on that is still there.
+select p.number, p.compressed from custody_data.log_spool p where p.tenant_id = 'system' and p.number >= @from_number order by p.number limit 1;
+
+-- name: MarkSink :exec
+select custody.mark_sink(@sink, @batch, @line, @trail_leaf, @sent, sqlc.narg(error));
+
+-- name: TrimLogSpool :one
+select custody.trim_log_spool(@sinks::text[], @source)::bigint as rows;
+
+-- name: DueLogBatches :many
+select b.* from custody.due_log_batches(@up_to) b;
+
+-- name: MarkLogBatchDeleted :exec
+select custody.mark_log_batch_deleted(@number);
+
+-- name: AddLogFindings :one
+select custody.add_log_findings(@source, @findings::jsonb)::bigint as rows;
+
+-- name: DropAccessMonths :many
+select m::text as month from custody.drop_access_months() m;
+
+-- name: EnsureAccessPartitions :one
+select custody_data.ensure_access_partitions(@from_at, @to_at)::bigint as created;
+
+-- name: LinesAreOurs :one
+select custody_data.lines_are_ours(@messages::text[], @sessions::text[])::boolean[] as ours;
+
+-- name: ReconcileLogs :many
+select r.kind::text as kind, r.findings::bigint as findings from custody.reconcile_logs(@since, @until) r;
