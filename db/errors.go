@@ -60,6 +60,10 @@ var (
 	ErrTokenRefused        = errors.New("token refused")
 	ErrNotForLogin         = errors.New("not a context of this login")
 	ErrNoContextKey        = errors.New("no context key on this server yet")
+	ErrUnknownRule         = errors.New("unknown detection rule")
+	ErrUnknownCanary       = errors.New("unknown canary")
+	ErrUnknownAlert        = errors.New("unknown or closed alert")
+	ErrAboutOneself        = errors.New("nobody settles an alert about themselves")
 )
 
 // What Postgres itself refuses and users meet.
@@ -122,6 +126,10 @@ var codes = map[string]error{
 	"PC060": ErrTokenRefused,
 	"PC061": ErrNotForLogin,
 	"PC062": ErrNoContextKey,
+	"PC075": ErrUnknownRule,
+	"PC076": ErrUnknownCanary,
+	"PC077": ErrUnknownAlert,
+	"PC078": ErrAboutOneself,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

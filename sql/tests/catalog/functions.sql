@@ -20,6 +20,8 @@ select set_eq('select f.schema || ''.'' || f.name from functions f where f.prose
   'custody.request_status', 'custody.retention_due_at', 'custody.search_residue', 'custody.set_context', 'custody.set_retention_policy', 'custody.start_run', 'custody.verify_erasure',
   'custody.put_profile', 'custody.patch_profile', 'custody.delete_profile', 'custody.put_preferences', 'custody.patch_preferences', 'custody.delete_preferences', 'custody.record_consent',
   'custody.save_conversation', 'custody.append_message', 'custody.update_conversation', 'custody.delete_conversation', 'custody.set_unique_fields',
+  'custody.access_by_actor', 'custody.access_of_subject', 'custody.access_summary', 'custody.access_to_person', 'custody.acknowledge_alert', 'custody.close_alert', 'custody.detect', 'custody.mark_alert_sent',
+  'custody.plant_canary', 'custody.remove_canary', 'custody.set_actor_hours', 'custody.set_detection_networks', 'custody.set_detection_rule',
   'custody_data.blind_indexes', 'custody_data.index_taken', 'custody_data.seal_profile',
   'custody.claim_data_keys', 'custody.find_erased', 'custody.remember_erased', 'custody.current_kek', 'custody.expire_data_keys', 'custody.list_key_ages', 'custody.list_sealed_values', 'custody.mark_kek_destroyed', 'custody.reindex_profiles', 'custody.rotate_data_keys', 'custody.rotate_index_key',
   'custody.list_keks', 'custody.mark_certificate_stored', 'custody.unstored_certificates', 'custody.open_value', 'custody.register_kek', 'custody.retire_kek', 'custody.rewrap_keys', 'custody.seal_value', 'custody.unlock', 'custody_data.claim_data_key', 'custody_data.data_key', 'custody_data.open_values', 'custody_data.seal_column', 'custody_data.seal_values',
