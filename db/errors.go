@@ -65,6 +65,10 @@ var (
 	ErrLogChain            = errors.New("batch of logs does not follow the one before")
 	ErrLogBatch            = errors.New("batch of logs is not of this transaction")
 	ErrLogNotDue           = errors.New("batch of logs is not due")
+	ErrUnknownRule         = errors.New("unknown detection rule")
+	ErrUnknownCanary       = errors.New("unknown canary")
+	ErrUnknownAlert        = errors.New("unknown or closed alert")
+	ErrAboutOneself        = errors.New("nobody settles an alert about themselves")
 )
 
 // What Postgres itself refuses and users meet.
@@ -132,6 +136,10 @@ var codes = map[string]error{
 	"PC071": ErrLogChain,
 	"PC072": ErrLogBatch,
 	"PC073": ErrLogNotDue,
+	"PC075": ErrUnknownRule,
+	"PC076": ErrUnknownCanary,
+	"PC077": ErrUnknownAlert,
+	"PC078": ErrAboutOneself,
 
 	"42501": ErrPermission,   // insufficient_privilege
 	"22P02": ErrInvalidInput, // invalid_text_representation: JSON, uuid, number, time

@@ -55,6 +55,13 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'partition.drop', '{partition,rows,rows_kept,range_from,range_to}', 'A month of the trail left Postgres after its archive was proved, but for what must stay.'),
   ('system', 'audit.read', '{from,to,rows,by_person,action}', 'The audit trail was read.'),
   ('system', 'record.read', '{columns,rows,line}', 'Sealed columns of a person''s record were opened.'),
+  ('system', 'access.read', '{question,from,to,rows,by_person,by_actor}', 'It was asked who read what.'),
+  ('system', 'alert.open', '{alert_id,rule,severity,tenant}', 'Detection opened an alert.'),
+  ('system', 'alert.acknowledge', '{alert_id,rule}', 'Somebody looks after an alert.'),
+  ('system', 'alert.close', '{alert_id,rule,reason}', 'An alert was closed.'),
+  ('system', 'canary.plant', '{profile}', 'A person who does not exist was planted.'),
+  ('system', 'canary.remove', '{}', 'The watch over a planted person was ended.'),
+  ('system', 'detection.configure', '{rule,threshold,look_back,severity,enabled,role,networks,time_zone,hours,days,everybody}', 'A rule of detection, or what it expects of roles and actors, was changed.'),
   ('system', 'archive.restore', '{restore_id,from,to,tenant,by_person,log_entry_id,action,reason,expires_at,rows,segments}', 'Events were fetched from the archive: once at the beginning, and with counts at the end.'),
   ('system', 'tenant.register', '{tenant}', 'A tenant was registered.'),
   ('system', 'tenant.configure', '{unique_fields,remember_erased}', 'A setting of the tenant was changed.'),
@@ -81,7 +88,10 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
 on conflict do nothing;
 
 insert into custody_data.audit_resource_types (tenant_id, resource_type, description) values
+  ('system', 'access_events', 'Who read what.'),
   ('system', 'account', 'An account of a person.'),
+  ('system', 'alert', 'An alert of detection.'),
+  ('system', 'detection', 'A rule of detection, and what it expects.'),
   ('system', 'key', 'A key-encryption key or data key.'),
   ('system', 'login', 'A login of the database.'),
   ('system', 'identity', 'An identity: a person, service or system.'),

@@ -302,6 +302,12 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 		insert into custody_data.log_sources (source, format, file_name, file_offset, file_head, file_tail, state) values ('server', 'jsonlog', 'x.json', 1, sha256(''), sha256(''), '\x00');
 		insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256,
 		  lines, bytes, stored_bytes, recorded_at, expires_at) values (1, 'server', 'x.json', 0, 1, 'x', 'y', sha256(''), sha256(''), sha256(''), sha256(''), 1, 1, 1, now(), now());
+		insert into custody_data.actor_settings values ('acme', gen_random_uuid(), 'UTC', '08:00', '16:00', '{1}');
+		insert into custody_data.access_baselines values ('acme', 'login x', 'custody_data.user_profiles', '2020-01-01', 1, 1);
+		insert into custody_data.canaries (tenant_id, identity_id, planted_by) values ('acme', gen_random_uuid(), gen_random_uuid());
+		insert into custody_data.alerts (tenant_id, rule, severity, object_key, first_at, last_at, recorded_to, events, detail) values ('acme', 'canary', 'high', 'x', now(), now(), now(), 1, '{}');
+		insert into custody_data.detection_heads default values;
+		insert into custody_data.detection_networks (role_name, networks) values ('x', '{192.0.2.0/24}');
 		insert into custody_data.log_findings (source, kind) values ('server', 'gap');
 		insert into custody_data.log_sinks (sink) values ('siem');
 		insert into custody_data.log_spool (number, compressed) values (1, '\x00')`)

@@ -215,6 +215,11 @@ begin
   perform custody.finish_import(v_import_id, 'user_profiles', sha256('x'), 1, 1, 0, 0);
   insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occurred_at, kind, login, identity_id, session_id)
   values (p_tenant, now(), 1, 1, now(), 'read', 'custody_app', testing.identity(p_tenant, p_user_id), 'x.y');
+  insert into custody_data.actor_settings values (p_tenant, testing.identity(p_tenant, p_user_id), 'UTC', '08:00', '16:00', '{1}');
+  insert into custody_data.access_baselines values (p_tenant, testing.identity(p_tenant, p_user_id), 'custody_data.user_profiles', '2020-01-01', 1, 1);
+  insert into custody_data.canaries (tenant_id, identity_id, planted_by) values (p_tenant, gen_random_uuid(), testing.identity(p_tenant, 'clerk'));
+  insert into custody_data.alerts (tenant_id, rule, severity, object_key, first_at, last_at, recorded_to, events, detail, closed_at, closed_by, close_reason, state)
+  values (p_tenant, 'bulk_rows', 'high', 'nobody', now(), now(), now(), 1, '{}', now(), testing.identity(p_tenant, 'clerk'), 'populated', 'closed');
   v_restore_id := custody.begin_restore(now() - interval '1 year', now() + interval '1 day', p_reason => 'an enquiry');
   insert into custody_data.restored_events (tenant_id, restore_id, leaf_index, log_entry_id, occurred_at, recorded_at, actor_id, subject_id, action,
     resource_type, resource_id, result, metadata, personal, db_role, xid, entry, restored_from, expires_at)
@@ -247,6 +252,8 @@ begin atomic
   insert into custody_data.log_findings (source, kind) values ('server', 'gap');
   insert into custody_data.log_sinks (sink) values ('siem');
   insert into custody_data.log_spool (number, compressed) values (1000000000, '');
+  insert into custody_data.detection_heads default values on conflict do nothing;
+  insert into custody_data.detection_networks (role_name, networks) values ('nobody', '{192.0.2.0/24}');
   insert into custody_data.archive_heads default values on conflict do nothing;
   insert into custody_data.archive_segments (day, part, leaves, events) values ('2020-01-01', 1, '{[256000000000,256000000001)}', 1);
   insert into custody_data.partition_drops (partition_name, range_from, range_to, rows_dropped)

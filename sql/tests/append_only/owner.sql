@@ -10,7 +10,8 @@ select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 
   || array['log_findings']) n;
 create temp table undeletable as
 select format('custody_data.%I', n) as relation from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes']
-  || array['access_events', 'log_sources', 'log_batches', 'log_findings', 'log_sinks']) n;
+  || array['access_events', 'log_sources', 'log_batches', 'log_findings', 'log_sinks']
+  || array['alerts', 'canaries', 'detection_rules', 'detection_heads']) n;
 create temp table statements as
 select format(s, a.relation) as sql from append_only a, unnest(array['update %s set tenant_id = tenant_id', 'update only %s set tenant_id = tenant_id where false', 'delete from %s', 'delete from only %s where false', 'truncate %s', 'truncate only %s',
   'truncate %s cascade', 'truncate custody_data.audit_entry_ids, %s']) s where not (a.relation = 'custody_data.audit_logs' and s = 'truncate only %s')

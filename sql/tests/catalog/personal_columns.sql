@@ -12,6 +12,7 @@ select set_eq('select p.table_name, p.column_name, p.sensitivity, p.retention fr
   ('requests', 'extension_reason', 'content', 'requests'), ('requests', 'close_reason', 'content', 'requests'), ('legal_holds', 'release_reason', 'content', 'holds'),
   ('erasure_notices', 'evidence', 'evidence', 'requests'), ('erased_user_ids', 'user_id_index', 'identifying', 'erased_ids'),
   ('erasure_notices', 'user_id', 'identifying', 'until_acknowledged'), ('legal_holds', 'reference', 'content', 'holds'), ('legal_holds', 'reason', 'content', 'holds'), ('retention_changes', 'reason', 'content', 'audit'),
+  ('alerts', 'close_reason', 'content', 'alerts'),
   ('access_events', 'client', 'contact', 'access'), ('access_events', 'application', 'content', 'access')$$, 'these are personal');
 select is_empty($$select p.table_name, p.column_name from custody_check.personal_columns p where p.sensitivity not in ('identifying', 'contact', 'content', 'evidence') or p.retention is null or coalesce(p.description, '') = ''$$,
   'each with its sensitivity, retention and what it is');
@@ -20,6 +21,7 @@ select is_empty($$select a.attrelid::regclass, a.attname from pg_attribute a joi
     and coalesce(col_description(a.attrelid, a.attnum), '') !~ '@custody\{'$$, 'no text, JSON or sealed value of a profile, of preferences or of a conversation is without a class');
 select set_eq($$select p.table_name || '.' || p.column_name from custody_check.personal_columns p where not p.sealed$$, array['identities.user_id', 'erased_user_ids.user_id_index', 'user_profiles.email_index', 'user_profiles.phone_index', 'requests.reason',
   'requests.extension_reason', 'requests.close_reason', 'legal_holds.release_reason', 'legal_holds.reference', 'legal_holds.reason', 'retention_changes.reason', 'erasure_notices.user_id', 'erasure_notices.evidence', 'archive_restores.reason',
+  'alerts.close_reason',
   'access_events.client', 'access_events.application'], 'all but these are sealed');
 select is_empty($$select p.table_name from custody_check.personal_columns p where p.table_name ~ '_\d{4}_\d\d$'$$, 'partitions are not listed beside their parent');
 select is((select count(*) from pg_description d join pg_class c on c.oid = d.objoid where c.relnamespace = 'custody_data'::regnamespace and d.description like '%@custody{%' and not c.relispartition),

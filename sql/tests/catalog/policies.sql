@@ -13,10 +13,13 @@ select set_eq('select p.name, p.cmd, p.roles::text from policies p where p.name 
   with page (name, cmd, roles) as (
   select t || '_all_all', '*', '{}' from unnest(array['user_profiles', 'user_preferences', 'consent_records', 'conversations', 'audit_entry_ids', 'erased_user_ids', 'identities', 'tenants', 'requests', 'erasure_certificates', 'stored_certificates',
     'holders', 'erasure_notices', 'legal_holds', 'retention_changes', 'job_runs', 'imports', 'archive_restores', 'restored_events',
-    'log_sources', 'log_batches', 'log_findings', 'log_sinks', 'log_spool']) t
+    'log_sources', 'log_batches', 'log_findings', 'log_sinks', 'log_spool',
+    'detection_rules', 'detection_heads', 'detection_networks', 'actor_settings', 'access_baselines', 'canaries', 'alerts']) t
   union all select t || '_all_select', 'r', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'schema_migrations', 'schema_steps',
     'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints',
     'access_events']) t
+  union all select t || '_owner_all', '*', '{custody_owner}' from unnest(array['actor_settings', 'access_baselines', 'canaries', 'alerts']) t
+  union all values ('alerts_system_select', 'r', '{custody_auditor,custody_worker}')
   union all values ('access_events_system_select', 'r', '{custody_auditor,custody_owner,custody_worker}'), ('access_events_owner_insert', 'a', '{custody_owner}'), ('access_events_owner_update', 'w', '{custody_owner}')
   union all select t || '_owner_all', '*', '{custody_owner}' from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints']) t
   union all select t || '_all_insert', 'a', '{}' from unnest(array['audit_logs', 'audit_actions', 'audit_resource_types', 'retention_policies', 'incarnations', 'archive_heads', 'archive_segments', 'partition_drops']) t

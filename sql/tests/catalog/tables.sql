@@ -6,6 +6,7 @@ select no_plan();
 select set_eq('select name from tables', array['tenants', 'identities', 'user_profiles', 'user_preferences', 'consent_records', 'conversations', 'audit_logs', 'audit_entry_ids', 'audit_actions',
   'audit_resource_types', 'requests', 'erasure_certificates', 'stored_certificates', 'erased_user_ids', 'holders', 'erasure_notices', 'legal_holds', 'retention_policies', 'retention_changes', 'job_runs', 'imports', 'incarnations', 'archive_heads', 'archive_segments',
   'partition_drops', 'archive_restores', 'restored_events', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints',
+  'detection_rules', 'detection_heads', 'detection_networks', 'actor_settings', 'access_baselines', 'canaries', 'alerts',
   'access_events', 'log_sources', 'log_batches', 'log_findings', 'log_sinks', 'log_spool',
   'logins', 'schema_migrations', 'schema_steps'], 'these are the tables');
 select ok(c.relrowsecurity, format('row-level security is enabled on %s', c.relname)) from pg_class c where c.relnamespace in ('custody_data'::regnamespace, 'custody_keys'::regnamespace) and c.relkind in ('r', 'p');

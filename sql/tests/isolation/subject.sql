@@ -25,7 +25,7 @@ end
 $$;
 create temp table readable as
 select g.name as role, c.oid::regclass::text as relation, a.attname::text as col from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attname = 'identity_id' cross join (select name from groups union all values ('custody_owner')) g
-where c.relnamespace in ('custody_data'::regnamespace, 'custody'::regnamespace) and c.relkind in ('r', 'v') and has_table_privilege(g.name, c.oid, 'select') and not c.relispartition and c.relname not in ('legal_holds', 'holds', 'archive_restores', 'identities', 'export_item', 'wrapped_data_key') and g.name <> 'custody_backup';
+where c.relnamespace in ('custody_data'::regnamespace, 'custody'::regnamespace) and c.relkind in ('r', 'v') and has_table_privilege(g.name, c.oid, 'select') and not c.relispartition and c.relname not in ('legal_holds', 'holds', 'archive_restores', 'canaries', 'identities', 'export_item', 'wrapped_data_key') and g.name <> 'custody_backup';
 grant select on readable to public;
 select enter('one_subject', 'clerk', null, 'ada') /* $1 */;
 select is(pg_temp.others(r.role, r.relation, r.col), 'some own, 0 of others', format('%s in %s', r.role, r.relation)) from readable r order by r.relation, r.role;
@@ -44,7 +44,9 @@ end
 $$;
 select is(pg_temp.rows_in('custody_privacy', t), 0::bigint, format('nothing in %s', t)) from unnest(array['custody_data.holders', 'custody_data.erasure_notices', 'custody_data.legal_holds', 'custody.holds',
   'custody_data.job_runs', 'custody.job_runs', 'custody_data.imports', 'custody_data.archive_segments', 'custody.archive_segments', 'custody_data.archive_restores', 'custody.archive_restores', 'custody_data.restored_events', 'custody.restored_events',
-  'custody_data.log_sources', 'custody_data.log_batches', 'custody_data.log_findings', 'custody_data.log_sinks', 'custody_data.log_spool']) t;
+  'custody_data.log_sources', 'custody_data.log_batches', 'custody_data.log_findings', 'custody_data.log_sinks', 'custody_data.log_spool',
+  'custody_data.alerts', 'custody.alerts']) t;
+select is(pg_temp.rows_in('custody_auditor', t), 0::bigint, format('nothing in %s', t)) from unnest(array['custody_data.canaries', 'custody_data.actor_settings', 'custody_data.detection_rules', 'custody.detection_rules']) t;
 select is(pg_temp.rows_in(g, 'custody_data.identities'), 2::bigint, format('%s sees the person and the actor alone', g)) from unnest(array['custody_readonly', 'custody_readwrite', 'custody_worker', 'custody_privacy', 'custody_auditor']) g;
 select is(pg_temp.others('custody_worker', 'custody_data.audit_logs', 'subject_id'), 'some own, 0 of others', 'the trail, as the worker sees it') where not exists (select from events('one_subject') e where e.actor_id = current_setting('testing.ada')::uuid);
 set local role custody_worker;

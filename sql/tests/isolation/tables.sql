@@ -25,6 +25,7 @@ grant select on readable to public;
 
 select ok(rows_of('isolation_b', t.name) > 0, format('there is something to see in %s', t.name)) from tables t
 where t.name not like 'schema\_%' and t.name not in ('incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints')
+  and t.name not in ('detection_rules', 'detection_heads', 'detection_networks')
   and t.name not in ('log_sources', 'log_batches', 'log_findings', 'log_sinks', 'log_spool');
 
 select is(pg_temp.seen(r.role, r.relation), 'nothing', format('without a context %s sees nothing in %s', r.role, r.name)) from readable r
@@ -42,6 +43,7 @@ where r.role <> 'custody_backup' and not (r.name in ('tenants', 'logins') and r.
 select enter('isolation_a', 'clerk') /* $1 */;
 select is(pg_temp.seen(r.role, r.relation),
   case when r.name in ('incarnations', 'archive_heads', 'archive_segments', 'partition_drops', 'ledger_tiles', 'ledger_entries', 'ledger_stretches', 'ledger_heads', 'ledger_checkpoints') then format('system %s', rows_of('system', r.name))
+    when r.name in ('detection_rules', 'detection_heads', 'detection_networks') then 'nothing'
     when r.name in ('log_sources', 'log_batches', 'log_findings', 'log_sinks', 'log_spool') then 'nothing'
     when r.name in ('audit_actions', 'audit_resource_types', 'retention_policies') then format('isolation_a %s, system %s', rows_of('isolation_a', r.name), rows_of('system', r.name))
     when r.name = 'tenants' and r.role in ('custody_owner', 'custody_admin') then (select string_agg(format('%s 1', t.tenant_id), ', ' order by t.tenant_id) from custody_data.tenants t)

@@ -35,6 +35,13 @@ from (values
   ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
   ('custody', 'auditor privacy readwrite worker', 'audit_complete_from list_requests request_status'),
   ('custody', 'auditor privacy worker', 'audit_entry get_certificate retention_due_at verify_erasure'),
+  -- questions about reading, detection, alerts
+  ('custody', 'auditor privacy', 'access_by_actor access_summary access_to_person acknowledge_alert close_alert'),
+  ('custody', 'privacy readwrite', 'access_of_subject'),
+  ('custody', 'auditor worker', 'detect'),
+  ('custody', 'auditor', 'plant_canary remove_canary'),
+  ('custody', 'admin', 'set_actor_hours set_detection_networks set_detection_rule'),
+  ('custody', 'worker', 'mark_alert_sent'),
   -- requests, erasure, holds, retention
   ('custody', 'privacy readwrite', 'cancel_request extend_request request_erasure request_export'),
   ('custody', 'privacy worker', 'acknowledge_erasure complete_export due_requests enforce_retention erase_subject export_items pending_notices plan_erasure replay_erasures search_residue'),

@@ -46,6 +46,13 @@ insert into may values
   ('log_findings',          '',    '',     's',   's',  's', 's'),
   ('log_sinks',             '',    '',     's',   's',  's', 's'),
   ('log_spool',             '',    '',     's',   's',  's', 's'),
+  ('detection_rules',       '',    '',     's',   '',   's', 's'),
+  ('detection_heads',       '',    '',     's',   '',   's', 's'),
+  ('detection_networks',    '',    '',     's',   '',   's', 's'),
+  ('actor_settings',        '',    '',     's',   '',   's', 's'),
+  ('access_baselines',      '',    '',     '',    '',   '',  's'),
+  ('canaries',              '',    '',     '',    '',   's', 's'),
+  ('alerts',                '',    '',     's',   's',  's', 's'),
   ('schema_migrations',    's',   's',    's',   's',  's', 's'),
   ('schema_steps',         's',   's',    's',   's',  's', 's');
 create temp view page as
