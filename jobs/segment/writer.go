@@ -77,13 +77,19 @@ func (w *Writer) WriteEntry(entry []byte) error {
 	return nil
 }
 
-// WriteLines adds n events that end in a line feed each.
+// WriteLines adds n events that end in a line feed each. They are hashed while they
+// are compressed.
 func (w *Writer) WriteLines(lines []byte, n int64) error {
-	if _, err := w.plain.Write(lines); err != nil {
-		return err
-	}
+	hashed := make(chan struct{})
+	go func() {
+		w.plain.sum.Write(lines)
+		close(hashed)
+	}()
+	_, err := w.compress.Write(lines)
+	<-hashed
+	w.plain.n += int64(len(lines))
 	w.rows += n
-	return nil
+	return err
 }
 
 // Rows is the number of entries so far.
