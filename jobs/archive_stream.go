@@ -207,27 +207,38 @@ func (s *streamer) readMap(ctx context.Context, tx pgx.Tx, give func(*chunk) err
 	}
 }
 
-// rowsOfChunk are read in the order of the index on (xid, log_entry_id), in which the
-// leaves are. It is planned once a segment: to plan it costs as much as to read some
-// hundreds of rows. The day stands in it, so that it knows its partition.
-const rowsOfChunk = `
+// Rows are read in the order of the index on (xid, log_entry_id), in which the leaves
+// are, by statements that are planned once a segment: to plan one costs as much as to
+// read some hundreds of rows. The day stands in them, so that they know its partition.
+// An index scan to a pair of values goes on to the end of the first one's, which may
+// be an import of millions: hence a statement of its own for one transaction's rows.
+const (
+	rowsOfDay = `
 select e.entry, e.xid, e.log_entry_id, e.occurred_at
 from custody.audit_entries e
-where e.occurred_at >= '%s 00:00:00+00' and e.occurred_at < '%s 00:00:00+00'
-  and (e.xid, e.log_entry_id) >= ($1::xid8, $2::uuid) and (e.xid, e.log_entry_id) <= ($3::xid8, $4::uuid)
+where e.occurred_at >= '%s 00:00:00+00' and e.occurred_at < '%s 00:00:00+00' and %s
 order by e.xid, e.log_entry_id`
 
-const rowsStatement = "pgcustody_rows_of_chunk"
+	ofTransaction  = "pgcustody_rows_of_transaction"
+	ofTransactions = "pgcustody_rows_of_transactions"
+)
+
+var rowsWhere = map[string]string{
+	ofTransaction:  "e.xid = $1::xid8 and $3::xid8 = $1::xid8 and e.log_entry_id >= $2::uuid and e.log_entry_id <= $4::uuid",
+	ofTransactions: "(e.xid, e.log_entry_id) >= ($1::xid8, $2::uuid) and (e.xid, e.log_entry_id) <= ($3::xid8, $4::uuid)",
+}
 
 // readRows reads the rows of chunks and gives their lines on in the order of their
 // leaves.
 func (s *streamer) readRows(ctx context.Context, conn *pgconn.PgConn, chunks <-chan *chunk) error {
-	query := fmt.Sprintf(rowsOfChunk, s.day.Format(time.DateOnly), s.day.AddDate(0, 0, 1).Format(time.DateOnly))
-	if _, err := conn.Prepare(ctx, rowsStatement, query, nil); err != nil {
-		return err
+	for name, where := range rowsWhere {
+		query := fmt.Sprintf(rowsOfDay, s.day.Format(time.DateOnly), s.day.AddDate(0, 0, 1).Format(time.DateOnly), where)
+		if _, err := conn.Prepare(ctx, name, query, nil); err != nil {
+			return err
+		}
+		// The connection may be a pooler's, and the next one's before long.
+		defer func() { _ = conn.Deallocate(context.WithoutCancel(ctx), name) }()
 	}
-	// The connection may be a pooler's, and the next one's before long.
-	defer func() { _ = conn.Deallocate(context.WithoutCancel(ctx), rowsStatement) }()
 	m := &matcher{ctx: ctx, streamer: s, hasher: segment.NewHasher(), members: segment.NewMembers()}
 	for c := range chunks {
 		if err := m.read(conn, c); err != nil {
@@ -285,7 +296,11 @@ func (m *matcher) read(conn *pgconn.PgConn, c *chunk) error {
 	m.chunk, m.next, m.seen = c, 0, false
 	clear(m.early)
 	first, last := c.leaves[0], c.leaves[len(c.leaves)-1]
-	rows := conn.ExecPrepared(m.ctx, rowsStatement, [][]byte{
+	statement := ofTransactions
+	if first.xid == last.xid {
+		statement = ofTransaction
+	}
+	rows := conn.ExecPrepared(m.ctx, statement, [][]byte{
 		strconv.AppendUint(nil, first.xid, 10), []byte(first.id.String()), strconv.AppendUint(nil, last.xid, 10), []byte(last.id.String()),
 	}, nil, binaryColumns)
 	for rows.NextRow() {
