@@ -281,11 +281,16 @@ func (a *archiving) upload(ctx context.Context) error {
 // sweep ends unfinished uploads. We hold the segment's lock, so they are of somebody
 // dead, or of a request of ours whose answer was lost.
 func (a *archiving) sweep(ctx context.Context) error {
-	swept, err := a.Store.Sweep(ctx, a.name.ObjectKey())
-	if swept > 0 {
-		a.run.Count("uploads_swept", int64(swept))
+	for _, key := range []string{a.name.ObjectKey(), a.name.ManifestKey()} {
+		swept, err := a.Store.Sweep(ctx, key)
+		if swept > 0 {
+			a.run.Count("uploads_swept", int64(swept))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // seal writes the object.
