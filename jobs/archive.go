@@ -112,14 +112,16 @@ func (w *ArchiveWorker) Work(ctx context.Context, job *river.Job[ArchiveArgs]) e
 	})
 }
 
-// all is one run. What concerns segments on record goes on although a day could not
-// be archived, so that one that does not hold keeps back itself alone.
+// all is one run. The rest goes on although something about one segment was found, so
+// that one that does not hold keeps back itself alone.
 func (w *ArchiveWorker) all(ctx context.Context, run *Run, config ArchiveConfig) error {
+	var problems []error
 	for _, part := range []struct {
 		name string
 		do   func(context.Context) error
 	}{
 		{"archive", func(ctx context.Context) error { return w.archive(ctx, run, config) }},
+		{"sweep", func(ctx context.Context) error { return w.sweep(ctx, run) }},
 		{"hold", func(ctx context.Context) error { return w.hold(ctx, run) }},
 		{"expire", func(ctx context.Context) error { return w.expire(ctx, run) }},
 		{"index", func(ctx context.Context) error { return w.index(ctx, run) }},
@@ -127,11 +129,15 @@ func (w *ArchiveWorker) all(ctx context.Context, run *Run, config ArchiveConfig)
 		{"drop", func(ctx context.Context) error { return w.drop(ctx, run, config) }},
 		{"totals", func(ctx context.Context) error { return w.totals(ctx, run) }},
 	} {
-		if err := timed(ctx, run, part.name, part.do); err != nil {
-			return err
+		err := timed(ctx, run, part.name, part.do)
+		if err != nil {
+			problems = append(problems, err)
+		}
+		if err != nil && !isFinding(err) {
+			break
 		}
 	}
-	return nil
+	return joined(problems)
 }
 
 // segmentsAtOnce is how many open segments are asked for at a time.
@@ -139,6 +145,7 @@ const segmentsAtOnce = 100
 
 func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveConfig) error {
 	checked, done := false, int64(0)
+	failed, problems := map[segment.Name]bool{}, []error(nil)
 	var branch string
 	var waitUntil time.Time
 	for {
@@ -155,7 +162,7 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 			return fail("open segments", err)
 		}
 		if len(open) == 0 {
-			return nil
+			return joined(problems)
 		}
 		if !checked {
 			// Settings are not believed; what could be deleted again is not archived.
@@ -172,23 +179,32 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 		for _, row := range open {
 			a := &archiving{ArchiveWorker: w, run: run, config: config, name: segment.NewName(row.Day, int(row.Part)), row: row, done: done}
 			a.name.Branch = branch
+			if failed[a.name] {
+				left++
+				continue
+			}
 			switch err := a.work(ctx); {
 			case errors.Is(err, errTaken):
 				left++
+			case isFinding(err):
+				failed[a.name], problems = true, append(problems, err)
+				left++
 			case err != nil:
-				return err
+				return joined(append(problems, err))
 			}
 			done += a.sums.Rows
 		}
 		switch {
+		case left == len(failed) && left == len(open):
+			return joined(problems)
 		case left < len(open):
 			waitUntil = time.Time{}
 		case waitUntil.IsZero():
 			waitUntil = time.Now().Add(config.OthersWait)
 		case time.Now().After(waitUntil):
 			// Whoever streams them records them, or the next run does.
-			run.Count("segments_of_others", int64(left))
-			return nil
+			run.Count("segments_of_others", int64(left-len(failed)))
+			return joined(problems)
 		}
 		if left == len(open) {
 			if err := sleep(ctx, min(time.Second, config.OthersWait)); err != nil {
@@ -196,6 +212,62 @@ func (w *ArchiveWorker) archive(ctx context.Context, run *Run, config ArchiveCon
 			}
 		}
 	}
+}
+
+func isFinding(err error) bool {
+	var finding *ArchiveFinding
+	return errors.As(err, &finding)
+}
+
+// joined is one error of several, and one as it is.
+func joined(problems []error) error {
+	if len(problems) == 1 {
+		return problems[0]
+	}
+	return errors.Join(problems...)
+}
+
+// sweep ends unfinished uploads of segments that nobody works at any more: a writer who
+// had lost its session, and whom nobody waited for, may have begun one after its segment
+// was on record. Those of open segments are for who has their lock.
+func (w *ArchiveWorker) sweep(ctx context.Context, run *Run) error {
+	keys, err := w.Store.Unfinished(ctx, segment.Prefix)
+	if err != nil || len(keys) == 0 {
+		return fail("look for unfinished uploads", err)
+	}
+	over := map[string]bool{}
+	err = InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) error {
+		in, err := db.New().ArchiveBranch(ctx, tx)
+		if err != nil {
+			return err
+		}
+		for _, key := range keys {
+			name, err := segment.ParseKey(key)
+			if err != nil || name.Branch != in.Branch {
+				continue // another database's, which may be alive
+			}
+			open, err := db.New().SegmentIsOpen(ctx, tx, db.SegmentIsOpenParams{Day: name.Day.Format(time.DateOnly), Part: int32(name.Part)}) //nolint:gosec // parts are few
+			if err != nil {
+				return err
+			}
+			over[key] = !open
+		}
+		return nil
+	})
+	if err != nil {
+		return fail("look for unfinished uploads", err)
+	}
+	for _, key := range keys {
+		if !over[key] {
+			continue
+		}
+		swept, err := w.Store.Sweep(ctx, key)
+		if err != nil {
+			return fail("end unfinished uploads", err)
+		}
+		run.Count("uploads_swept", int64(swept))
+	}
+	return nil
 }
 
 // drop drops the months whose events are all on record, one a transaction, and

@@ -2,8 +2,10 @@ package jobs
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -22,6 +24,7 @@ import (
 	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
 )
 
 // faulty is the real binary, built so that it can be told to kill itself at a step.
@@ -271,4 +274,89 @@ func TestArchiveKilledAtAnyTime(t *testing.T) {
 	k.whole()
 	t.Logf("%d died in %d rounds, %d were told where; %d versions are superseded", died, kills(t), points, k.superseded())
 	require.NotZero(t, died)
+}
+
+// TestExpiryKilledAtEachPoint kills the real binary before and after every step by
+// which a segment's life ends.
+func TestExpiryKilledAtEachPoint(t *testing.T) {
+	k := newKilling(t)
+	folder := t.TempDir()
+	var err error
+	k.deps.Store, err = store.Open(t.Context(), "file://"+folder, store.Options{})
+	require.NoError(t, err)
+	k.env = append(k.env, "PGCUSTODY_STORE="+k.deps.Store.URL(), "PGCUSTODY_STORE_ACCEPT="+store.NoLock)
+	names := []segment.Name{}
+	// old archives a day of a month of its own, of which Postgres has nothing any more and
+	// whose lock and policy have ended.
+	old := func() {
+		name := segment.NewName(k.day(8*366+31*len(names)), 1)
+		names = append(names, name)
+		k.events(tenant, name.Day, 3)
+		k.finish()
+		k.asSuper("update custody_data.archive_segments set recorded_at = now() - interval '7 years', opened_at = now() - interval '8 years' where expired_at is null")
+		k.finish()
+		require.Zero(t, k.number(SystemTenant, "select count(*) from custody_data.audit_logs where occurred_at < now() - interval '7 years'"), "the month stayed")
+		k.asSuper("update custody_data.archive_segments set retain_until = now() - interval '1 day' where expired_at is null")
+		k.unlock(folder)
+	}
+	k.asSuper("alter table custody_data.archive_segments disable trigger all")
+	old()
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd, out := k.command("PGCUSTODY_FAULT_TRACE=" + trace)
+	require.NoError(t, cmd.Run(), out.String())
+	text, err := os.ReadFile(trace)
+	require.NoError(t, err)
+	points := strings.Fields(strings.ReplaceAll(string(text), " ", "_"))
+	for _, step := range []string{"before_expire", "after_expire", "before_put_index", "after_put_index", "before_delete_object", "after_delete_object", "before_record_gone", "after_record_gone"} {
+		require.Contains(t, points, step)
+	}
+	times := map[string]int{}
+	for _, point := range points {
+		times[point]++
+		old()
+		cmd, out := k.command(fmt.Sprintf("PGCUSTODY_FAULT=%s#%d", strings.ReplaceAll(point, "_", " "), times[point]))
+		require.True(t, killed(cmd.Run()), "%s: %s", point, out.String())
+		k.finish()
+		name := names[len(names)-1]
+		require.EqualValues(t, len(names), k.number(SystemTenant, "select count(*) from custody.archive_segments where objects_deleted_at is not null"), point)
+		require.EqualValues(t, len(names), k.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'archive.expire'"), "%s: its end is one event", point)
+		for _, key := range []string{name.ObjectKey(), name.ManifestKey()} {
+			versions, err := versionsOf(t.Context(), k.deps.Store, key)
+			require.NoError(t, err)
+			require.Empty(t, versions, point)
+		}
+	}
+	listed := map[string]int{}
+	last, err := newestIndex(t.Context(), k.deps.Store)
+	require.NoError(t, err)
+	for number := int64(1); number <= last; number++ {
+		_, index, err := readIndex(t.Context(), k.deps, number)
+		require.NoError(t, err)
+		for _, line := range index.Lines {
+			if fields := strings.Fields(line); fields[0] == "expired" {
+				listed[fields[1]]++
+			}
+		}
+	}
+	for _, name := range names {
+		require.Equal(t, 1, listed[name.ManifestKey()], "%s in the index", name)
+	}
+}
+
+// unlock lets the locks of a directory's segments end.
+func (k *killing) unlock(folder string) {
+	k.Helper()
+	require.NoError(k, filepath.WalkDir(filepath.Join(folder, "audit-archives"), func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !strings.HasSuffix(path, ".meta") || isIndex(strings.TrimPrefix(path, folder+"/")) {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		require.NoError(k, err)
+		var meta map[string]any
+		require.NoError(k, json.Unmarshal(text, &meta))
+		delete(meta, "retain_until")
+		text, err = json.Marshal(meta)
+		require.NoError(k, err)
+		return os.WriteFile(path, text, 0o600)
+	}))
 }

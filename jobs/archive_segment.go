@@ -187,23 +187,22 @@ func (a *archiving) lines(ctx context.Context, take func(*batch) error) error {
 			}
 			// By the index on (xid, log_entry_id), in whose order the leaves are: rows are as
 			// wide as entries, and sorting them would go by way of the disk.
-			if _, err := tx.Exec(ctx, "set local enable_sort = off; set local enable_bitmapscan = off; set local max_parallel_workers_per_gather = 0; set local jit = off"); err != nil {
+			if _, err := tx.Exec(ctx, "set local enable_sort = off; set local enable_bitmapscan = off; set local max_parallel_workers_per_gather = 0; set local jit = off; set local plan_cache_mode = force_generic_plan"); err != nil {
 				return err
 			}
 			return work(tx)
 		})
 	}}
 	err := s.stream(ctx, a.tx, func(b *batch) error {
-		for i, rest := 0, b.lines; len(rest) > 0; i++ {
-			end := bytes.IndexByte(rest, '\n')
-			entry, ok := segment.ParseEntry(rest[:end])
-			if !ok {
-				return errors.New("an entry is not of version 1")
+		added := make(chan struct{})
+		go func() {
+			for i := range b.hashes {
+				root.Append(b.hashes[i])
 			}
-			people.Add(&entry)
-			root.Append(b.hashes[i])
-			rest = rest[end+1:]
-		}
+			people.Add(b.people...)
+			close(added)
+		}()
+		defer func() { <-added }()
 		if a.first.IsZero() || b.first.Before(a.first) {
 			a.first = b.first
 		}
@@ -282,11 +281,16 @@ func (a *archiving) upload(ctx context.Context) error {
 // sweep ends unfinished uploads. We hold the segment's lock, so they are of somebody
 // dead, or of a request of ours whose answer was lost.
 func (a *archiving) sweep(ctx context.Context) error {
-	swept, err := a.Store.Sweep(ctx, a.name.ObjectKey())
-	if swept > 0 {
-		a.run.Count("uploads_swept", int64(swept))
+	for _, key := range []string{a.name.ObjectKey(), a.name.ManifestKey()} {
+		swept, err := a.Store.Sweep(ctx, key)
+		if swept > 0 {
+			a.run.Count("uploads_swept", int64(swept))
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return err
+	return nil
 }
 
 // seal writes the object.

@@ -2,13 +2,17 @@ package jobs
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sync/errgroup"
 
 	"pgcustody/db"
@@ -16,24 +20,34 @@ import (
 )
 
 // A segment is streamed by chunks of its leaves: one connection reads of which
-// events the leaves are (the ledger's map and tiles), two others copy their rows,
-// each a chunk at a time, and what they have found right goes on in the order of the
-// leaves. Every line is held against its leaf on the way, so that what reaches the
-// store is what was sealed, or nothing does. Memory is bounded by the batches that
-// are under way.
+// events the leaves are (the ledger's map and tiles), others read their rows, each a
+// chunk at a time, and what they have found right goes on in the order of the leaves.
+// Every line is held against its leaf on the way, so that what reaches the store is
+// what was sealed, or nothing does. Memory is bounded by the batches that are under
+// way.
 const (
-	// chunkLeaves is how many leaves are copied by one statement. Rows of the map are
-	// of one tile at most; mapRows is how many are asked for at first, mostRows where
-	// they are of few leaves each.
+	// chunkLeaves is how many leaves' rows are read by one statement. Rows of the map
+	// are of one tile at most; mapRows is how many are asked for at first, mostRows
+	// where they are of few leaves each.
 	chunkLeaves       = 2048
 	mapRows, mostRows = chunkLeaves / 256, chunkLeaves
-	// copiesAtOnce is the number of connections that copy, batchBytes how much of
+	// readsAtOnce is the number of connections that read rows, batchBytes how much of
 	// their lines is handed on at a time, and batchesAhead how many batches of a
 	// chunk may wait for the chunk before.
-	copiesAtOnce = 2
+	readsAtOnce  = 3
 	batchBytes   = 256 << 10
 	batchesAhead = 6
 )
+
+// eventKey is by what the ledger's map knows an event.
+type eventKey struct {
+	xid uint64
+	id  uuid.UUID
+}
+
+func (k eventKey) compare(other eventKey) int {
+	return cmp.Or(cmp.Compare(k.xid, other.xid), bytes.Compare(k.id[:], other.id[:]))
+}
 
 // leaf is one of a segment, with the event that the map has for it.
 type leaf struct {
@@ -52,11 +66,12 @@ type chunk struct {
 type batch struct {
 	lines       []byte
 	hashes      []segment.SHA256
+	people      []segment.SHA256 // of whom the lines are, but for who was met a moment ago
 	first, last time.Time
 }
 
 func (b *batch) reset() *batch {
-	b.lines, b.hashes = b.lines[:0], b.hashes[:0]
+	b.lines, b.hashes, b.people = b.lines[:0], b.hashes[:0], b.people[:0]
 	b.first, b.last = time.Time{}, time.Time{}
 	return b
 }
@@ -65,21 +80,21 @@ func (b *batch) reset() *batch {
 type streamer struct {
 	day   time.Time
 	part  int
-	begin func(context.Context, func(pgx.Tx) error) error // a transaction for a copy
+	begin func(context.Context, func(pgx.Tx) error) error // a transaction that rows are read in
 	spare chan *batch
 }
 
 // stream calls take with all batches, in order. leaves is the transaction that the
 // map is read in.
 func (s *streamer) stream(ctx context.Context, leaves pgx.Tx, take func(*batch) error) error {
-	s.spare = make(chan *batch, (copiesAtOnce+1)*batchesAhead)
+	s.spare = make(chan *batch, (readsAtOnce+1)*batchesAhead)
 	group, ctx := errgroup.WithContext(ctx)
-	toCopy, inOrder := make(chan *chunk), make(chan *chunk, copiesAtOnce)
+	toRead, inOrder := make(chan *chunk), make(chan *chunk, readsAtOnce)
 	group.Go(func() error {
-		defer close(toCopy)
+		defer close(toRead)
 		defer close(inOrder)
 		return s.readMap(ctx, leaves, func(c *chunk) error {
-			for _, to := range []chan<- *chunk{inOrder, toCopy} {
+			for _, to := range []chan<- *chunk{inOrder, toRead} {
 				if err := send(ctx, to, c); err != nil {
 					return err
 				}
@@ -87,16 +102,10 @@ func (s *streamer) stream(ctx context.Context, leaves pgx.Tx, take func(*batch) 
 			return nil
 		})
 	})
-	for range copiesAtOnce {
+	for range readsAtOnce {
 		group.Go(func() error {
 			return s.begin(ctx, func(tx pgx.Tx) error {
-				for c := range toCopy {
-					if err := s.copy(ctx, tx, c); err != nil {
-						return err
-					}
-					close(c.out) // after an error the group's context ends who waits
-				}
-				return nil
+				return s.readRows(ctx, tx.Conn().PgConn(), toRead)
 			})
 		})
 	}
@@ -198,46 +207,119 @@ func (s *streamer) readMap(ctx context.Context, tx pgx.Tx, give func(*chunk) err
 	}
 }
 
-// copy copies the rows of a chunk and gives on its lines in the order of its leaves.
-// Binary COPY gives the bytes as they are; its text form would escape them. Rows that
-// are of no leaf of the chunk are of other segments, or of none yet.
-func (s *streamer) copy(ctx context.Context, tx pgx.Tx, c *chunk) error {
-	first, last := c.leaves[0], c.leaves[len(c.leaves)-1]
-	query := fmt.Sprintf(`copy (
+// Rows are read in the order of the index on (xid, log_entry_id), in which the leaves
+// are, by statements that are planned once a segment: to plan one costs as much as to
+// read some hundreds of rows. The day stands in them, so that they know its partition.
+// An index scan to a pair of values goes on to the end of the first one's, which may
+// be an import of millions: hence a statement of its own for one transaction's rows.
+const (
+	rowsOfDay = `
 select e.entry, e.xid, e.log_entry_id, e.occurred_at
 from custody.audit_entries e
-where e.occurred_at >= '%s 00:00:00+00' and e.occurred_at < '%s 00:00:00+00'
-  and (e.xid, e.log_entry_id) >= ('%d'::xid8, '%s'::uuid) and (e.xid, e.log_entry_id) <= ('%d'::xid8, '%s'::uuid)
-order by e.xid, e.log_entry_id
-) to stdout (format binary)`,
-		s.day.Format(time.DateOnly), s.day.AddDate(0, 0, 1).Format(time.DateOnly), first.xid, first.id, last.xid, last.id)
-	m := &matcher{ctx: ctx, streamer: s, chunk: c, hasher: segment.NewHasher()}
-	decoder := &copyDecoder{row: m.row}
-	if _, err := tx.Conn().PgConn().CopyTo(ctx, decoder, query); err != nil {
-		return err
+where e.occurred_at >= '%s 00:00:00+00' and e.occurred_at < '%s 00:00:00+00' and %s
+order by e.xid, e.log_entry_id`
+
+	ofTransaction  = "pgcustody_rows_of_transaction"
+	ofTransactions = "pgcustody_rows_of_transactions"
+)
+
+var rowsWhere = map[string]string{
+	ofTransaction:  "e.xid = $1::xid8 and $3::xid8 = $1::xid8 and e.log_entry_id >= $2::uuid and e.log_entry_id <= $4::uuid",
+	ofTransactions: "(e.xid, e.log_entry_id) >= ($1::xid8, $2::uuid) and (e.xid, e.log_entry_id) <= ($3::xid8, $4::uuid)",
+}
+
+// readRows reads the rows of chunks and gives their lines on in the order of their
+// leaves.
+func (s *streamer) readRows(ctx context.Context, conn *pgconn.PgConn, chunks <-chan *chunk) error {
+	for name, where := range rowsWhere {
+		query := fmt.Sprintf(rowsOfDay, s.day.Format(time.DateOnly), s.day.AddDate(0, 0, 1).Format(time.DateOnly), where)
+		if _, err := conn.Prepare(ctx, name, query, nil); err != nil {
+			return err
+		}
+		// The connection may be a pooler's, and the next one's before long.
+		defer func() { _ = conn.Deallocate(context.WithoutCancel(ctx), name) }()
 	}
-	if err := decoder.end(); err != nil {
-		return err
+	m := &matcher{ctx: ctx, streamer: s, hasher: segment.NewHasher(), members: segment.NewMembers()}
+	for c := range chunks {
+		if err := m.read(conn, c); err != nil {
+			return err
+		}
+		close(c.out) // after an error the group's context ends who waits
 	}
-	return m.end()
+	return nil
+}
+
+var (
+	binaryColumns = []int16{1, 1, 1, 1}
+	postgresEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
+	errRowForm    = errors.New("Postgres sent something else than rows of text, xid, uuid and time")
+)
+
+// eventRow is an event as Postgres sends it. The text is the connection's.
+type eventRow struct {
+	text []byte
+	eventKey
+	at time.Time
+}
+
+func decodeRow(columns [][]byte) (r eventRow, err error) {
+	if len(columns) != 4 || columns[0] == nil || len(columns[1]) != 8 || len(columns[2]) != 16 || len(columns[3]) != 8 {
+		return r, errRowForm
+	}
+	r.text = columns[0]
+	r.xid, r.id = binary.BigEndian.Uint64(columns[1]), uuid.UUID(columns[2])
+	// Microseconds since 2000.
+	r.at = time.UnixMicro(postgresEpoch + int64(binary.BigEndian.Uint64(columns[3]))).UTC() //nolint:gosec // two's complement
+	return r, nil
 }
 
 // matcher holds rows that come in the order of their keys against leaves in the
 // same order.
 type matcher struct {
 	*streamer
-	ctx    context.Context
-	chunk  *chunk
-	hasher *segment.Hasher
-	next   int    // leaf
-	seen   bool   // whether a row of the next leaf's key came that was another
-	out    *batch // being filled
+	ctx     context.Context
+	hasher  *segment.Hasher
+	members *segment.Members
+
+	chunk *chunk
+	next  int    // leaf
+	seen  bool   // whether a row of the next leaf's key came that was another
+	out   *batch // being filled
 	// Leaves of one key are of events of several tenants, whose rows may come in
 	// another order: those that came before their turn, by leaf.
-	early map[int]copiedRow
+	early map[int]eventRow
 }
 
-func (m *matcher) row(r copiedRow) error {
+// read reads the rows of a chunk. Those that are of no leaf of it are of other
+// segments, or of none yet.
+func (m *matcher) read(conn *pgconn.PgConn, c *chunk) error {
+	m.chunk, m.next, m.seen = c, 0, false
+	clear(m.early)
+	first, last := c.leaves[0], c.leaves[len(c.leaves)-1]
+	statement := ofTransactions
+	if first.xid == last.xid {
+		statement = ofTransaction
+	}
+	rows := conn.ExecPrepared(m.ctx, statement, [][]byte{
+		strconv.AppendUint(nil, first.xid, 10), []byte(first.id.String()), strconv.AppendUint(nil, last.xid, 10), []byte(last.id.String()),
+	}, nil, binaryColumns)
+	for rows.NextRow() {
+		r, err := decodeRow(rows.Values())
+		if err == nil {
+			err = m.row(r)
+		}
+		if err != nil {
+			_, _ = rows.Close() // reads what is left; the first error counts
+			return err
+		}
+	}
+	if _, err := rows.Close(); err != nil {
+		return err
+	}
+	return m.end()
+}
+
+func (m *matcher) row(r eventRow) error {
 	leaves := m.chunk.leaves
 	for m.next < len(leaves) && leaves[m.next].compare(r.eventKey) < 0 {
 		return m.missing()
@@ -264,7 +346,7 @@ func (m *matcher) row(r copiedRow) error {
 	for i := m.next + 1; i < len(leaves) && leaves[i].eventKey == r.eventKey; i++ {
 		if _, taken := m.early[i]; hash == leaves[i].hash && !taken {
 			if m.early == nil {
-				m.early = map[int]copiedRow{}
+				m.early = map[int]eventRow{}
 			}
 			r.text = bytes.Clone(r.text)
 			m.early[i] = r
@@ -276,9 +358,13 @@ func (m *matcher) row(r copiedRow) error {
 }
 
 // emit gives the next leaf's line on.
-func (m *matcher) emit(r copiedRow) error {
+func (m *matcher) emit(r eventRow) error {
 	if bytes.IndexByte(r.text, '\n') >= 0 {
 		return fmt.Errorf("the entry of leaf %d holds a line feed", m.chunk.leaves[m.next].index)
+	}
+	entry, ok := segment.ParseEntry(r.text)
+	if !ok {
+		return fmt.Errorf("the entry of leaf %d is not of version 1", m.chunk.leaves[m.next].index)
 	}
 	if m.out != nil && len(m.out.lines)+len(r.text) >= cap(m.out.lines) {
 		if err := m.flush(); err != nil {
@@ -296,6 +382,7 @@ func (m *matcher) emit(r copiedRow) error {
 	b := m.out
 	b.lines = append(append(b.lines, r.text...), '\n')
 	b.hashes = append(b.hashes, m.chunk.leaves[m.next].hash)
+	b.people = m.members.Append(b.people, &entry)
 	if b.first.IsZero() || r.at.Before(b.first) {
 		b.first = r.at
 	}

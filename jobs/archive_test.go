@@ -1351,3 +1351,59 @@ func TestRecordSegmentRefuses(t *testing.T) {
 		require.Equal(t, want, state(err), statement)
 	}
 }
+
+// TestAFindingKeepsBackItselfAlone archives the other days, and goes on with what is on
+// record.
+func TestAFindingKeepsBackItselfAlone(t *testing.T) {
+	b := newArchiveBench(t)
+	for ago := 1; ago <= 4; ago++ {
+		b.events(tenant, b.day(ago), 5)
+	}
+	for _, ago := range []int{4, 2} {
+		_, err := b.deps.Store.Put(t.Context(), segment.NewName(b.day(ago), 1).ManifestKey(), strings.NewReader("{}"), store.PutOptions{})
+		require.NoError(t, err)
+	}
+	counts, err := b.direct(t.Context(), nil)
+	for _, ago := range []int{4, 2} {
+		require.ErrorContains(t, err, segment.NewName(b.day(ago), 1).ManifestKey())
+	}
+	require.EqualValues(t, 2, counts["segments"])
+	require.EqualValues(t, 2, counts["total_segments"], "the run ended early")
+	require.EqualValues(t, 2, b.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"))
+}
+
+// TestUploadsOfTheDeadAreEnded: whoever lost its session may have begun an upload after
+// another worker recorded the segment.
+func TestUploadsOfTheDeadAreEnded(t *testing.T) {
+	b := newArchiveBench(t)
+	b.events(tenant, b.day(1), 5)
+	b.run()
+	client := stacktest.Shared(t).S3()
+	name, foreign := segment.NewName(b.day(1), 1), segment.NewName(b.day(1), 1)
+	foreign.Branch = "0123abcd"
+	for _, key := range []string{name.ObjectKey(), name.ObjectKey(), name.ManifestKey(), foreign.ObjectKey(), segment.Prefix + "else"} {
+		_, err := client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &b.bucket, Key: &key})
+		require.NoError(t, err)
+	}
+	// A segment that somebody may be at.
+	b.events(tenant, b.day(2), 5)
+	open := segment.NewName(b.day(2), 1)
+	b.settle()
+	b.context(b.deps.Pool, SystemTenant, func(tx pgx.Tx) error {
+		_, err := db.New().OpenSegments(t.Context(), tx, 10)
+		return err
+	})
+	_, err := client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(open.ObjectKey())})
+	require.NoError(t, err)
+	run := &Run{Job: "archive", deps: b.deps, counts: map[string]int64{}}
+	require.NoError(t, (&ArchiveWorker{Deps: b.deps}).sweep(t.Context(), run))
+	require.EqualValues(t, 3, run.counts["uploads_swept"])
+	left, err := b.deps.Store.Unfinished(t.Context(), segment.Prefix)
+	require.NoError(t, err)
+	require.ElementsMatch(t, []string{foreign.ObjectKey(), segment.Prefix + "else", open.ObjectKey()}, left)
+
+	// A manifest of a million runs has parts, too.
+	_, err = client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &b.bucket, Key: aws.String(open.ManifestKey())})
+	require.NoError(t, err)
+	require.EqualValues(t, 2, b.run().Counts["uploads_swept"])
+}

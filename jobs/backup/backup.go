@@ -208,7 +208,7 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 	// No other backup is on its way: what is unfinished is a dead one's.
 	uploads := 0
 	for _, prefix := range []string{KeysPrefix, DataPrefix} {
-		n, err := r.Store.SweepAll(ctx, prefix)
+		n, err := store.SweepAll(ctx, r.Store, prefix)
 		if err != nil {
 			return nil, err
 		}

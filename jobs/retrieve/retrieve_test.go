@@ -106,7 +106,7 @@ func (l *log) pack(day time.Time, part int, leaves []int64) (*segment.Manifest, 
 		require.NoError(l.t, w.WriteEntry(line))
 		e, ok := segment.ParseEntry(line)
 		require.True(l.t, ok, "%s", line)
-		people.Add(&e)
+		people.Add(segment.NewMembers().Append(nil, &e)...)
 		root.Append(hasher.Leaf(line))
 		if m.FirstOccurredAt.IsZero() || e.OccurredAt.Before(m.FirstOccurredAt) {
 			m.FirstOccurredAt = e.OccurredAt

@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"hash"
 	"iter"
+	"math/bits"
 	"sort"
 	"strconv"
 	"strings"
-
-	"github.com/transparency-dev/merkle/compact"
-	"github.com/transparency-dev/merkle/rfc6962"
 )
 
 // Run is a run of leaves that follow one another in the ledger's tree. It is
@@ -137,7 +135,7 @@ type Hasher struct{ sum hash.Hash }
 // NewHasher returns one.
 func NewHasher() *Hasher { return &Hasher{sum: sha256.New()} }
 
-var leafPrefix = []byte{rfc6962.RFC6962LeafHashPrefix}
+var leafPrefix = []byte{0}
 
 // Leaf is the leaf hash of a line without its line feed.
 func (h *Hasher) Leaf(line []byte) (leaf SHA256) {
@@ -150,27 +148,45 @@ func (h *Hasher) Leaf(line []byte) (leaf SHA256) {
 
 // Root makes the root of a tree (RFC 6962) of leaf hashes given in order, in memory
 // that grows with the logarithm of their number.
-type Root struct{ tree *compact.Range }
-
-var roots = compact.RangeFactory{Hash: rfc6962.DefaultHasher.HashChildren}
+type Root struct {
+	leaves uint64
+	// full are the roots of the full subtrees that the leaves make: of 2^i where bit i
+	// of their number is set.
+	full [64]SHA256
+}
 
 // NewRoot begins a tree.
-func NewRoot() *Root { return &Root{tree: roots.NewEmptyRange(0)} }
+func NewRoot() *Root { return &Root{} }
 
 // Append adds the next leaf hash.
-func (r *Root) Append(leaf SHA256) {
-	_ = r.tree.Append(append([]byte(nil), leaf[:]...), nil) // fails where there is a visitor alone
+func (r *Root) Append(hash SHA256) {
+	i := 0
+	for ; r.leaves>>i&1 == 1; i++ {
+		hash = node(&r.full[i], &hash)
+	}
+	r.full[i] = hash
+	r.leaves++
 }
 
 // Sum is the root of what was appended.
 func (r *Root) Sum() (root SHA256) {
-	if r.tree.End() == 0 {
-		copy(root[:], rfc6962.DefaultHasher.EmptyRoot())
-		return root
+	if r.leaves == 0 {
+		return sha256.Sum256(nil)
 	}
-	top, err := r.tree.GetRootHash(nil)
-	if err == nil {
-		copy(root[:], top)
+	i := bits.TrailingZeros64(r.leaves)
+	root = r.full[i]
+	for i++; r.leaves>>i != 0; i++ {
+		if r.leaves>>i&1 == 1 {
+			root = node(&r.full[i], &root)
+		}
 	}
 	return root
+}
+
+func node(left, right *SHA256) SHA256 {
+	var text [65]byte
+	text[0] = 1
+	copy(text[1:], left[:])
+	copy(text[33:], right[:])
+	return sha256.Sum256(text[:])
 }

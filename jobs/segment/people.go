@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"hash/maphash"
 	"math/bits"
 )
 
@@ -17,9 +18,19 @@ import (
 type People struct {
 	filter  []byte
 	members int64 // that were not in it before
-	text    []byte
-	tenant  int // bytes of text that are the tenant of the last line and a slash
 }
+
+// Members makes the members of lines. It leaves out some of those that it has made
+// before, since the same people come again and again and hashing costs. It is for one
+// goroutine.
+type Members struct {
+	text   []byte
+	tenant int // bytes of text that are the tenant of the last line and a slash
+	seed   maphash.Seed
+	seen   [membersSeen][]byte // by the hash of the text
+}
+
+const membersSeen = 4096
 
 const (
 	peopleHashes  = 8
@@ -43,34 +54,49 @@ func peopleSize(members int64) int {
 	return int(size)
 }
 
-// Add takes the people of a line.
-func (p *People) Add(e *Entry) {
-	if p.tenant == 0 || !bytes.Equal(p.text[:p.tenant-1], e.Tenant) {
-		p.text = append(append(p.text[:0], e.Tenant...), '/')
-		p.tenant = len(p.text)
-		p.add(e.Tenant)
+// NewMembers returns one that has made none.
+func NewMembers() *Members { return &Members{seed: maphash.MakeSeed()} }
+
+// Append appends those of a line.
+func (m *Members) Append(to []SHA256, e *Entry) []SHA256 {
+	if m.tenant == 0 || !bytes.Equal(m.text[:m.tenant-1], e.Tenant) {
+		m.text = append(append(m.text[:0], e.Tenant...), '/')
+		m.tenant = len(m.text)
+		to = m.append(to, e.Tenant)
 	}
 	for _, id := range [...][]byte{e.Actor, e.Subject} {
 		if len(id) > 0 {
-			p.text = append(p.text[:p.tenant], id...)
-			p.add(p.text)
+			m.text = append(m.text[:m.tenant], id...)
+			to = m.append(to, m.text)
 		}
 	}
+	return to
 }
 
-func (p *People) add(member []byte) {
-	digest := sha256.Sum256(member)
-	mask := uint32(len(p.filter)*8 - 1) //nolint:gosec // at most 2^26
-	added := false
-	for i := range peopleHashes {
-		bit := binary.BigEndian.Uint32(digest[4*i:]) & mask
-		if p.filter[bit/8]&(1<<(bit%8)) == 0 {
-			p.filter[bit/8] |= 1 << (bit % 8)
-			added = true
-		}
+func (m *Members) append(to []SHA256, member []byte) []SHA256 {
+	seen := &m.seen[maphash.Bytes(m.seed, member)%membersSeen]
+	if bytes.Equal(*seen, member) {
+		return to
 	}
-	if added {
-		p.members++
+	*seen = append((*seen)[:0], member...)
+	return append(to, sha256.Sum256(member))
+}
+
+// Add adds members.
+func (p *People) Add(members ...SHA256) {
+	mask := uint32(len(p.filter)*8 - 1) //nolint:gosec // at most 2^26
+	for i := range members {
+		added := false
+		for n := range peopleHashes {
+			bit := binary.BigEndian.Uint32(members[i][4*n:]) & mask
+			if p.filter[bit/8]&(1<<(bit%8)) == 0 {
+				p.filter[bit/8] |= 1 << (bit % 8)
+				added = true
+			}
+		}
+		if added {
+			p.members++
+		}
 	}
 }
 

@@ -1,10 +1,12 @@
 package segment
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,10 +37,10 @@ func TestPeopleVectors(t *testing.T) {
 	require.NoError(t, json.Unmarshal(text, &vectors))
 	require.NotEmpty(t, vectors)
 	for _, v := range vectors {
-		p := NewPeople(int64(len(v.Members)))
+		p, members := NewPeople(int64(len(v.Members))), NewMembers()
 		for _, member := range v.Members {
 			if tenant, identity, is := strings.Cut(member, "/"); is {
-				p.Add(&Entry{Tenant: []byte(tenant), Actor: []byte(identity)})
+				p.Add(members.Append(nil, &Entry{Tenant: []byte(tenant), Actor: []byte(identity)})...)
 			}
 		}
 		require.Equal(t, v.Filter, p.Bytes(), v.Name)
@@ -57,9 +59,9 @@ func TestPeopleFold(t *testing.T) {
 	for _, members := range []int{1, 28, 200, 5000} {
 		var first []byte
 		for _, lines := range []int64{int64(members), 100_000, 1 << 40} {
-			p := NewPeople(lines)
+			p, made := NewPeople(lines), NewMembers()
 			for i := range members {
-				p.Add(&Entry{Tenant: []byte("acme"), Actor: []byte(person(i)), Subject: []byte(person(i))})
+				p.Add(made.Append(nil, &Entry{Tenant: []byte("acme"), Actor: []byte(person(i)), Subject: []byte(person(i))})...)
 			}
 			filter := p.Bytes()
 			if first == nil {
@@ -76,4 +78,32 @@ func TestPeopleFold(t *testing.T) {
 			require.Less(t, wrong, 100, "of 10,000 strangers to %d members", members)
 		}
 	}
+}
+
+// TestPeopleAreMadeOnce leaves out who was made a moment ago, and nobody else.
+func TestPeopleAreMadeOnce(t *testing.T) {
+	made, all := NewMembers(), map[SHA256]bool{}
+	want := map[SHA256]bool{}
+	lines, appended := 0, 0
+	for round := range 3 {
+		for i := range 2 * membersSeen {
+			e := &Entry{Tenant: []byte("acme"), Actor: []byte(person(i)), Subject: []byte(person(i / 64))}
+			if i%1000 == round {
+				e.Tenant, e.Subject = []byte("globex"), nil
+			}
+			want[sha256.Sum256(e.Tenant)] = true
+			for _, id := range [][]byte{e.Actor, e.Subject} {
+				if id != nil {
+					want[sha256.Sum256(slices.Concat(e.Tenant, []byte("/"), id))] = true
+				}
+			}
+			lines++
+			for _, member := range made.Append(nil, e) {
+				appended++
+				all[member] = true
+			}
+		}
+	}
+	require.Equal(t, want, all)
+	require.Less(t, appended, 2*lines, "the same people were hashed again and again")
 }

@@ -506,35 +506,51 @@ func (s *dirStore) change(op, key, version string, change func(*meta) error) err
 }
 
 func (s *dirStore) Sweep(_ context.Context, key string) (int, error) {
-	return s.sweep(key, func(of string) bool { return of == key })
+	swept := 0
+	err := s.unfinished(key, func(of, name string) error {
+		if of != key {
+			return nil
+		}
+		if err := os.Remove(filepath.Join(s.dir, uploadsDir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return s.error("sweep", key, err)
+		}
+		swept++
+		return nil
+	})
+	return swept, err
 }
 
-func (s *dirStore) SweepAll(_ context.Context, prefix string) (int, error) {
-	return s.sweep(prefix, func(of string) bool { return strings.HasPrefix(of, prefix) })
+func (s *dirStore) Unfinished(_ context.Context, prefix string) (keys []string, err error) {
+	err = s.unfinished(prefix, func(of, _ string) error {
+		if strings.HasPrefix(of, prefix) {
+			keys = append(keys, of)
+		}
+		return nil
+	})
+	slices.Sort(keys)
+	return slices.Compact(keys), err
 }
 
-func (s *dirStore) sweep(what string, wanted func(key string) bool) (int, error) {
+// unfinished calls each with the key of every unfinished upload and its file's name.
+func (s *dirStore) unfinished(what string, each func(key, name string) error) error {
 	entries, err := os.ReadDir(filepath.Join(s.dir, uploadsDir))
 	if errors.Is(err, fs.ErrNotExist) {
-		return 0, s.reachable("sweep")
+		return s.reachable("sweep")
 	}
 	if err != nil {
-		return 0, s.error("sweep", what, err)
+		return s.error("sweep", what, err)
 	}
-	swept := 0
 	for _, entry := range entries {
 		escaped, _, ok := strings.Cut(entry.Name(), "@")
 		key, err := url.QueryUnescape(escaped)
-		if !ok || err != nil || !wanted(key) {
+		if !ok || err != nil {
 			continue
 		}
-		err = os.Remove(filepath.Join(s.dir, uploadsDir, entry.Name()))
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return swept, s.error("sweep", key, err)
+		if err := each(key, entry.Name()); err != nil {
+			return err
 		}
-		swept++
 	}
-	return swept, nil
+	return nil
 }
 
 func (s *dirStore) Delete(ctx context.Context, key string) (int, error) {

@@ -387,8 +387,8 @@ func (s *gcsStore) SetLegalHold(ctx context.Context, key, version string, on boo
 // Sweep has nothing to end: an unfinished upload costs nothing and is gone after a week.
 func (s *gcsStore) Sweep(context.Context, string) (int, error) { return 0, nil }
 
-// SweepAll has nothing to end either.
-func (s *gcsStore) SweepAll(context.Context, string) (int, error) { return 0, nil }
+// Unfinished has none to name.
+func (s *gcsStore) Unfinished(context.Context, string) ([]string, error) { return nil, nil }
 
 func (s *gcsStore) Delete(ctx context.Context, key string) (int, error) {
 	deleted := 0

@@ -76,7 +76,7 @@ func TestPolicies(t *testing.T) {
 		}
 		_, err = worker.client.CreateMultipartUpload(t.Context(), &s3.CreateMultipartUploadInput{Bucket: &worker.bucket, Key: worker.key("left")})
 		require.NoError(t, err)
-		swept, err := worker.SweepAll(t.Context(), "")
+		swept, err := SweepAll(t.Context(), worker, "")
 		require.NoError(t, err)
 		require.Equal(t, 1, swept)
 		findings, err := worker.Check(t.Context())

@@ -117,8 +117,8 @@ type Store interface {
 	// leaves one behind.
 	Sweep(ctx context.Context, key string) (int, error)
 
-	// SweepAll does so for all keys that start with prefix.
-	SweepAll(ctx context.Context, prefix string) (int, error)
+	// Unfinished are the keys that start with prefix and have unfinished uploads.
+	Unfinished(ctx context.Context, prefix string) ([]string, error)
 
 	// Delete removes every version and delete marker of a key, and its unfinished
 	// uploads, and returns how many versions there were; of a key that does not

@@ -77,24 +77,28 @@ func (s *s3Store) History(ctx context.Context, prefix string) iter.Seq2[Info, er
 }
 
 // SweepAll ends the unfinished uploads of all keys that start with prefix.
-func (s *s3Store) SweepAll(ctx context.Context, prefix string) (int, error) {
-	keys := map[string]bool{}
+func SweepAll(ctx context.Context, s Store, prefix string) (swept int, err error) {
+	keys, err := s.Unfinished(ctx, prefix)
+	for _, key := range keys {
+		n, failure := s.Sweep(ctx, key)
+		swept += n
+		err = errors.Join(err, failure)
+	}
+	return swept, err
+}
+
+func (s *s3Store) Unfinished(ctx context.Context, prefix string) ([]string, error) {
+	var keys []string
 	pages := s3.NewListMultipartUploadsPaginator(s.client, &s3.ListMultipartUploadsInput{Bucket: &s.bucket, Prefix: s.key(prefix)})
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return 0, s.error(ctx, "sweep", prefix, err)
+			return nil, s.error(ctx, "sweep", prefix, err)
 		}
 		for _, u := range page.Uploads {
-			keys[strings.TrimPrefix(aws.ToString(u.Key), s.prefix)] = true
+			keys = append(keys, strings.TrimPrefix(aws.ToString(u.Key), s.prefix))
 		}
 	}
-	swept := 0
-	var failures error
-	for key := range keys {
-		n, err := s.Sweep(ctx, key)
-		swept += n
-		failures = errors.Join(failures, err)
-	}
-	return swept, failures
+	slices.Sort(keys)
+	return slices.Compact(keys), nil
 }

@@ -347,7 +347,7 @@ func (f *fixture) putSegment(name segment.Name, leaves segment.Runs, lines []str
 			m.LastOccurredAt = e.OccurredAt
 		}
 		root.Append(hasher.Leaf([]byte(line)))
-		people.Add(&e)
+		people.Add(segment.NewMembers().Append(nil, &e)...)
 	}
 	sums, err := writer.Close()
 	require.NoError(f, err)
