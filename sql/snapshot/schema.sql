@@ -282,6 +282,29 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
+-- Name: add_access_events(bigint, integer[], integer[], text[], timestamp with time zone[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
+
+-- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_log_findings(p_source text, p_findings jsonb); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) IS 'Records findings that are of no batch''s reading: of files, and of the objects in the store. The same within a day is recorded once. Returns how many were. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: add_restored_events(uuid, text, bigint[], text[]); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.add_restored_events(p_restore_id uuid, p_object_key text, p_leaves bigint[], p_entries text[]) RETURNS bigint
@@ -794,7 +817,7 @@ CREATE FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) RETURNS SETOF cus
 
 COMMENT ON FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) IS 'Data keys under which values of many people are sealed now, made where they are missing, for a caller that seals outside the database: each sealed under the key-encryption key that the transaction is unlocked with. The caller has claimed the identities, so that no erasure comes in between.
 p_identity_ids: of people, in any order; an identity that is there twice is returned once.
-Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens. Callers: custody_worker.';
+Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens, PC063 the keys'' giving out cannot be recorded. Callers: custody_worker.';
 
 -- Name: close_alert(uuid, text); Type: FUNCTION; Schema: custody
 
@@ -898,7 +921,7 @@ CREATE FUNCTION custody.consent_history(p_user_id text, p_limit integer DEFAULT 
 -- Name: FUNCTION consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.consent_history(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id uuid) IS 'All records of a person, newest first. p_limit: 1 to 10000. The page after a row: p_before its occurred_at and p_before_id its consent_id.
-Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: consistency_proof(bigint, bigint); Type: FUNCTION; Schema: custody
 
@@ -944,7 +967,7 @@ CREATE FUNCTION custody.current_consents(p_user_id text, p_limit integer DEFAULT
 
 COMMENT ON FUNCTION custody.current_consents(p_user_id text, p_limit integer, p_after text) IS 'The newest record of each purpose, granted or withdrawn, by purpose.
 p_limit: 1 to 10000. p_after: the purpose of the last row, to go on.
-Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 evidence while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: kek_reference; Type: VIEW; Schema: custody
 
@@ -1106,6 +1129,80 @@ COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of ti
 Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03, which a hold that is placed meanwhile raises too, try again later. Imports into the month wait until the end.
 p_limit: 1 to 100 months. p_as_of: not in the future.
 Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026, PC029 a month does not hold what its segments say. Callers: custody_worker.';
+
+-- Name: log_batches; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_batches (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    file_name text NOT NULL COLLATE pg_catalog."C",
+    file_from bigint NOT NULL,
+    file_to bigint NOT NULL,
+    object_key text NOT NULL COLLATE pg_catalog."C",
+    manifest_key text NOT NULL COLLATE pg_catalog."C",
+    sha256 bytea NOT NULL,
+    plain_sha256 bytea NOT NULL,
+    manifest_sha256 bytea NOT NULL,
+    previous_sha256 bytea NOT NULL,
+    lines bigint NOT NULL,
+    bytes bigint NOT NULL,
+    stored_bytes bigint NOT NULL,
+    first_occurred_at timestamp with time zone,
+    last_occurred_at timestamp with time zone,
+    counts jsonb DEFAULT '{}'::jsonb NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    deleted_at timestamp with time zone,
+    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(plain_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
+    CONSTRAINT log_batches_number_is_positive_check CHECK ((number > 0)),
+    CONSTRAINT log_batches_range_is_not_backwards_check CHECK (((file_from >= 0) AND (file_to >= file_from)))
+);
+
+ALTER TABLE ONLY custody_data.log_batches FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_batches IS 'Batches of the server''s log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.';
+
+-- Name: COLUMN log_batches.file_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.file_from IS 'First byte of the file that the batch has; file_to the byte behind the last.';
+
+-- Name: COLUMN log_batches.sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.sha256 IS 'Of the object as it is stored.';
+
+-- Name: COLUMN log_batches.plain_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.plain_sha256 IS 'Of its lines, before compression and encryption.';
+
+-- Name: COLUMN log_batches.manifest_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.manifest_sha256 IS 'Of the manifest beside it, which says all of this.';
+
+-- Name: COLUMN log_batches.previous_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.previous_sha256 IS 'manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.';
+
+-- Name: COLUMN log_batches.counts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.counts IS 'Lines by kind, and what was broken, cut, too long, in another encoding, forged.';
+
+-- Name: COLUMN log_batches.expires_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.expires_at IS 'Until when the store locks it: the policy shipped_logs when it was shipped.';
+
+-- Name: due_log_batches(integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.due_log_batches(p_limit integer) RETURNS SETOF custody_data.log_batches
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION due_log_batches(p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.due_log_batches(p_limit integer) IS 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer. Errors: PC012. Callers: custody_worker.';
 
 -- Name: requests; Type: TABLE; Schema: custody_data
 
@@ -1487,7 +1584,7 @@ CREATE FUNCTION custody.get_conversation(p_user_id text, p_conversation_id text)
 -- Name: FUNCTION get_conversation(p_user_id text, p_conversation_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_conversation(p_user_id text, p_conversation_id text) IS 'A conversation as a JSON object: user_id, conversation_id, title, messages, message_count, started_at, last_message_at, version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: get_preferences(text); Type: FUNCTION; Schema: custody
 
@@ -1499,7 +1596,7 @@ CREATE FUNCTION custody.get_preferences(p_user_id text) RETURNS jsonb
 -- Name: FUNCTION get_preferences(p_user_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_preferences(p_user_id text) IS 'The settings of a person as they were put; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: get_profile(text); Type: FUNCTION; Schema: custody
 
@@ -1511,7 +1608,7 @@ CREATE FUNCTION custody.get_profile(p_user_id text) RETURNS jsonb
 -- Name: FUNCTION get_profile(p_user_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.get_profile(p_user_id text) IS 'The profile as a JSON object: user_id, the fields of put_profile (null where empty), version, created_at, updated_at; null for the unknown and for what the context may not see.
-Errors: PC001, PC003, PC033 locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC033 locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: has_consent(text, text, text); Type: FUNCTION; Schema: custody
 
@@ -1747,7 +1844,7 @@ CREATE FUNCTION custody.list_conversations(p_user_id text, p_limit integer DEFAU
 -- Name: FUNCTION list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.list_conversations(p_user_id text, p_limit integer, p_before timestamp with time zone, p_before_id text) IS 'Conversations of a person without their messages, newest first. p_limit: 1 to 10000. The page after a row: p_before its last_message_at and p_before_id its conversation_id (without p_before_id rows of the same instant are passed over).
-Errors: PC001, PC003, PC023, PC033 titles while locked, PC035 altered. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC003, PC023, PC033 titles while locked, PC035 altered, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: kek_status; Type: VIEW; Schema: custody
 
@@ -1912,6 +2009,17 @@ CREATE FUNCTION custody.mark_kek_destroyed(p_kek_version integer) RETURNS boolea
 COMMENT ON FUNCTION custody.mark_kek_destroyed(p_kek_version integer) IS 'Notes that the provider has forgotten a retired key-encryption key, and takes out of its reference what is behind the last #, by which a provider finds a key. Returns whether that was new.
 Errors: PC001, PC015 confined to one person, PC023 unknown or not retired. Callers: custody_worker.';
 
+-- Name: mark_log_batch_deleted(bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_log_batch_deleted(p_number bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_log_batch_deleted(p_number bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_log_batch_deleted(p_number bigint) IS 'Says that the objects of a batch were deleted after their time; an event (log.expire). Errors: PC001, PC015 outside tenant system, PC026, PC073 not due. Callers: custody_worker.';
+
 -- Name: mark_notice_sent(uuid, text, boolean); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean DEFAULT true) RETURNS void
@@ -1923,6 +2031,17 @@ CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_deli
 
 COMMENT ON FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean) IS 'Records an attempt to deliver a notice. p_status: what came of it, a code that names nobody. p_delivered: whether the holder has it.
 Errors: PC001. Callers: custody_worker.';
+
+-- Name: mark_sink(text, bigint, bigint, bigint, bigint, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text) IS 'Says how far a sink is: the batch and how many lines of it, the leaf of the trail below which events were sent, how many lines were sent now, and the error that ended it. Errors: PC001, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- Name: incarnations; Type: TABLE; Schema: custody_data
 
@@ -1982,7 +2101,7 @@ CREATE FUNCTION custody.open_value(p_identity_id uuid, p_table text, p_column te
 -- Name: FUNCTION open_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.open_value(p_identity_id uuid, p_table text, p_column text, p_row text, p_sealed bytea) IS 'Opens what seal_value sealed for the same place. Null stays null.
-Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked, PC035 the value was altered or belongs to another place. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC015 another person than the subject, PC021 erased, PC033 locked, PC035 the value was altered or belongs to another place, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: patch_preferences(text, jsonb, integer); Type: FUNCTION; Schema: custody
 
@@ -2184,6 +2303,18 @@ COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Sto
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
 Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
 
+-- Name: reconcile_logs(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) RETURNS TABLE(kind text, findings bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whether its transaction was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.record_audit_event(p_action text, p_resource_type text DEFAULT NULL::text, p_resource_id text DEFAULT NULL::text, p_result text DEFAULT 'success'::text, p_metadata jsonb DEFAULT '{}'::jsonb, p_subject_user_id text DEFAULT NULL::text, p_occurred_at timestamp with time zone DEFAULT NULL::timestamp with time zone, p_log_entry_id uuid DEFAULT NULL::uuid, p_personal jsonb DEFAULT NULL::jsonb) RETURNS uuid
@@ -2237,6 +2368,19 @@ CREATE FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted
 COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone, p_consent_id uuid) IS 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
 Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
+
+-- Name: record_log_batch(jsonb, bytea, bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea DEFAULT NULL::bytea) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea) IS 'Records that the log of a source has been read up to a place, what was found on the way, and the batch that its lines went into, which lies in the store already. A batch is an event (log.ship) of the same transaction; findings are told on the channel pgcustody_log_findings. Returns the recorded_at of the batch, with which custody.add_access_events goes on in the same transaction.
+p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
+Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 another run was faster, PC071 the batch does not follow the last one. Callers: custody_worker.';
 
 -- Name: record_segment(date, integer, text, text, jsonb, bytea, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody
 
@@ -2603,7 +2747,7 @@ CREATE FUNCTION custody.rotate_context_key() RETURNS text
 
 -- Name: FUNCTION rotate_context_key(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.rotate_context_key() IS 'Replaces the key of contexts and returns the kid of the new one. Contexts under the key before go on; those under older ones, and under keys of other servers, end. An event. Each start of the server brings a new key by itself.
+COMMENT ON FUNCTION custody.rotate_context_key() IS 'Replaces the keys of contexts and of log lines and returns the kid of the first. Contexts under the key before go on; those under older ones, and under keys of other servers, end. Lines under a key that is replaced can be checked for 35 days. An event. Each start of the server brings a new key of contexts by itself.
 Errors: PC001, PC015 in another context than that of tenant system, PC026 isolation level. Callers: custody_admin, custody_worker.';
 
 -- Name: rotate_data_keys(timestamp with time zone, integer, uuid); Type: FUNCTION; Schema: custody
@@ -2863,6 +3007,17 @@ COMMENT ON FUNCTION custody.take_over_leaves(p_kept bigint, p_hashes bytea, p_ob
 p_hashes: leaf hashes, 32 bytes each, which the caller has proved against the newest checkpoint in the bucket. p_observed: JSON object of what showed it.
 Returns {"tree_size", "kept", "taken", "found", "lost"}. Both the incarnation and the taking over are events.
 Errors: PC001, PC015 outside tenant system, PC020 a recorded checkpoint covers what would be cut, PC023, PC026, PC041 more kept than there are. Callers: custody_worker.';
+
+-- Name: trim_log_spool(text[], text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION trim_log_spool(p_sinks text[], p_source text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) IS 'Lets go the batches in the spool that all the sinks named have taken, and those of a week ago: that a sink had not taken them is a finding (sink_behind). Returns how many went. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: unlock(bytea); Type: FUNCTION; Schema: custody
 
@@ -3177,6 +3332,17 @@ CREATE FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) RETURNS
 -- Name: FUNCTION attach_part(p_table text, p_part tstzrange); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) IS 'Attaches a table to the trail, for the events of some time.';
+
+-- Name: audit_classes(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.audit_classes(p_log text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION audit_classes(p_log text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.audit_classes(p_log text) IS 'The classes of statements that a value of pgaudit.log has logged.';
 
 -- Name: audit_ends_at(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -3589,8 +3755,9 @@ CREATE TABLE custody_keys.context_keys (
     created_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
     retired_at timestamp with time zone,
     CONSTRAINT context_keys_kid_length_is_1_to_128_check CHECK (((char_length(kid) >= 1) AND (char_length(kid) <= 128))),
-    CONSTRAINT context_keys_kind_is_known_check CHECK ((kind = ANY (ARRAY['context'::text, 'token'::text]))),
-    CONSTRAINT context_keys_retired_has_no_secret_check CHECK (((retired_at IS NULL) = (secret IS NOT NULL))),
+    CONSTRAINT context_keys_kind_is_known_check CHECK ((kind = ANY (ARRAY['context'::text, 'token'::text, 'line'::text]))),
+    CONSTRAINT context_keys_live_has_a_secret_check CHECK (((retired_at IS NOT NULL) OR (secret IS NOT NULL))),
+    CONSTRAINT context_keys_retired_has_no_secret_check CHECK (((retired_at IS NULL) OR (secret IS NULL) OR (kind = 'line'::text))),
     CONSTRAINT context_keys_secret_has_32_bytes_check CHECK ((octet_length(secret) >= 32)),
     CONSTRAINT context_keys_server_is_of_context_keys_check CHECK (((kind = 'context'::text) = (server IS NOT NULL))),
     CONSTRAINT context_keys_tenant_is_of_token_keys_check CHECK (((for_tenant IS NULL) OR (kind = 'token'::text)))
@@ -3601,7 +3768,7 @@ ALTER TABLE ONLY custody_keys.context_keys FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE context_keys; Type: COMMENT; Schema: custody_keys
 
-COMMENT ON TABLE custody_keys.context_keys IS 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
+COMMENT ON TABLE custody_keys.context_keys IS 'Secrets of 32 bytes and more: context keys authenticate the settings of one transaction, token keys the tokens of applications, line keys our lines in the server log. Read by the owner''s functions alone, not in dumps: a server makes context keys anew after each start, token keys are registered again after a restore.';
 
 -- Name: COLUMN context_keys.tenant_id; Type: COMMENT; Schema: custody_keys
 
@@ -3609,7 +3776,7 @@ COMMENT ON COLUMN custody_keys.context_keys.tenant_id IS 'Always system: they ar
 
 -- Name: COLUMN context_keys.kind; Type: COMMENT; Schema: custody_keys
 
-COMMENT ON COLUMN custody_keys.context_keys.kind IS 'context or token.';
+COMMENT ON COLUMN custody_keys.context_keys.kind IS 'context, token or line.';
 
 -- Name: COLUMN context_keys.for_tenant; Type: COMMENT; Schema: custody_keys
 
@@ -3621,7 +3788,7 @@ COMMENT ON COLUMN custody_keys.context_keys.server IS 'Start of the server, and 
 
 -- Name: COLUMN context_keys.retired_at; Type: COMMENT; Schema: custody_keys
 
-COMMENT ON COLUMN custody_keys.context_keys.retired_at IS 'When the secret was forgotten.';
+COMMENT ON COLUMN custody_keys.context_keys.retired_at IS 'Since when it makes nothing any more. The secret is forgotten then; that of a line key 35 days later.';
 
 -- Name: context_key(); Type: FUNCTION; Schema: custody_data
 
@@ -4572,6 +4739,28 @@ CREATE FUNCTION custody_data.leaves_without_segment(p_to bigint) RETURNS TABLE(d
 
 COMMENT ON FUNCTION custody_data.leaves_without_segment(p_to bigint) IS 'Leaves below p_to that have no segment, in pieces of one day each, in no order; lost leaves among them. is_new: nobody has looked at them yet.';
 
+-- Name: line_key(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.line_key() RETURNS custody_keys.context_keys
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION line_key(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.line_key() IS 'The key of log lines, made where there is none and the transaction may write; else null.';
+
+-- Name: lines_are_ours(text[], text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) RETURNS boolean[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION lines_are_ours(p_messages text[], p_sessions text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) IS 'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Callers: custody_worker.';
+
 -- Name: live_in(custody_data.incarnations); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.live_in(p_incarnation custody_data.incarnations) RETURNS void
@@ -4638,6 +4827,17 @@ CREATE FUNCTION custody_data.lock_unique_fields() RETURNS void
 
 COMMENT ON FUNCTION custody_data.lock_unique_fields() IS 'Keeps the rule of unique fields as it is until the transaction ends. Before the row of a profile: imports and set_unique_fields have it before the rows, too. Errors: PC001; 40001 where the rule is newer than the snapshot.';
 
+-- Name: logins_here(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.logins_here() RETURNS TABLE(login text, kind text, owner boolean, wholly boolean, excepted boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION logins_here(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.logins_here() IS 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether each of its statements is to be logged; whether pgaudit.sql has excepted it from that.';
+
 -- Name: make_context_key(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.make_context_key() RETURNS text
@@ -4670,6 +4870,17 @@ CREATE FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_version
 -- Name: FUNCTION make_data_keys(p_identity_ids uuid[], p_key_versions integer[]); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[]) IS 'Makes versions of identities'' data keys and wraps them; returns how many, without those that another transaction has made meanwhile. Errors: PC001, PC033, PC034 retired meanwhile.';
+
+-- Name: make_line_key(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.make_line_key() RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION make_line_key(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.make_line_key() IS 'Makes a key of log lines and returns its kid.';
 
 -- Name: make_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
 
@@ -4945,6 +5156,17 @@ CREATE FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) RETU
 
 COMMENT ON FUNCTION custody_data.open_profile(p_row custody_data.user_profiles) IS 'The values of a profile, in the order of profile_fields. Errors: PC001, PC015, PC033, PC035.';
 
+-- Name: open_unseen(uuid, text, text, text[], bytea[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.open_unseen(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) RETURNS text[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION open_unseen(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.open_unseen(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened for a function that shows them to nobody: it seals or indexes them anew, adds to them or compares them. No role may call it, and nothing records it. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
 -- Name: open_values(uuid, text, text, text[], bytea[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) RETURNS text[]
@@ -4954,7 +5176,7 @@ CREATE FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row
 
 -- Name: FUNCTION open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+COMMENT ON FUNCTION custody_data.open_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[]) IS 'Values of one row opened, in the order of the columns; null stays null, and what a destroyed key sealed is null. Before it returns them it records whose they are, in the server log and, where the transaction may write, in the trail. Errors: PC001, PC015 another person than the subject, PC033, PC035, PC063 the read cannot be recorded.';
 
 -- Name: parse_entry_time(text); Type: FUNCTION; Schema: custody_data
 
@@ -5072,6 +5294,17 @@ CREATE FUNCTION custody_data.record_question(p_question text, p_from timestamp w
 -- Name: FUNCTION record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid) IS 'Appends the event of a question: which, about whom, and how many rows were the answer.';
+
+-- Name: record_read(uuid, text, text[], bigint); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.record_read(p_identity_id uuid, p_table text, p_columns text[], p_rows bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_read(p_identity_id uuid, p_table text, p_columns text[], p_rows bigint); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.record_read(p_identity_id uuid, p_table text, p_columns text[], p_rows bigint) IS 'Records that sealed values of a person were opened: a line, and an event where the transaction may write. Called before the values are returned. Errors: PC063.';
 
 -- Name: refuse_anchored(text, text); Type: FUNCTION; Schema: custody_data
 
@@ -5417,6 +5650,17 @@ CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p
 
 COMMENT ON FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) IS 'Whether an event has this personal part, as far as it is still here. Errors: PC033.';
 
+-- Name: same_values(uuid, text, text, text[], bytea[], text[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[]) RETURNS boolean
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[]) IS 'Whether sealed values of one row are these, for imports: it shows none, and who may seal could tell as well by sealing what it has. Errors: PC001, PC015 another person than the subject, PC033, PC035.';
+
 -- Name: seal_batch(text, xid8, uuid, xid8, bigint, boolean); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.seal_batch(p_kind text, p_from xid8, p_after uuid, p_below xid8, p_limit bigint, p_look boolean, OUT rows_read bigint, OUT rows_sealed bigint, OUT last_xid xid8, OUT last_entry_id uuid) RETURNS record
@@ -5506,6 +5750,16 @@ CREATE FUNCTION custody_data.sealed_later(p_old bytea, p_new bytea) RETURNS bool
 -- Name: FUNCTION sealed_later(p_old bytea, p_new bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.sealed_later(p_old bytea, p_new bytea) IS 'Whether a sealed value is the same, or one under a later key.';
+
+-- Name: sealed_profile(custody_data.user_profiles); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.sealed_profile(p_row custody_data.user_profiles) RETURNS bytea[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY[((p_row).full_name)::bytea, ((p_row).email)::bytea, ((p_row).phone)::bytea, ((p_row).organisation)::bytea, ((p_row).title)::bytea, ((p_row).address)::bytea, ((p_row).city)::bytea, ((p_row).region)::bytea, ((p_row).postal_code)::bytea, ((p_row).country)::bytea, ((p_row).attributes)::bytea];
+
+-- Name: FUNCTION sealed_profile(p_row custody_data.user_profiles); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.sealed_profile(p_row custody_data.user_profiles) IS 'The sealed values of a profile, in the order of profile_fields.';
 
 -- Name: sealing_place(text, uuid, text, text, text); Type: FUNCTION; Schema: custody_data
 
@@ -6033,6 +6287,17 @@ CREATE FUNCTION custody_data.write_checked_logins(p_logins name[]) RETURNS void
 
 COMMENT ON FUNCTION custody_data.write_checked_logins(p_logins name[]) IS 'Writes the function checked_logins.';
 
+-- Name: write_line(text, text, text[], uuid[], bigint, boolean); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.write_line(p_what text, p_table text DEFAULT NULL::text, p_columns text[] DEFAULT NULL::text[], p_people uuid[] DEFAULT NULL::uuid[], p_rows bigint DEFAULT NULL::bigint, p_event boolean DEFAULT NULL::boolean) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION write_line(p_what text, p_table text, p_columns text[], p_people uuid[], p_rows bigint, p_event boolean); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.write_line(p_what text, p_table text, p_columns text[], p_people uuid[], p_rows bigint, p_event boolean) IS 'Writes a line into the server log, in the format of sql/routines/19_lines.sql, and returns its MAC; null where this transaction has written the same one of a read. Errors: PC063 a read whose line cannot be written.';
+
 -- Name: write_profile(uuid, custody_data.user_profiles, jsonb); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.write_profile(p_identity_id uuid, p_row custody_data.user_profiles, p_profile jsonb) RETURNS integer
@@ -6313,6 +6578,171 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
 
+-- Name: access_events; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.access_events (
+    tenant_id custody_data.tenant_name NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    batch bigint NOT NULL,
+    line integer NOT NULL,
+    part smallint DEFAULT 0 NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL COLLATE pg_catalog."C",
+    class text COLLATE pg_catalog."C",
+    action text COLLATE pg_catalog."C",
+    object_name text COLLATE pg_catalog."C",
+    login text COLLATE pg_catalog."C",
+    role text COLLATE pg_catalog."C",
+    actor_id uuid,
+    actor_pseudonym text COLLATE pg_catalog."C",
+    purpose text,
+    identity_id uuid,
+    rows bigint,
+    client inet,
+    application text,
+    session_id text NOT NULL COLLATE pg_catalog."C",
+    vxid text COLLATE pg_catalog."C",
+    xact_at timestamp with time zone,
+    event_line text COLLATE pg_catalog."C",
+    rolled_back boolean,
+    state_code text COLLATE pg_catalog."C",
+    CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
+)
+PARTITION BY RANGE (recorded_at);
+
+ALTER TABLE ONLY custody_data.access_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.access_events IS 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
+
+-- Name: COLUMN access_events.tenant_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.tenant_id IS 'As the transaction''s own line says; system where none does.';
+
+-- Name: COLUMN access_events.recorded_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.recorded_at IS 'When its batch was recorded.';
+
+-- Name: COLUMN access_events.batch; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.batch IS 'Number of the batch.';
+
+-- Name: COLUMN access_events.line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.line IS 'Which line of the batch, from 1.';
+
+-- Name: COLUMN access_events.part; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.part IS 'Which of the people of one line, from 0.';
+
+-- Name: COLUMN access_events.occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.occurred_at IS 'As the server logged it.';
+
+-- Name: COLUMN access_events.kind; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.kind IS 'read: a record was opened; statement: as pgaudit logged it; connect, authenticated, logon, logon_failed, logoff; forged: a line that claims to be one of these or ours and is not; message: a statement that failed, or a setting that changed.';
+
+-- Name: COLUMN access_events.class; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.class IS 'pgaudit''s: READ, WRITE, DDL, ROLE, FUNCTION, MISC; READ for reads, SETTING where one changed.';
+
+-- Name: COLUMN access_events.action; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.action IS 'Command tag; record.read for reads.';
+
+-- Name: COLUMN access_events.object_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.object_name IS 'schema.table as pgaudit has it; the table of a read; the name of a setting.';
+
+-- Name: COLUMN access_events.login; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.login IS 'Who authenticated, whatever SET ROLE said since.';
+
+-- Name: COLUMN access_events.role; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.role IS 'As which role our functions were called.';
+
+-- Name: COLUMN access_events.actor_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_id IS 'Identity that acted: the one in context in that transaction.';
+
+-- Name: COLUMN access_events.actor_pseudonym; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_pseudonym IS 'Stands for an actor without an identity: keyed, never the user_id.';
+
+-- Name: COLUMN access_events.identity_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.identity_id IS 'Whose record was read; of a statement, the person to whom its context is confined.';
+
+-- Name: COLUMN access_events.rows; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rows IS 'How many rows, as far as known: of the whole line.';
+
+-- Name: COLUMN access_events.client; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.client IS 'Address of the client; empty for a Unix socket or a name. @custody{"sensitivity":"contact","retention":"access"}';
+
+-- Name: COLUMN access_events.application; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.application IS 'application_name, the client''s own choice. @custody{"sensitivity":"content","retention":"access"}';
+
+-- Name: COLUMN access_events.session_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.session_id IS 'Start and pid of the process, hexadecimal: %c of the log.';
+
+-- Name: COLUMN access_events.vxid; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.vxid IS 'Virtual transaction, within its session.';
+
+-- Name: COLUMN access_events.xact_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction began, where its own line says.';
+
+-- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
+
+-- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
+
+-- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.state_code IS 'SQLSTATE of what failed.';
+
+-- Name: log_reconciliation; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.log_reconciliation WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    'statement_without_row'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE ((e.kind = 'statement'::text) AND (e.actor_id IS NULL) AND (e.actor_pseudonym IS NULL) AND (e.class = ANY (ARRAY['READ'::text, 'WRITE'::text])) AND (e.object_name = ANY (ARRAY['custody_data.user_profiles'::text, 'custody_data.user_preferences'::text, 'custody_data.consent_records'::text, 'custody_data.conversations'::text])))
+UNION ALL
+ SELECT e.tenant_id,
+    'rolled_back'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE e.rolled_back;
+
+-- Name: VIEW log_reconciliation; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads whose transaction was rolled back. Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: logins; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.logins WITH (security_invoker='true') AS
@@ -6562,7 +6992,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('enabled %s, forced %s'::text, t.relrowsecurity, t.relforcerowsecurity) AS detail,
-    'alter table … enable row level security, force row level security'::text AS remediation
+    format('alter table %s enable row level security, force row level security'::text, (t.oid)::regclass) AS remediation
    FROM tables t
   WHERE (NOT (t.relrowsecurity AND t.relforcerowsecurity))
 UNION ALL
@@ -6585,7 +7015,7 @@ UNION ALL
     'HIPAA 164.312(b)'::text AS control,
     t.name AS object,
     format('trigger %s is in state %s'::text, r.tgname, r.tgenabled) AS detail,
-    format('alter table custody_data.%I enable always trigger %I'::text, t.name, r.tgname) AS remediation
+    format('alter table %s enable always trigger %I'::text, (t.oid)::regclass, r.tgname) AS remediation
    FROM (tables t
      JOIN pg_trigger r ON ((r.tgrelid = t.oid)))
   WHERE ((NOT r.tgisinternal) AND (r.tgenabled <> 'A'::"char"))
@@ -6681,7 +7111,7 @@ UNION ALL
     'HIPAA 164.308(a)(4)'::text AS control,
     t.name AS object,
     x.privilege_type AS detail,
-    'revoke … from public'::text AS remediation
+    format('revoke %s on %s from public'::text, x.privilege_type, (t.oid)::regclass) AS remediation
    FROM (tables t
      CROSS JOIN LATERAL aclexplode(t.relacl) x(grantor, grantee, privilege_type, is_grantable))
   WHERE (x.grantee = (0)::oid)
@@ -6692,7 +7122,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('%s has %s'::text, (x.grantee)::regrole, x.privilege_type) AS detail,
-    'revoke it: partitions are read through audit_logs'::text AS remediation
+    format('revoke %s on %s from %s'::text, x.privilege_type, (t.oid)::regclass, (x.grantee)::regrole) AS remediation
    FROM (tables t
      CROSS JOIN LATERAL aclexplode(t.relacl) x(grantor, grantee, privilege_type, is_grantable))
   WHERE (t.relispartition AND (x.grantee <> t.relowner) AND (NOT ((pg_get_userbyid(x.grantee) = 'custody_backup'::name) AND (x.privilege_type = 'SELECT'::text))))
@@ -6703,7 +7133,7 @@ UNION ALL
     'HIPAA 164.308(a)(4)'::text AS control,
     ((p.oid)::regprocedure)::text AS object,
     'only the helpers of policies are for everybody'::text AS detail,
-    'revoke all on function … from public'::text AS remediation
+    format('revoke all on function %s from public'::text, (p.oid)::regprocedure) AS remediation
    FROM (pg_proc p
      CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f'::"char", p.proowner))) x(grantor, grantee, privilege_type, is_grantable))
   WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (x.grantee = (0)::oid) AND (p.proname <> ALL (ARRAY['current_tenant'::name, 'current_actor'::name, 'current_actor_id'::name, 'current_purpose'::name, 'current_subject'::name, 'current_subject_id'::name, 'has_subject'::name, 'caller_role'::name, 'caller_is'::name, 'writes_system'::name, 'checked_logins'::name, 'context_is_authentic'::name, 'context_stands'::name])))
@@ -6736,7 +7166,7 @@ UNION ALL
     'SOC 2 CC6.1'::text AS control,
     ((p.oid)::regprocedure)::text AS object,
     COALESCE(array_to_string(p.proconfig, ', '::text), 'none'::text) AS detail,
-    'set search_path = pg_catalog, pg_temp, or a SQL-standard body'::text AS remediation
+    format('alter function %s set search_path = pg_catalog, pg_temp'::text, (p.oid)::regprocedure) AS remediation
    FROM pg_proc p
   WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (p.prosqlbody IS NULL) AND (NOT COALESCE((p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'::text]), false)))
 UNION ALL
@@ -6746,7 +7176,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     ((c.oid)::regclass)::text AS object,
     'row-level security of the caller does not hold in it'::text AS detail,
-    'alter view … set (security_invoker = true)'::text AS remediation
+    format('alter view %s set (security_invoker = true)'::text, (c.oid)::regclass) AS remediation
    FROM pg_class c
   WHERE ((c.relnamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_check'::regnamespace)::oid])) AND (c.relkind = ANY (ARRAY['v'::"char", 'm'::"char"])) AND (NOT COALESCE((c.reloptions @> ARRAY['security_invoker=true'::text]), false)))
 UNION ALL
@@ -6817,7 +7247,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('policy %s'::text, p.polname) AS detail,
-    'drop policy …: partitions are read through audit_logs'::text AS remediation
+    format('drop policy %I on %s'::text, p.polname, (t.oid)::regclass) AS remediation
    FROM (tables t
      JOIN pg_policy p ON ((p.polrelid = t.oid)))
   WHERE (t.relispartition AND (( SELECT string_agg((pg_get_userbyid(o.o))::text, ' '::text) AS string_agg
@@ -6838,7 +7268,7 @@ UNION ALL
     'HIPAA 164.312(b)'::text AS control,
     t.name AS object,
     format('rule %s'::text, w.rulename) AS detail,
-    'drop rule …'::text AS remediation
+    format('drop rule %I on %s'::text, w.rulename, (t.oid)::regclass) AS remediation
    FROM (tables t
      JOIN pg_rewrite w ON ((w.ev_class = t.oid)))
   WHERE t.relispartition
@@ -6847,6 +7277,300 @@ UNION ALL
 -- Name: VIEW findings; Type: COMMENT; Schema: custody_check
 
 COMMENT ON VIEW custody_check.findings IS 'What does not stand as this schema put it up: id, title, level (error, warning), control, object, detail, remediation. Empty where all is well.';
+
+-- Name: logins; Type: VIEW; Schema: custody_check
+
+CREATE VIEW custody_check.logins WITH (security_invoker='true') AS
+ SELECT l.login,
+    l.kind,
+    l.owner AS acts_as_owner,
+    s.value AS pgaudit_log,
+    custody_data.audit_classes(s.value) AS logged,
+    ARRAY( SELECT c.class
+           FROM unnest(
+                CASE
+                    WHEN l.wholly THEN ARRAY['ddl'::text, 'misc_set'::text, 'read'::text, 'role'::text, 'write'::text]
+                    ELSE ARRAY['ddl'::text, 'role'::text]
+                END) c(class)
+          WHERE (NOT (c.class = ANY (custody_data.audit_classes(s.value))))) AS not_logged
+   FROM (((custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+     JOIN pg_roles r ON ((r.rolname = l.login)))
+     JOIN pg_database d ON ((d.datname = current_database())))
+     CROSS JOIN LATERAL ( SELECT COALESCE(( SELECT substr(c.entry, 13) AS substr
+                   FROM (pg_db_role_setting e
+                     CROSS JOIN LATERAL unnest(e.setconfig) c(entry))
+                  WHERE ((e.setrole = ANY (ARRAY[(0)::oid, r.oid])) AND (e.setdatabase = ANY (ARRAY[(0)::oid, d.oid])) AND (c.entry ~~ 'pgaudit.log=%'::text))
+                  ORDER BY (e.setrole <> (0)::oid) DESC, (e.setdatabase <> (0)::oid) DESC
+                 LIMIT 1), ( SELECT
+                        CASE
+                            WHEN (p.source = ANY (ARRAY['default'::text, 'configuration file'::text, 'command line'::text])) THEN p.setting
+                            ELSE p.boot_val
+                        END AS boot_val
+                   FROM pg_settings p
+                  WHERE (p.name = 'pgaudit.log'::text)), 'none'::text) AS value) s);
+
+-- Name: VIEW logins; Type: COMMENT; Schema: custody_check
+
+COMMENT ON VIEW custody_check.logins IS 'Every login that may connect to this database: what it is (person, application, superuser, retired, unregistered), whether it may act as custody_owner, and which classes of its statements pgaudit logs and should log.';
+
+-- Name: log_findings; Type: VIEW; Schema: custody_check
+
+CREATE VIEW custody_check.log_findings WITH (security_invoker='true') AS
+ WITH place AS (
+         SELECT (current_database())::text AS database,
+            ( SELECT d.oid
+                   FROM pg_database d
+                  WHERE (d.datname = current_database())) AS oid,
+            (EXISTS ( SELECT
+                   FROM pg_settings p
+                  WHERE (p.name = 'pgaudit.log'::text))) AS loaded,
+            (EXISTS ( SELECT
+                   FROM pg_extension e
+                  WHERE (e.extname = 'pgaudit'::name))) AS installed
+        ), wanted(name, value, fits, level, why) AS (
+         VALUES ('pgaudit.role'::text,'custody_pgaudit'::text,'^custody_pgaudit$'::text,'error'::text,'reads of personal columns are not logged'::text), ('pgaudit.log_level'::text,'log'::text,'^log$'::text,'error'::text,'what is logged is not believed, or not logged'::text), ('pgaudit.log_rows'::text,'off'::text,'^off$'::text,'error'::text,'COPY and cursors on personal columns are not logged'::text), ('pgaudit.log_statement'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged how it was read'::text), ('pgaudit.log_statement_once'::text,'off'::text,'^off$'::text,'warning'::text,'a line alone does not say how it was read'::text), ('pgaudit.log_relation'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged which table a statement read'::text), ('log_error_verbosity'::text,'verbose'::text,'^verbose$'::text,'error'::text,'lines cannot be told from those that somebody forged'::text), ('log_min_messages'::text,'warning'::text,'^(?!fatal|panic)'::text,'error'::text,'what is audited is not logged'::text), ('lc_messages'::text,'C'::text,'^(C|POSIX|en)'::text,'warning'::text,'lines about connections are not understood'::text)
+        ), entries AS (
+         SELECT e.setrole,
+            e.setdatabase,
+            COALESCE((pg_get_userbyid(NULLIF(e.setrole, (0)::oid)))::text, 'every login'::text) AS place,
+            split_part(c.entry, '='::text, 1) AS name,
+                CASE
+                    WHEN (split_part(c.entry, '='::text, 1) !~~ 'pgaudit.log\_%'::text) THEN split_part(c.entry, '='::text, 2)
+                    WHEN (lower(split_part(c.entry, '='::text, 2)) ~ '^(on|t|tr|tru|true|y|ye|yes|1)$'::text) THEN 'on'::text
+                    WHEN (lower(split_part(c.entry, '='::text, 2)) ~ '^(of|off|f|fa|fal|fals|false|n|no|0)$'::text) THEN 'off'::text
+                    ELSE lower(split_part(c.entry, '='::text, 2))
+                END AS value
+           FROM (pg_db_role_setting e
+             CROSS JOIN LATERAL unnest(e.setconfig) c(entry))
+          WHERE ((e.setdatabase = ANY (ARRAY[(0)::oid, ( SELECT p.oid
+                   FROM place p)])) AND ((e.setrole = (0)::oid) OR (EXISTS ( SELECT
+                   FROM custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+                  WHERE (l.login = pg_get_userbyid(e.setrole))))))
+        ), groups(name) AS (
+         VALUES ('custody_readonly'::text), ('custody_readwrite'::text), ('custody_admin'::text), ('custody_worker'::text), ('custody_privacy'::text), ('custody_auditor'::text), ('custody_backup'::text)
+        )
+ SELECT 'pgaudit-missing'::text AS id,
+    'pgaudit is not at work'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    p.database AS object,
+        CASE
+            WHEN (NOT p.loaded) THEN 'it is not in shared_preload_libraries'::text
+            ELSE 'its extension is not in this database'::text
+        END AS detail,
+        CASE
+            WHEN (NOT p.loaded) THEN 'Put pgaudit into shared_preload_libraries of postgresql.conf (on a managed host: the parameter group), restart, and run sql/pgaudit.sql as a superuser; without it only record-level reads are kept'::text
+            ELSE 'create extension pgaudit'::text
+        END AS remediation
+   FROM place p
+  WHERE (NOT (p.loaded AND p.installed))
+UNION ALL
+ SELECT 'read-unmarked'::text AS id,
+    'Reading personal columns is not logged'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    (((n.nspname)::text || '.'::text) || (c.relname)::text) AS object,
+    format('custody_pgaudit has no SELECT on %s'::text, string_agg((a.attname)::text, ', '::text ORDER BY a.attnum)) AS detail,
+    'Run sql/pgaudit.sql as a superuser'::text AS remediation
+   FROM ((pg_class c
+     JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
+     JOIN pg_attribute a ON (((a.attrelid = c.oid) AND (a.attnum > 0) AND (NOT a.attisdropped))))
+  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND (NOT c.relispartition) AND ((n.nspname = 'custody_keys'::name) OR (col_description(c.oid, (a.attnum)::integer) ~~ '%@custody{%'::text)) AND (NOT (EXISTS ( SELECT
+           FROM aclexplode(a.attacl) x(grantor, grantee, privilege_type, is_grantable)
+          WHERE ((x.privilege_type = 'SELECT'::text) AND (x.grantee <> (0)::oid) AND (pg_get_userbyid(x.grantee) = 'custody_pgaudit'::name))))))
+  GROUP BY n.nspname, c.relname
+UNION ALL
+ SELECT 'mark-open'::text AS id,
+    'Somebody can act as the role that marks personal columns, and read them'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(1)'::text AS control,
+    COALESCE(((m.member)::regrole)::text, 'custody_pgaudit'::text) AS object,
+        CASE
+            WHEN (m.member IS NULL) THEN 'it can log in'::text
+            ELSE 'a member of custody_pgaudit'::text
+        END AS detail,
+        CASE
+            WHEN (m.member IS NULL) THEN 'alter role custody_pgaudit nologin nosuperuser'::text
+            ELSE format('revoke custody_pgaudit from %s'::text, (m.member)::regrole)
+        END AS remediation
+   FROM (pg_roles r
+     LEFT JOIN pg_auth_members m ON ((m.roleid = r.oid)))
+  WHERE ((r.rolname = 'custody_pgaudit'::name) AND (r.rolcanlogin OR ((m.member IS NOT NULL) AND pg_has_role(m.member, r.oid, 'usage'::text) AND (NOT ( SELECT o.rolsuper
+           FROM pg_roles o
+          WHERE (o.oid = m.member))))))
+UNION ALL
+ SELECT DISTINCT 'audit-class'::text AS id,
+    'Statements are not logged'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+        CASE
+            WHEN (o.own IS NULL) THEN 'every login'::text
+            ELSE l.login
+        END AS object,
+    format('pgaudit.log is %s, without %s'::text, l.pgaudit_log, array_to_string(l.not_logged, ', '::text)) AS detail,
+        CASE
+            WHEN (o.own IS NULL) THEN format('alter database %I set pgaudit.log = ''read, write, ddl, role, misc_set'''::text, p.database)
+            ELSE format('alter role %I%s reset pgaudit.log'::text, l.login,
+            CASE
+                WHEN (o.own <> (0)::oid) THEN format(' in database %I'::text, p.database)
+                ELSE NULL::text
+            END)
+        END AS remediation
+   FROM ((custody_check.logins l
+     CROSS JOIN place p)
+     CROSS JOIN LATERAL ( SELECT max(e.setdatabase) AS own
+           FROM entries e
+          WHERE ((e.setrole = ((quote_ident(l.login))::regrole)::oid) AND (e.name = 'pgaudit.log'::text))) o)
+  WHERE (p.loaded AND (cardinality(l.not_logged) > 0))
+UNION ALL
+ SELECT 'log-setting'::text AS id,
+    'A setting keeps reads from the log, or what it says of them'::text AS title,
+    w.level,
+    'HIPAA 164.312(b)'::text AS control,
+    e.place AS object,
+    format('%s is %s: %s'::text, w.name, e.value, w.why) AS detail,
+    concat_ws(' '::text,
+        CASE
+            WHEN ((e.setrole = (0)::oid) AND (e.setdatabase = (0)::oid)) THEN 'alter role all'::text
+            WHEN (e.setrole = (0)::oid) THEN format('alter database %I'::text, p.database)
+            ELSE (format('alter role %I'::text, e.place) ||
+            CASE
+                WHEN (e.setdatabase <> (0)::oid) THEN format(' in database %I'::text, p.database)
+                ELSE ''::text
+            END)
+        END,
+        CASE
+            WHEN ((e.setrole = (0)::oid) AND (e.setdatabase <> (0)::oid)) THEN format('set %s = %s'::text, w.name, w.value)
+            ELSE format('reset %s'::text, w.name)
+        END) AS remediation
+   FROM ((entries e
+     JOIN wanted w ON ((w.name = e.name)))
+     CROSS JOIN place p)
+  WHERE ((e.value !~ w.fits) AND (p.loaded OR (w.name !~~ 'pgaudit.%'::text)))
+UNION ALL
+ SELECT 'log-setting'::text AS id,
+    'A setting keeps reads from the log, or what it says of them'::text AS title,
+    w.level,
+    'HIPAA 164.312(b)'::text AS control,
+    'every login'::text AS object,
+    format('%s is %s: %s'::text, w.name, s.value, w.why) AS detail,
+    format('alter database %I set %s = %s'::text, p.database, w.name, w.value) AS remediation
+   FROM (((wanted w
+     JOIN pg_settings g ON ((g.name = w.name)))
+     CROSS JOIN LATERAL ( SELECT
+                CASE
+                    WHEN (g.source = ANY (ARRAY['default'::text, 'configuration file'::text, 'command line'::text])) THEN g.setting
+                    ELSE g.boot_val
+                END AS value) s)
+     CROSS JOIN place p)
+  WHERE ((COALESCE(s.value, ''::text) !~ w.fits) AND (NOT (EXISTS ( SELECT
+           FROM entries e
+          WHERE ((e.name = w.name) AND (e.setrole = (0)::oid))))))
+UNION ALL
+ SELECT 'log-setting'::text AS id,
+    'A setting keeps reads from the log, or what it says of them'::text AS title,
+    w.level,
+    'HIPAA 164.312(b)'::text AS control,
+    'this session'::text AS object,
+    format('%s is %s: %s'::text, w.name, g.setting, w.why) AS detail,
+    format('reset %s'::text, w.name) AS remediation
+   FROM (wanted w
+     JOIN pg_settings g ON ((g.name = w.name)))
+  WHERE ((g.source = ANY (ARRAY['session'::text, 'client'::text])) AND (COALESCE(g.setting, ''::text) !~ w.fits))
+UNION ALL
+ SELECT 'audit-session'::text AS id,
+    'Statements of this session are not logged'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    l.login AS object,
+    format('pgaudit.log was set to %s in this session'::text, g.setting) AS detail,
+    'reset pgaudit.log'::text AS remediation
+   FROM (custody_check.logins l
+     JOIN pg_settings g ON ((g.name = 'pgaudit.log'::text)))
+  WHERE ((l.login = SESSION_USER) AND (g.source = ANY (ARRAY['session'::text, 'client'::text])) AND (NOT (custody_data.audit_classes(l.pgaudit_log) <@ custody_data.audit_classes(g.setting))))
+UNION ALL
+ SELECT 'log-lost'::text AS id,
+    w.title,
+    w.level,
+    w.control,
+    g.name AS object,
+    format('it is %s'::text, g.setting) AS detail,
+    w.mend AS remediation
+   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
+     JOIN pg_settings g ON ((g.name = w.name)))
+  WHERE (g.setting !~ w.fits)
+UNION ALL
+ SELECT 'login-unregistered'::text AS id,
+    'A login that works with personal data is nobody''s'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(2)(i)'::text AS control,
+    l.login AS object,
+    format('member of %s; it says itself for whom and by whom it works'::text, m.groups) AS detail,
+    format('a person''s: custody.register_login(%L, actor, tenant); an application''s: custody.require_tokens(%L), or for free mode: comment on role %I is ''… @custody{"login":"application"}'''::text, l.login, l.login, l.login) AS remediation
+   FROM (custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+     CROSS JOIN LATERAL ( SELECT string_agg(g.name, ', '::text ORDER BY g.name) AS groups
+           FROM groups g
+          WHERE pg_has_role((l.login)::name, (g.name)::name, 'member'::text)) m)
+  WHERE ((l.kind = 'unregistered'::text) AND (NOT l.owner) AND (m.groups IS NOT NULL))
+UNION ALL
+ SELECT 'copy-granted'::text AS id,
+    'A login reads or copies past the API'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(1)'::text AS control,
+    l.login AS object,
+    format('member of %s'::text, g.name) AS detail,
+    format('revoke %s from %s'::text, g.name, ( SELECT (m.member)::regrole AS member
+           FROM pg_auth_members m
+          WHERE ((m.roleid = ((g.name)::regrole)::oid) AND pg_has_role((l.login)::name, m.member, 'member'::text))
+          ORDER BY (pg_get_userbyid(m.member) = l.login) DESC, m.member
+         LIMIT 1)) AS remediation
+   FROM (custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+     CROSS JOIN ( VALUES ('pg_read_server_files'::text), ('pg_write_server_files'::text), ('pg_execute_server_program'::text), ('pg_read_all_data'::text)) g(name))
+  WHERE ((l.kind <> 'superuser'::text) AND pg_has_role((l.login)::name, (g.name)::name, 'member'::text))
+UNION ALL
+ SELECT 'table-granted'::text AS id,
+    'Somebody has a right of its own on a table with personal data'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.308(a)(4)'::text AS control,
+    ((x.grantee)::regrole)::text AS object,
+    format('%s on %s.%s'::text, x.privilege_type, n.nspname, c.relname) AS detail,
+    format('revoke all on %I.%I from %s'::text, n.nspname, c.relname, (x.grantee)::regrole) AS remediation
+   FROM ((pg_class c
+     JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
+     CROSS JOIN LATERAL ( SELECT y.grantee,
+            y.privilege_type
+           FROM aclexplode(c.relacl) y(grantor, grantee, privilege_type, is_grantable)
+        UNION
+         SELECT y.grantee,
+            y.privilege_type
+           FROM (pg_attribute a
+             CROSS JOIN LATERAL aclexplode(a.attacl) y(grantor, grantee, privilege_type, is_grantable))
+          WHERE (a.attrelid = c.oid)) x)
+  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND ((x.grantee <> (0)::oid) AND (x.grantee <> c.relowner)) AND (NOT (pg_get_userbyid(x.grantee) IN ( SELECT g.name
+           FROM groups g
+        UNION ALL
+         SELECT 'custody_pgaudit'::text))) AND ((n.nspname = 'custody_keys'::name) OR (EXISTS ( SELECT
+           FROM pg_description e
+          WHERE ((e.classoid = ('pg_class'::regclass)::oid) AND (e.objoid = c.oid) AND (e.description ~~ '%@custody{%'::text))))))
+UNION ALL
+ SELECT 'definer-foreign'::text AS id,
+    'A function reads with the rights of somebody who sees personal data'::text AS title,
+    'warning'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    f.name AS object,
+    format('security definer, owner %s: pgaudit does not log what it reads'::text, pg_get_userbyid(p.proowner)) AS detail,
+    format('alter function %s security invoker'::text, f.name) AS remediation
+   FROM ((pg_proc p
+     JOIN pg_namespace n ON ((n.oid = p.pronamespace)))
+     CROSS JOIN LATERAL ( SELECT format('%I.%I(%s)'::text, n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name) f)
+  WHERE (p.prosecdef AND (n.nspname <> ALL (ARRAY['custody'::name, 'custody_data'::name, 'pg_catalog'::name, 'information_schema'::name])) AND (NOT (EXISTS ( SELECT
+           FROM pg_depend d
+          WHERE ((d.classid = ('pg_proc'::regclass)::oid) AND (d.objid = p.oid) AND (d.deptype = 'e'::"char"))))) AND has_any_column_privilege(p.proowner, 'custody_data.identities'::text, 'select'::text))
+  ORDER BY 3, 1, 5, 6;
+
+-- Name: VIEW log_findings; Type: COMMENT; Schema: custody_check
+
+COMMENT ON VIEW custody_check.log_findings IS 'Why the server''s log would not tell who read what, and which logins are here that should not be: id, title, level (error, warning), control, object, detail, remediation. Empty where all is well.';
 
 -- Name: personal_columns; Type: VIEW; Schema: custody_check
 
@@ -6890,135 +7614,6 @@ COMMENT ON COLUMN custody_data.access_baselines.actor IS 'Identity of the actor,
 -- Name: COLUMN access_baselines.peak_people; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.access_baselines.peak_people IS 'Reads that named a person: at least as many as different people were read.';
-
--- Name: access_events; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.access_events (
-    tenant_id custody_data.tenant_name NOT NULL,
-    recorded_at timestamp with time zone NOT NULL,
-    batch bigint NOT NULL,
-    line integer NOT NULL,
-    part smallint DEFAULT 0 NOT NULL,
-    occurred_at timestamp with time zone NOT NULL,
-    kind text NOT NULL COLLATE pg_catalog."C",
-    class text COLLATE pg_catalog."C",
-    action text COLLATE pg_catalog."C",
-    object_name text COLLATE pg_catalog."C",
-    login text COLLATE pg_catalog."C",
-    role text COLLATE pg_catalog."C",
-    actor_id uuid,
-    actor_pseudonym text COLLATE pg_catalog."C",
-    purpose text,
-    identity_id uuid,
-    rows bigint,
-    client inet,
-    application text,
-    session_id text NOT NULL COLLATE pg_catalog."C",
-    vxid text COLLATE pg_catalog."C",
-    xact_at timestamp with time zone,
-    rolled_back boolean,
-    state_code text COLLATE pg_catalog."C",
-    CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
-)
-PARTITION BY RANGE (recorded_at);
-
-ALTER TABLE ONLY custody_data.access_events FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE access_events; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.access_events IS 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
-
--- Name: COLUMN access_events.tenant_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.tenant_id IS 'As the transaction''s own line says; system where none does.';
-
--- Name: COLUMN access_events.recorded_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.recorded_at IS 'When its batch was recorded.';
-
--- Name: COLUMN access_events.batch; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.batch IS 'Number of the batch.';
-
--- Name: COLUMN access_events.line; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.line IS 'Which line of the batch, from 1.';
-
--- Name: COLUMN access_events.part; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.part IS 'Which of the people of one line, from 0.';
-
--- Name: COLUMN access_events.occurred_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.occurred_at IS 'As the server logged it.';
-
--- Name: COLUMN access_events.kind; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.kind IS 'read: a record was opened; statement: as pgaudit logged it; connect, authenticated, logon, logon_failed, logoff; forged: a line that claims to be one of these or ours and is not; message: a statement that failed, or a setting that changed.';
-
--- Name: COLUMN access_events.class; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.class IS 'pgaudit''s: READ, WRITE, DDL, ROLE, FUNCTION, MISC; READ for reads, SETTING where one changed.';
-
--- Name: COLUMN access_events.action; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.action IS 'Command tag; record.read for reads.';
-
--- Name: COLUMN access_events.object_name; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.object_name IS 'schema.table as pgaudit has it; the table of a read; the name of a setting.';
-
--- Name: COLUMN access_events.login; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.login IS 'Who authenticated, whatever SET ROLE said since.';
-
--- Name: COLUMN access_events.role; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.role IS 'As which role our functions were called.';
-
--- Name: COLUMN access_events.actor_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.actor_id IS 'Identity that acted: the one in context in that transaction.';
-
--- Name: COLUMN access_events.actor_pseudonym; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.actor_pseudonym IS 'Stands for an actor without an identity: keyed, never the user_id.';
-
--- Name: COLUMN access_events.identity_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.identity_id IS 'Whose record was read; of a statement, the person to whom its context is confined.';
-
--- Name: COLUMN access_events.rows; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.rows IS 'How many rows, as far as known: of the whole line.';
-
--- Name: COLUMN access_events.client; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.client IS 'Address of the client; empty for a Unix socket or a name. @custody{"sensitivity":"contact","retention":"access"}';
-
--- Name: COLUMN access_events.application; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.application IS 'application_name, the client''s own choice. @custody{"sensitivity":"content","retention":"access"}';
-
--- Name: COLUMN access_events.session_id; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.session_id IS 'Start and pid of the process, hexadecimal: %c of the log.';
-
--- Name: COLUMN access_events.vxid; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.vxid IS 'Virtual transaction, within its session.';
-
--- Name: COLUMN access_events.xact_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction began, where its own line says.';
-
--- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where that cannot be told (read only, standby).';
-
--- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.access_events.state_code IS 'SQLSTATE of what failed.';
 
 -- Name: actor_settings; Type: TABLE; Schema: custody_data
 
@@ -7380,69 +7975,6 @@ COMMENT ON TABLE custody_data.ledger_tiles IS 'Hashes of the Merkle tree, in the
 -- Name: COLUMN ledger_tiles.hashes; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.ledger_tiles.hashes IS '1 to 256 hashes of 32 bytes, from left to right.';
-
--- Name: log_batches; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.log_batches (
-    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
-    number bigint NOT NULL,
-    source text NOT NULL COLLATE pg_catalog."C",
-    file_name text NOT NULL COLLATE pg_catalog."C",
-    file_from bigint NOT NULL,
-    file_to bigint NOT NULL,
-    object_key text NOT NULL COLLATE pg_catalog."C",
-    manifest_key text NOT NULL COLLATE pg_catalog."C",
-    sha256 bytea NOT NULL,
-    plain_sha256 bytea NOT NULL,
-    manifest_sha256 bytea NOT NULL,
-    previous_sha256 bytea NOT NULL,
-    lines bigint NOT NULL,
-    bytes bigint NOT NULL,
-    stored_bytes bigint NOT NULL,
-    first_occurred_at timestamp with time zone,
-    last_occurred_at timestamp with time zone,
-    counts jsonb DEFAULT '{}'::jsonb NOT NULL,
-    recorded_at timestamp with time zone NOT NULL,
-    expires_at timestamp with time zone NOT NULL,
-    deleted_at timestamp with time zone,
-    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(plain_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
-    CONSTRAINT log_batches_number_is_positive_check CHECK ((number > 0)),
-    CONSTRAINT log_batches_range_is_not_backwards_check CHECK (((file_from >= 0) AND (file_to >= file_from)))
-);
-
-ALTER TABLE ONLY custody_data.log_batches FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE log_batches; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.log_batches IS 'Batches of the server''s log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.';
-
--- Name: COLUMN log_batches.file_from; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.file_from IS 'First byte of the file that the batch has; file_to the byte behind the last.';
-
--- Name: COLUMN log_batches.sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.sha256 IS 'Of the object as it is stored.';
-
--- Name: COLUMN log_batches.plain_sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.plain_sha256 IS 'Of its lines, before compression and encryption.';
-
--- Name: COLUMN log_batches.manifest_sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.manifest_sha256 IS 'Of the manifest beside it, which says all of this.';
-
--- Name: COLUMN log_batches.previous_sha256; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.previous_sha256 IS 'manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.';
-
--- Name: COLUMN log_batches.counts; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.counts IS 'Lines by kind, and what was broken, cut, too long, in another encoding, forged.';
-
--- Name: COLUMN log_batches.expires_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.log_batches.expires_at IS 'Until when the store locks it: the policy shipped_logs when it was shipped.';
 
 -- Name: log_findings; Type: TABLE; Schema: custody_data
 
@@ -8006,6 +8538,10 @@ CREATE INDEX access_events_recorded_at_idx ON ONLY custody_data.access_events US
 
 CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USING btree (session_id, vxid);
 
+-- Name: access_events_unreconciled_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_line IS NOT NULL) AND (rolled_back IS NULL));
+
 -- Name: alerts_object_key_idx; Type: INDEX; Schema: custody_data
 
 CREATE UNIQUE INDEX alerts_object_key_idx ON custody_data.alerts USING btree (tenant_id, rule, object_key) WHERE (closed_at IS NULL);
@@ -8384,7 +8920,7 @@ ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
 -- Name: access_events a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'state_code', '=rolled_back');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'state_code', '=rolled_back');
 
 ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_key_change;
 
@@ -8816,7 +9352,7 @@ ALTER TABLE custody_keys.key_encryption_keys ENABLE ALWAYS TRIGGER a_reject_dele
 
 -- Name: context_keys a_reject_key_change; Type: TRIGGER; Schema: custody_keys
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.context_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kid', 'kind', 'for_tenant', 'server', 'created_at', '+retired_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_keys.context_keys FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'kid', 'kind', 'for_tenant', 'server', 'created_at', '=retired_at');
 
 ALTER TABLE custody_keys.context_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 
