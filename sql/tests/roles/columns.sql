@@ -35,7 +35,7 @@ select set_eq($$
   from (values ('custody.audit_entries', 'worker'), ('custody.consents', 'privacy readonly readwrite worker'), ('custody.conversation_summaries', 'privacy readonly readwrite worker'),
     ('custody.holds', 'auditor privacy worker'), ('custody.retention_policies', 'admin auditor privacy readonly readwrite worker'), ('custody.retention_changes', 'admin auditor privacy worker'), ('custody.retention_due', 'auditor privacy worker'),
     ('custody.requests', 'auditor privacy worker'), ('custody.archive_segments', 'auditor privacy worker'), ('custody.archive_restores', 'auditor privacy worker'), ('custody.restored_events', 'auditor privacy worker'), ('custody.job_runs', 'auditor privacy worker'), ('custody.ledger_checkpoints', 'auditor privacy worker'),
-    ('custody.log_reconciliation', 'auditor privacy worker''custody.alerts', 'auditor privacy worker'), ('custody.detection_rules', 'admin auditor worker'),
+    ('custody.log_reconciliation', 'auditor privacy worker'), ('custody.alerts', 'auditor privacy worker'), ('custody.detection_rules', 'admin auditor worker'),
     ('custody_check.personal_columns', 'admin auditor privacy worker'), ('custody.logins', 'admin auditor privacy worker'), ('custody_check.findings', 'admin auditor privacy worker'),
     ('custody_check.log_findings', 'admin auditor privacy worker'), ('custody_check.logins', 'admin auditor privacy worker')) p (v, rs), unnest(string_to_array(rs, ' ')) r$$,
   'views are read by those of the page, and written by nobody');
