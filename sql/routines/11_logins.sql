@@ -227,6 +227,7 @@ as $$
 declare
   v_parts text[];
   v_said bytea;
+  v_text text;
   v_header jsonb;
   v_kid text;
   v_tag bytea;
@@ -245,8 +246,10 @@ begin
   v_said := custody_data.decode_base64url(v_parts[1]);
   v_tag := custody_data.decode_base64url(v_parts[3]);
   -- As most write it, or else as JSON.
-  v_kid := substring(encode(v_said, 'escape') from '^\{"alg":"HS256",(?:"typ":"JWT",)?"kid":"([A-Za-z0-9._:-]{1,128})"\}$');
-  if v_kid is null then
+  v_text := encode(v_said, 'escape');
+  v_kid := split_part(split_part(v_text, '"kid":"', 2), '"', 1);
+  if v_text is null or position('\' in v_text) > 0 or v_text not in ('{"alg":"HS256","kid":"' || v_kid || '"}',
+      '{"alg":"HS256","typ":"JWT","kid":"' || v_kid || '"}', '{"alg":"HS256","kid":"' || v_kid || '","typ":"JWT"}') then
     v_header := custody_data.decode_members(v_said);
     if v_header - '{alg,typ,kid}'::text[] is distinct from '{}' or v_header -> 'alg' is distinct from '"HS256"'
         or coalesce(v_header -> 'typ', '"JWT"') <> '"JWT"' or jsonb_typeof(v_header -> 'kid') is distinct from 'string' then
@@ -316,7 +319,7 @@ begin
       hint = 'Mint a new one: HS256 under a registered key with its kid; tenant, sub, purpose, exp within the hour; see sql/README.md.';
   end if;
   perform custody_data.enter_context(v_claims ->> 'tenant', v_claims ->> 'sub', v_claims ->> 'purpose', v_claims ->> 'subject');
-  if v_checked then
+  if v_login.mode = 'person' then
     perform custody_data.require_binding(v_login);
   end if;
 end

@@ -4407,7 +4407,7 @@ COMMENT ON FUNCTION custody_data.read_manifest(p_manifest jsonb) IS 'What a mani
 CREATE FUNCTION custody_data.read_token(p_token text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    AS $$ … $$;
 
 -- Name: FUNCTION read_token(p_token text); Type: COMMENT; Schema: custody_data
 
