@@ -106,8 +106,8 @@ func TestEveryAuditedReadHasItsContext(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { read(); return len(audited) >= clients*turns*reads }, time.Minute, 100*time.Millisecond,
 		"reads of personal tables are missing in the log")
-	require.Len(t, audited, clients*turns*reads)
-	require.Len(t, contexts, clients*turns)
+	require.Equal(t, clients*turns*reads, len(audited))
+	require.Equal(t, clients*turns, len(contexts), "contexts")
 	who := map[string]int{}
 	for _, at := range audited {
 		c, joined := contexts[at]
@@ -116,7 +116,7 @@ func TestEveryAuditedReadHasItsContext(t *testing.T) {
 		require.NotEmpty(t, c.Actor)
 		who[c.Tenant+" "+c.Actor]++
 	}
-	require.Len(t, who, clients)
+	require.Equal(t, clients, len(who), "actors")
 	for actor, n := range who {
 		require.Equal(t, turns*reads, n, actor)
 	}
