@@ -67,11 +67,19 @@ comment on column custody_keys.context_keys.for_tenant is 'The only tenant for w
 comment on column custody_keys.context_keys.server is 'Start of the server, and database, for which a context key was made: valid there alone.';
 comment on column custody_keys.context_keys.retired_at is 'Since when it makes nothing any more. The secret is forgotten then; that of a line key 35 days later.';
 
+-- What a session remembers that it cannot write: the secret that its contexts are signed with, as two numbers. The owner's
+-- functions set them in the memory of the server process and put 1 into the sequences themselves at once. Unlogged, so that
+-- nothing of it is in the log of changes, on standbys and in base backups.
+create unlogged sequence custody_keys.session_secret_1 minvalue -9223372036854775808 start 1;
+create unlogged sequence custody_keys.session_secret_2 minvalue -9223372036854775808 start 1;
+comment on sequence custody_keys.session_secret_1 is 'Half of the secret of each session''s contexts, in the memory of its server process: see custody_data.session_secret.';
+comment on sequence custody_keys.session_secret_2 is 'The other half of session_secret_1.';
+
 alter table custody_keys.context_keys enable row level security, force row level security;
 create policy context_keys_owner_all on custody_keys.context_keys to custody_owner using (true);
 comment on policy context_keys_owner_all on custody_keys.context_keys is 'The owner''s functions. For nobody else is there a policy, so that nobody else sees a row.';
 -- Without the grant pg_dump would stop; without a policy it finds nothing.
-grant select on custody_keys.context_keys to custody_backup;
+grant select on custody_keys.context_keys, custody_keys.session_secret_1, custody_keys.session_secret_2 to custody_backup;
 
 create trigger a_reject_delete before delete or truncate on custody_data.logins
   for each statement execute function custody_data.tg_reject_mutation();
@@ -88,3 +96,4 @@ alter table custody_keys.context_keys enable always trigger a_reject_delete, ena
 
 -- +goose Down
 drop table custody_keys.context_keys, custody_data.logins cascade;
+drop sequence custody_keys.session_secret_1, custody_keys.session_secret_2;

@@ -236,8 +236,17 @@ func TestRotationOfTheContextKeyWhileSessionsAreOpen(t *testing.T) {
 	require.Equal(t, "acme|clerk|support", s.must(t, whoAmI), "under the key before")
 	require.NoError(t, later.beginToken(t.Context(), m.token(t, nil)))
 	b.asAdmin(t, "select custody.rotate_context_key()")
-	require.Empty(t, s.must(t, whoAmI), "two rotations end it")
+	require.Equal(t, "acme|clerk|support", s.must(t, whoAmI), "under the session's own secret")
 	require.Equal(t, "acme|clerk|support", later.must(t, whoAmI))
+	reader := b.session(t, "custody_app")
+	reader.must(t, "begin read only")
+	_, err := reader.Exec(t.Context(), "select custody.begin_context($1)", m.token(t, nil))
+	require.NoError(t, err)
+	b.asAdmin(t, "select custody.rotate_context_key()")
+	require.Equal(t, "acme|clerk|support", reader.must(t, whoAmI), "under the key before")
+	b.asAdmin(t, "select custody.rotate_context_key()")
+	require.Empty(t, reader.must(t, whoAmI), "two rotations end it")
+	reader.must(t, "rollback")
 	s.must(t, "commit")
 
 	// Keys of tokens: the new one beside the old, then the old one goes.
@@ -376,6 +385,7 @@ func TestAStartOfTheServerRenewsTheContextKey(t *testing.T) {
 	b.must(t, `alter table custody_keys.context_keys disable trigger a_reject_key_change`,
 		`update custody_keys.context_keys set server = 'the start before' where kind = 'context'`,
 		`alter table custody_keys.context_keys enable always trigger a_reject_key_change`)
+	s = b.session(t, "custody_app")
 	s.must(t, "begin read only")
 	_, err := s.Exec(t.Context(), "select custody.begin_context($1)", m.token(t, nil))
 	requireCode(t, err, "PC062")

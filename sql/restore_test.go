@@ -377,7 +377,9 @@ func TestDumpAndRestore(t *testing.T) {
 				o.dump = o.backup(t)
 			}
 			b := o.restoreAs(t, target, "restored_as_"+login, login)
-			require.Equal(t, o.digests, contents(t, b.admin), "table by table, partition by partition")
+			restored := contents(t, b.admin)
+			restored["custody_keys.context_keys"] = o.digests["custody_keys.context_keys"] // not in dumps
+			require.Equal(t, o.digests, restored, "table by table, partition by partition")
 			require.Equal(t,
 				ask[string](t, o.bed, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by 1) from pg_catalog.pg_sequences`),
 				ask[string](t, b, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by 1) from pg_catalog.pg_sequences`))

@@ -2,12 +2,17 @@
 -- control: HIPAA 164.312(a)(2)(i), (d); ISO 27001 A.5.16, A.5.17, A.8.5; SOC 2 CC6.1; GDPR Art. 32
 -- reviewed by: security, DBA
 --
--- A context whose login is checked carries a MAC in the setting custody.mac: KID.HEX, HMAC-SHA-256 under the context key
--- KID over the settings and what else context_mac of 10_context.sql names. It holds for this login, server process and transaction alone; the start of
--- the server process is in it by way of the key, which is made anew for each start of the server, and of the transaction's
--- start. (Postgres shows the start of a process to the process's own role, and to functions of another owner as null.)
--- The key of a server is made by the first transaction that needs one and has none: two at once make two, and each has its
--- own in what it signed, so nobody waits. Rotation forgets all but the newest and the one before.
+-- A context whose login is checked carries a MAC in the setting custody.mac: KID.HEX, HMAC-SHA-256 over the settings and what
+-- else context_mac of 10_context.sql names. It holds for this login, server process and transaction alone. (Postgres shows
+-- the start of a process to the process's own role, and to functions of another owner as null; the secret stands for it.)
+--
+-- The secret is the session's own, of 16 random bytes, and KID then sessionPID: drawn by the first transaction of the session
+-- that needs one and may write, and kept where no statement of the session can read or set it: what setval of a sequence
+-- leaves in the memory of the server process is shown by currval alone, to who has a right on the sequence, which is the
+-- owner; the sequence itself holds 1 again at once. So nobody looks a key up for each statement, nothing of it is on disk,
+-- and it ends with the process. A session that has none yet and may not write, READ ONLY or on a standby, signs with the key
+-- of the server instead, a context key: made by the first transaction that draws a secret and finds none for this run of the
+-- server. Two at once make two. Rotation forgets all but the newest and the one before.
 --
 -- A token is a JWT (RFC 7519) in JWS compact form (RFC 7515), HS256, verified here and nowhere looked up. It is safest as a
 -- bound parameter; as a literal it is in statistics and logs, and good for whoever reads them until it expires, which is
@@ -20,34 +25,51 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_server constant text := custody_data.this_server();
+  v_server text;
   v_found custody_keys.context_keys;
-  v_kid text;
 begin
   if session_user <> all (custody_data.checked_logins()) then
     return null;
   end if;
+  begin
+    v_found.secret := int8send(currval('custody_keys.session_secret_1')) || int8send(currval('custody_keys.session_secret_2'));
+    v_found.kid := 'session' || pg_backend_pid();
+    return v_found;
+  exception when object_not_in_prerequisite_state then
+    v_server := custody_data.this_server(); -- the session has none yet
+  end;
   select k.* into v_found
   from custody_keys.context_keys k
   where k.tenant_id = 'system' and k.kind = 'context' and k.retired_at is null and (k.server = v_server or pg_is_in_recovery())
   order by k.created_at desc, k.kid
   limit 1;
-  if not found then
-    if current_setting('transaction_read_only') = 'on' then
+  if current_setting('transaction_read_only') = 'on' then
+    if v_found.kid is null then
       raise exception using
         errcode = 'PC062',
         message = 'no context key on this server yet',
         detail = 'It is made by the first transaction since the server''s start that needs one, and this one is read only.',
         hint = 'Begin once without read only, or call custody.rotate_context_key on the primary.';
     end if;
-    v_kid := custody_data.make_context_key();
-    select k.* into v_found from custody_keys.context_keys k where k.tenant_id = 'system' and k.kid = v_kid;
+    return v_found;
+  end if;
+  if v_found.kid is null then
+    perform custody_data.make_context_key();
+  end if;
+  -- The first call of each two puts a number into the memory of this process, where it stays; the second takes it out of the
+  -- sequence. An expression, as it must be.
+  v_found.secret := custody_data.random_bytes(16);
+  if setval('custody_keys.session_secret_1', ('x' || encode(substr(v_found.secret, 1, 8), 'hex'))::bit(64)::bigint) is not null
+      and setval('custody_keys.session_secret_1', 1, false) is not null
+      and setval('custody_keys.session_secret_2', ('x' || encode(substr(v_found.secret, 9, 8), 'hex'))::bit(64)::bigint) is not null
+      and setval('custody_keys.session_secret_2', 1, false) is not null then
+    v_found.kid := 'session' || pg_backend_pid();
   end if;
   return v_found;
 end
 $$;
 revoke all on function custody_data.context_key() from public;
-comment on function custody_data.context_key() is 'The key that signs contexts, made where there is none; null where the login is not checked. Errors: PC062.';
+comment on function custody_data.context_key() is 'The secret that signs the contexts of this session, made where there is none; READ ONLY and on a standby, where the session has none yet, the key of the server. Null where the login is not checked. Errors: PC062.';
 
 create or replace function custody_data.sign_context()
 returns void
@@ -157,7 +179,7 @@ begin
   if coalesce(p_text, '') !~ '^[A-Za-z0-9_-]+$' or length(p_text) % 4 = 1 then
     return null;
   end if;
-  v_bytes := decode(translate(p_text, '-_', '+/') || repeat('=', (4 - length(p_text) % 4) % 4), 'base64');
+  v_bytes := decode(translate(p_text, '-_', '+/') || repeat('=', -length(p_text) & 3), 'base64');
   -- The one spelling: the bits left over at the end are zero.
   return case when translate(encode(v_bytes, 'base64'), E'+/=\n', '-_') = p_text then v_bytes end;
 end
@@ -174,13 +196,20 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_text text;
+  v_members jsonb;
 begin
   v_text := convert_from(p_bytes, 'UTF8');
-  -- jsonb would keep the last of two members of one name.
-  if json_typeof(v_text::json) <> 'object' or (select count(*) <> count(distinct m.name) from json_object_keys(v_text::json) m (name)) then
+  v_members := v_text::jsonb;
+  -- jsonb keeps the last of two members of one name. Each member has a quote and a colon; where there are more of those
+  -- than members, within strings or objects, or because one came twice, they are counted one by one.
+  if jsonb_typeof(v_members) <> 'object' then
     return null;
+  elsif regexp_count(v_text, '"[ \t\n\r]*:') <> jsonb_array_length(jsonb_path_query_array(v_members, '$.keyvalue()')) then
+    if (select count(*) <> count(distinct m.name) from json_object_keys(v_text::json) m (name)) then
+      return null;
+    end if;
   end if;
-  return v_text::jsonb;
+  return v_members;
 exception
   when data_exception or statement_too_complex or program_limit_exceeded then
     return null;
@@ -197,7 +226,9 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_parts text[];
+  v_said bytea;
   v_header jsonb;
+  v_kid text;
   v_tag bytea;
   v_secret bytea;
   v_for_tenant text;
@@ -211,15 +242,24 @@ begin
   if cardinality(v_parts) <> 3 then
     return null;
   end if;
-  v_header := custody_data.decode_members(custody_data.decode_base64url(v_parts[1]));
+  v_said := custody_data.decode_base64url(v_parts[1]);
   v_tag := custody_data.decode_base64url(v_parts[3]);
-  if octet_length(v_tag) is distinct from 32 or v_header - '{alg,typ,kid}'::text[] is distinct from '{}' or v_header -> 'alg' is distinct from '"HS256"'
-      or coalesce(v_header -> 'typ', '"JWT"') <> '"JWT"' or jsonb_typeof(v_header -> 'kid') is distinct from 'string' then
+  -- As most write it, or else as JSON.
+  v_kid := substring(encode(v_said, 'escape') from '^\{"alg":"HS256",(?:"typ":"JWT",)?"kid":"([A-Za-z0-9._:-]{1,128})"\}$');
+  if v_kid is null then
+    v_header := custody_data.decode_members(v_said);
+    if v_header - '{alg,typ,kid}'::text[] is distinct from '{}' or v_header -> 'alg' is distinct from '"HS256"'
+        or coalesce(v_header -> 'typ', '"JWT"') <> '"JWT"' or jsonb_typeof(v_header -> 'kid') is distinct from 'string' then
+      return null;
+    end if;
+    v_kid := v_header ->> 'kid';
+  end if;
+  if octet_length(v_tag) is distinct from 32 then
     return null;
   end if;
   select k.secret, k.for_tenant into v_secret, v_for_tenant
   from custody_keys.context_keys k
-  where k.tenant_id = 'system' and k.kid = v_header ->> 'kid' and k.kind = 'token' and k.retired_at is null;
+  where k.tenant_id = 'system' and k.kid = v_kid and k.kind = 'token' and k.retired_at is null;
   -- Compared by their digests under the key: how long that takes tells nothing about the tags.
   if v_secret is null or sha256(v_secret || custody_data.hmac_sha256(convert_to(v_parts[1] || '.' || v_parts[2], 'UTF8'), v_secret)) <> sha256(v_secret || v_tag) then
     return null;
@@ -526,7 +566,7 @@ $$;
 revoke all on function custody.rotate_context_key() from public;
 grant execute on function custody.rotate_context_key() to custody_admin, custody_worker;
 comment on function custody.rotate_context_key() is
-'Replaces the keys of contexts and of log lines and returns the kid of the first. Contexts under the key before go on; those under older ones, and under keys of other servers, end. Lines under a key that is replaced can be checked for 35 days. An event. Each start of the server brings a new key of contexts by itself.
+'Replaces the keys of contexts and of log lines and returns the kid of the first. It signs the contexts of sessions that have not written yet: those under the key before go on, those under older ones, and under keys of other servers, end; those that a session''s own secret signs go on until their transaction ends. Lines under a key that is replaced can be checked for 35 days. An event. Each start of the server brings a new key of contexts by itself.
 Errors: PC001, PC015 in another context than that of tenant system, PC026 isolation level. Callers: custody_admin, custody_worker.';
 
 create or replace view custody.logins with (security_invoker = true) as

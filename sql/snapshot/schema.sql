@@ -2304,7 +2304,7 @@ CREATE FUNCTION custody.rotate_context_key() RETURNS text
 
 -- Name: FUNCTION rotate_context_key(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.rotate_context_key() IS 'Replaces the keys of contexts and of log lines and returns the kid of the first. Contexts under the key before go on; those under older ones, and under keys of other servers, end. Lines under a key that is replaced can be checked for 35 days. An event. Each start of the server brings a new key of contexts by itself.
+COMMENT ON FUNCTION custody.rotate_context_key() IS 'Replaces the keys of contexts and of log lines and returns the kid of the first. It signs the contexts of sessions that have not written yet: those under the key before go on, those under older ones, and under keys of other servers, end; those that a session''s own secret signs go on until their transaction ends. Lines under a key that is replaced can be checked for 35 days. An event. Each start of the server brings a new key of contexts by itself.
 Errors: PC001, PC015 in another context than that of tenant system, PC026 isolation level. Callers: custody_admin, custody_worker.';
 
 -- Name: rotate_data_keys(timestamp with time zone, integer, uuid); Type: FUNCTION; Schema: custody
@@ -3241,7 +3241,7 @@ CREATE FUNCTION custody_data.context_key() RETURNS custody_keys.context_keys
 
 -- Name: FUNCTION context_key(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.context_key() IS 'The key that signs contexts, made where there is none; null where the login is not checked. Errors: PC062.';
+COMMENT ON FUNCTION custody_data.context_key() IS 'The secret that signs the contexts of this session, made where there is none; READ ONLY and on a standby, where the session has none yet, the key of the server. Null where the login is not checked. Errors: PC062.';
 
 -- Name: hmac_sha256(bytea, bytea); Type: FUNCTION; Schema: custody_data
 
@@ -3323,7 +3323,7 @@ COMMENT ON FUNCTION custody_data.decode_base64url(p_text text) IS 'BASE64URL of 
 CREATE FUNCTION custody_data.decode_members(p_bytes bytea) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
 -- Name: FUNCTION decode_members(p_bytes bytea); Type: COMMENT; Schema: custody_data
 
@@ -4429,7 +4429,7 @@ COMMENT ON FUNCTION custody_data.read_manifest(p_manifest jsonb) IS 'What a mani
 CREATE FUNCTION custody_data.read_token(p_token text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
 -- Name: FUNCTION read_token(p_token text); Type: COMMENT; Schema: custody_data
 
@@ -6851,6 +6851,32 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version befo
 -- Name: COLUMN key_encryption_keys.destroyed_at; Type: COMMENT; Schema: custody_keys
 
 COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
+
+-- Name: session_secret_1; Type: SEQUENCE; Schema: custody_keys
+
+CREATE UNLOGGED SEQUENCE custody_keys.session_secret_1
+    START WITH 1
+    INCREMENT BY 1
+    MINVALUE -9223372036854775808
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: SEQUENCE session_secret_1; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON SEQUENCE custody_keys.session_secret_1 IS 'Half of the secret of each session''s contexts, in the memory of its server process: see custody_data.session_secret.';
+
+-- Name: session_secret_2; Type: SEQUENCE; Schema: custody_keys
+
+CREATE UNLOGGED SEQUENCE custody_keys.session_secret_2
+    START WITH 1
+    INCREMENT BY 1
+    MINVALUE -9223372036854775808
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: SEQUENCE session_secret_2; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON SEQUENCE custody_keys.session_secret_2 IS 'The other half of session_secret_1.';
 
 -- Name: archive_heads archive_heads_pkey; Type: CONSTRAINT; Schema: custody_data
 

@@ -31,6 +31,7 @@ type figure struct {
 var figures = []figure{
 	{"erasure", "erase_subject against a bare DELETE", measureErasure},
 	{"reads", "reads under row-level security against reads without", measureReads},
+	{"context", "contexts with a MAC and the line of a read, against plain settings", measureContext},
 	{"restore", "reading events back from the archive", measureRestore},
 	{"append", "record_audit_event against a bare function", measureAppend},
 	{"ledger", "what the audit ledger costs appends; sealing", measureLedger},

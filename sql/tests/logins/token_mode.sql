@@ -134,7 +134,9 @@ set local role custody_admin;
 select enter('system', 'root') /* $1 */;
 select custody.rotate_context_key();
 reset role;
-select is(pg_temp.replayed(), 'none', 'and ends with it');
+select is(pg_temp.replayed(), 'token_mode', 'and stands on: the session signed it');
+discard sequences;
+select throws_ok('select pg_temp.replayed()', '55000', null, 'whose secret is in the memory of its process alone');
 select is((select count(*) from custody_keys.context_keys k where k.kind = 'context' and k.secret is not null), 2::bigint, 'two keys are kept');
 
 -- A key of another server, or of another database, is none.
@@ -142,7 +144,11 @@ update custody_keys.context_keys set retired_at = now(), secret = null where kin
 insert into custody_keys.context_keys (kid, kind, server, secret) values (gen_random_uuid(), 'context', 'another', sha256('x'));
 set local session authorization custody_app;
 select lives_ok(format('select custody.begin_context(%L)', pg_temp.token()), 'a token after a restore');
+select throws_ok($$select currval('custody_keys.session_secret_1')$$, '42501', null, 'which the session cannot see');
+select throws_ok($$select setval('custody_keys.session_secret_1', 1)$$, '42501', null, 'or set');
 reset session authorization;
+select is((select s.last_value from custody_keys.session_secret_1 s), 1::bigint, 'nor is it in the sequence');
+select is((select s.last_value from custody_keys.session_secret_2 s), 1::bigint, 'in neither');
 select is((select count(*) from custody_keys.context_keys k where k.kind = 'context' and k.server = custody_data.this_server() and k.secret is not null), 1::bigint, 'has a new key made');
 
 -- Back to free mode.
