@@ -6391,10 +6391,8 @@ UNION ALL
            FROM (pg_attribute a
              CROSS JOIN LATERAL aclexplode(a.attacl) y(grantor, grantee, privilege_type, is_grantable))
           WHERE (a.attrelid = c.oid)) x)
-  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND ((x.grantee <> (0)::oid) AND (x.grantee <> c.relowner)) AND (NOT (pg_get_userbyid(x.grantee) IN ( SELECT g.name
-           FROM groups g
-        UNION ALL
-         SELECT 'custody_pgaudit'::text))) AND ((n.nspname = 'custody_keys'::name) OR (EXISTS ( SELECT
+  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND ((x.grantee <> (0)::oid) AND (x.grantee <> c.relowner)) AND (pg_get_userbyid(x.grantee) <> 'custody_pgaudit'::name) AND (NOT (pg_get_userbyid(x.grantee) IN ( SELECT g.name
+           FROM groups g))) AND ((n.nspname = 'custody_keys'::name) OR (EXISTS ( SELECT
            FROM pg_description e
           WHERE ((e.classoid = ('pg_class'::regclass)::oid) AND (e.objoid = c.oid) AND (e.description ~~ '%@custody{%'::text))))))
 UNION ALL
