@@ -233,7 +233,7 @@ func TestRealServer(t *testing.T) {
 
 	// Both formats say the same of each session that began when both were written.
 	began := map[string]bool{}
-	for _, r := range json {
+	for _, r := range csv {
 		if r.LineNum == 1 && strings.HasPrefix(string(r.Message), "connection received") {
 			began[string(r.SessionID)] = true
 		}

@@ -2797,6 +2797,17 @@ CREATE FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) RETURNS
 
 COMMENT ON FUNCTION custody_data.attach_part(p_table text, p_part tstzrange) IS 'Attaches a table to the trail, for the events of some time.';
 
+-- Name: audit_classes(text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.audit_classes(p_log text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION audit_classes(p_log text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.audit_classes(p_log text) IS 'The classes of statements that a value of pgaudit.log has logged.';
+
 -- Name: audit_ends_at(timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.audit_ends_at(p_from timestamp with time zone) RETURNS timestamp with time zone
@@ -3978,6 +3989,17 @@ CREATE FUNCTION custody_data.lock_unique_fields() RETURNS void
 
 COMMENT ON FUNCTION custody_data.lock_unique_fields() IS 'Keeps the rule of unique fields as it is until the transaction ends. Before the row of a profile: imports and set_unique_fields have it before the rows, too. Errors: PC001; 40001 where the rule is newer than the snapshot.';
 
+-- Name: logins_here(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.logins_here() RETURNS TABLE(login text, kind text, owner boolean, wholly boolean, excepted boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION logins_here(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.logins_here() IS 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether each of its statements is to be logged; whether pgaudit.sql has excepted it from that.';
+
 -- Name: make_context_key(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.make_context_key() RETURNS text
@@ -4407,7 +4429,7 @@ COMMENT ON FUNCTION custody_data.read_manifest(p_manifest jsonb) IS 'What a mani
 CREATE FUNCTION custody_data.read_token(p_token text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
 -- Name: FUNCTION read_token(p_token text); Type: COMMENT; Schema: custody_data
 
@@ -5815,7 +5837,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('enabled %s, forced %s'::text, t.relrowsecurity, t.relforcerowsecurity) AS detail,
-    'alter table … enable row level security, force row level security'::text AS remediation
+    format('alter table %s enable row level security, force row level security'::text, (t.oid)::regclass) AS remediation
    FROM tables t
   WHERE (NOT (t.relrowsecurity AND t.relforcerowsecurity))
 UNION ALL
@@ -5838,7 +5860,7 @@ UNION ALL
     'HIPAA 164.312(b)'::text AS control,
     t.name AS object,
     format('trigger %s is in state %s'::text, r.tgname, r.tgenabled) AS detail,
-    format('alter table custody_data.%I enable always trigger %I'::text, t.name, r.tgname) AS remediation
+    format('alter table %s enable always trigger %I'::text, (t.oid)::regclass, r.tgname) AS remediation
    FROM (tables t
      JOIN pg_trigger r ON ((r.tgrelid = t.oid)))
   WHERE ((NOT r.tgisinternal) AND (r.tgenabled <> 'A'::"char"))
@@ -5934,7 +5956,7 @@ UNION ALL
     'HIPAA 164.308(a)(4)'::text AS control,
     t.name AS object,
     x.privilege_type AS detail,
-    'revoke … from public'::text AS remediation
+    format('revoke %s on %s from public'::text, x.privilege_type, (t.oid)::regclass) AS remediation
    FROM (tables t
      CROSS JOIN LATERAL aclexplode(t.relacl) x(grantor, grantee, privilege_type, is_grantable))
   WHERE (x.grantee = (0)::oid)
@@ -5945,7 +5967,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('%s has %s'::text, (x.grantee)::regrole, x.privilege_type) AS detail,
-    'revoke it: partitions are read through audit_logs'::text AS remediation
+    format('revoke %s on %s from %s'::text, x.privilege_type, (t.oid)::regclass, (x.grantee)::regrole) AS remediation
    FROM (tables t
      CROSS JOIN LATERAL aclexplode(t.relacl) x(grantor, grantee, privilege_type, is_grantable))
   WHERE (t.relispartition AND (x.grantee <> t.relowner) AND (NOT ((pg_get_userbyid(x.grantee) = 'custody_backup'::name) AND (x.privilege_type = 'SELECT'::text))))
@@ -5956,7 +5978,7 @@ UNION ALL
     'HIPAA 164.308(a)(4)'::text AS control,
     ((p.oid)::regprocedure)::text AS object,
     'only the helpers of policies are for everybody'::text AS detail,
-    'revoke all on function … from public'::text AS remediation
+    format('revoke all on function %s from public'::text, (p.oid)::regprocedure) AS remediation
    FROM (pg_proc p
      CROSS JOIN LATERAL aclexplode(COALESCE(p.proacl, acldefault('f'::"char", p.proowner))) x(grantor, grantee, privilege_type, is_grantable))
   WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (x.grantee = (0)::oid) AND (p.proname <> ALL (ARRAY['current_tenant'::name, 'current_actor'::name, 'current_actor_id'::name, 'current_purpose'::name, 'current_subject'::name, 'current_subject_id'::name, 'has_subject'::name, 'caller_role'::name, 'caller_is'::name, 'writes_system'::name, 'checked_logins'::name, 'context_is_authentic'::name, 'context_stands'::name])))
@@ -5989,7 +6011,7 @@ UNION ALL
     'SOC 2 CC6.1'::text AS control,
     ((p.oid)::regprocedure)::text AS object,
     COALESCE(array_to_string(p.proconfig, ', '::text), 'none'::text) AS detail,
-    'set search_path = pg_catalog, pg_temp, or a SQL-standard body'::text AS remediation
+    format('alter function %s set search_path = pg_catalog, pg_temp'::text, (p.oid)::regprocedure) AS remediation
    FROM pg_proc p
   WHERE ((p.pronamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_data'::regnamespace)::oid])) AND (p.prosqlbody IS NULL) AND (NOT COALESCE((p.proconfig @> ARRAY['search_path=pg_catalog, pg_temp'::text]), false)))
 UNION ALL
@@ -5999,7 +6021,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     ((c.oid)::regclass)::text AS object,
     'row-level security of the caller does not hold in it'::text AS detail,
-    'alter view … set (security_invoker = true)'::text AS remediation
+    format('alter view %s set (security_invoker = true)'::text, (c.oid)::regclass) AS remediation
    FROM pg_class c
   WHERE ((c.relnamespace = ANY (ARRAY[('custody'::regnamespace)::oid, ('custody_check'::regnamespace)::oid])) AND (c.relkind = ANY (ARRAY['v'::"char", 'm'::"char"])) AND (NOT COALESCE((c.reloptions @> ARRAY['security_invoker=true'::text]), false)))
 UNION ALL
@@ -6070,7 +6092,7 @@ UNION ALL
     'HIPAA 164.312(a)(1)'::text AS control,
     t.name AS object,
     format('policy %s'::text, p.polname) AS detail,
-    'drop policy …: partitions are read through audit_logs'::text AS remediation
+    format('drop policy %I on %s'::text, p.polname, (t.oid)::regclass) AS remediation
    FROM (tables t
      JOIN pg_policy p ON ((p.polrelid = t.oid)))
   WHERE (t.relispartition AND (( SELECT string_agg((pg_get_userbyid(o.o))::text, ' '::text) AS string_agg
@@ -6091,7 +6113,7 @@ UNION ALL
     'HIPAA 164.312(b)'::text AS control,
     t.name AS object,
     format('rule %s'::text, w.rulename) AS detail,
-    'drop rule …'::text AS remediation
+    format('drop rule %I on %s'::text, w.rulename, (t.oid)::regclass) AS remediation
    FROM (tables t
      JOIN pg_rewrite w ON ((w.ev_class = t.oid)))
   WHERE t.relispartition
@@ -6100,6 +6122,298 @@ UNION ALL
 -- Name: VIEW findings; Type: COMMENT; Schema: custody_check
 
 COMMENT ON VIEW custody_check.findings IS 'What does not stand as this schema put it up: id, title, level (error, warning), control, object, detail, remediation. Empty where all is well.';
+
+-- Name: logins; Type: VIEW; Schema: custody_check
+
+CREATE VIEW custody_check.logins WITH (security_invoker='true') AS
+ SELECT l.login,
+    l.kind,
+    l.owner AS acts_as_owner,
+    s.value AS pgaudit_log,
+    custody_data.audit_classes(s.value) AS logged,
+    ARRAY( SELECT c.class
+           FROM unnest(
+                CASE
+                    WHEN l.wholly THEN ARRAY['ddl'::text, 'misc_set'::text, 'read'::text, 'role'::text, 'write'::text]
+                    ELSE ARRAY['ddl'::text, 'role'::text]
+                END) c(class)
+          WHERE (NOT (c.class = ANY (custody_data.audit_classes(s.value))))) AS not_logged
+   FROM (((custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+     JOIN pg_roles r ON ((r.rolname = l.login)))
+     JOIN pg_database d ON ((d.datname = current_database())))
+     CROSS JOIN LATERAL ( SELECT COALESCE(( SELECT substr(c.entry, 13) AS substr
+                   FROM (pg_db_role_setting e
+                     CROSS JOIN LATERAL unnest(e.setconfig) c(entry))
+                  WHERE ((e.setrole = ANY (ARRAY[(0)::oid, r.oid])) AND (e.setdatabase = ANY (ARRAY[(0)::oid, d.oid])) AND (c.entry ~~ 'pgaudit.log=%'::text))
+                  ORDER BY (e.setrole <> (0)::oid) DESC, (e.setdatabase <> (0)::oid) DESC
+                 LIMIT 1), ( SELECT
+                        CASE
+                            WHEN (p.source = ANY (ARRAY['default'::text, 'configuration file'::text, 'command line'::text])) THEN p.setting
+                            ELSE p.boot_val
+                        END AS boot_val
+                   FROM pg_settings p
+                  WHERE (p.name = 'pgaudit.log'::text)), 'none'::text) AS value) s);
+
+-- Name: VIEW logins; Type: COMMENT; Schema: custody_check
+
+COMMENT ON VIEW custody_check.logins IS 'Every login that may connect to this database: what it is (person, application, superuser, retired, unregistered), whether it may act as custody_owner, and which classes of its statements pgaudit logs and should log.';
+
+-- Name: log_findings; Type: VIEW; Schema: custody_check
+
+CREATE VIEW custody_check.log_findings WITH (security_invoker='true') AS
+ WITH place AS (
+         SELECT (current_database())::text AS database,
+            ( SELECT d.oid
+                   FROM pg_database d
+                  WHERE (d.datname = current_database())) AS oid,
+            (EXISTS ( SELECT
+                   FROM pg_settings p
+                  WHERE (p.name = 'pgaudit.log'::text))) AS loaded,
+            (EXISTS ( SELECT
+                   FROM pg_extension e
+                  WHERE (e.extname = 'pgaudit'::name))) AS installed
+        ), wanted(name, value, fits, level, why) AS (
+         VALUES ('pgaudit.role'::text,'custody_pgaudit'::text,'^custody_pgaudit$'::text,'error'::text,'reads of personal columns are not logged'::text), ('pgaudit.log_level'::text,'log'::text,'^log$'::text,'error'::text,'what is logged is not believed, or not logged'::text), ('pgaudit.log_rows'::text,'off'::text,'^off$'::text,'error'::text,'COPY and cursors on personal columns are not logged'::text), ('pgaudit.log_statement'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged how it was read'::text), ('pgaudit.log_statement_once'::text,'off'::text,'^off$'::text,'warning'::text,'a line alone does not say how it was read'::text), ('pgaudit.log_relation'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged which table a statement read'::text), ('log_error_verbosity'::text,'verbose'::text,'^verbose$'::text,'error'::text,'lines cannot be told from those that somebody forged'::text), ('log_min_messages'::text,'warning'::text,'^(?!fatal|panic)'::text,'error'::text,'what is audited is not logged'::text), ('lc_messages'::text,'C'::text,'^(C|POSIX|en)'::text,'warning'::text,'lines about connections are not understood'::text)
+        ), entries AS (
+         SELECT e.setrole,
+            e.setdatabase,
+            COALESCE((pg_get_userbyid(NULLIF(e.setrole, (0)::oid)))::text, 'every login'::text) AS place,
+            split_part(c.entry, '='::text, 1) AS name,
+                CASE
+                    WHEN (split_part(c.entry, '='::text, 1) !~~ 'pgaudit.log\_%'::text) THEN split_part(c.entry, '='::text, 2)
+                    WHEN (lower(split_part(c.entry, '='::text, 2)) ~ '^(on|t|tr|tru|true|y|ye|yes|1)$'::text) THEN 'on'::text
+                    WHEN (lower(split_part(c.entry, '='::text, 2)) ~ '^(of|off|f|fa|fal|fals|false|n|no|0)$'::text) THEN 'off'::text
+                    ELSE lower(split_part(c.entry, '='::text, 2))
+                END AS value
+           FROM (pg_db_role_setting e
+             CROSS JOIN LATERAL unnest(e.setconfig) c(entry))
+          WHERE ((e.setdatabase = ANY (ARRAY[(0)::oid, ( SELECT p.oid
+                   FROM place p)])) AND ((e.setrole = (0)::oid) OR (EXISTS ( SELECT
+                   FROM custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+                  WHERE (l.login = pg_get_userbyid(e.setrole))))))
+        ), groups(name) AS (
+         VALUES ('custody_readonly'::text), ('custody_readwrite'::text), ('custody_admin'::text), ('custody_worker'::text), ('custody_privacy'::text), ('custody_auditor'::text), ('custody_backup'::text)
+        )
+ SELECT 'pgaudit-missing'::text AS id,
+    'pgaudit is not at work'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    p.database AS object,
+        CASE
+            WHEN (NOT p.loaded) THEN 'it is not in shared_preload_libraries'::text
+            ELSE 'its extension is not in this database'::text
+        END AS detail,
+        CASE
+            WHEN (NOT p.loaded) THEN 'Put pgaudit into shared_preload_libraries of postgresql.conf (on a managed host: the parameter group), restart, and run sql/pgaudit.sql as a superuser; without it only record-level reads are kept'::text
+            ELSE 'create extension pgaudit'::text
+        END AS remediation
+   FROM place p
+  WHERE (NOT (p.loaded AND p.installed))
+UNION ALL
+ SELECT 'read-unmarked'::text AS id,
+    'Reading personal columns is not logged'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    (((n.nspname)::text || '.'::text) || (c.relname)::text) AS object,
+    format('custody_pgaudit has no SELECT on %s'::text, string_agg((a.attname)::text, ', '::text ORDER BY a.attnum)) AS detail,
+    'Run sql/pgaudit.sql as a superuser'::text AS remediation
+   FROM ((pg_class c
+     JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
+     JOIN pg_attribute a ON (((a.attrelid = c.oid) AND (a.attnum > 0) AND (NOT a.attisdropped))))
+  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND (NOT c.relispartition) AND ((n.nspname = 'custody_keys'::name) OR (col_description(c.oid, (a.attnum)::integer) ~~ '%@custody{%'::text)) AND (NOT (EXISTS ( SELECT
+           FROM aclexplode(a.attacl) x(grantor, grantee, privilege_type, is_grantable)
+          WHERE ((x.privilege_type = 'SELECT'::text) AND (x.grantee <> (0)::oid) AND (pg_get_userbyid(x.grantee) = 'custody_pgaudit'::name))))))
+  GROUP BY n.nspname, c.relname
+UNION ALL
+ SELECT 'mark-open'::text AS id,
+    'Somebody can act as the role that marks personal columns, and read them'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(1)'::text AS control,
+    COALESCE(((m.member)::regrole)::text, 'custody_pgaudit'::text) AS object,
+        CASE
+            WHEN (m.member IS NULL) THEN 'it can log in'::text
+            ELSE 'a member of custody_pgaudit'::text
+        END AS detail,
+        CASE
+            WHEN (m.member IS NULL) THEN 'alter role custody_pgaudit nologin nosuperuser'::text
+            ELSE format('revoke custody_pgaudit from %s'::text, (m.member)::regrole)
+        END AS remediation
+   FROM (pg_roles r
+     LEFT JOIN pg_auth_members m ON ((m.roleid = r.oid)))
+  WHERE ((r.rolname = 'custody_pgaudit'::name) AND (r.rolcanlogin OR ((m.member IS NOT NULL) AND pg_has_role(m.member, r.oid, 'usage'::text) AND (NOT ( SELECT o.rolsuper
+           FROM pg_roles o
+          WHERE (o.oid = m.member))))))
+UNION ALL
+ SELECT DISTINCT 'audit-class'::text AS id,
+    'Statements are not logged'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+        CASE
+            WHEN (o.own IS NULL) THEN 'every login'::text
+            ELSE l.login
+        END AS object,
+    format('pgaudit.log is %s, without %s'::text, l.pgaudit_log, array_to_string(l.not_logged, ', '::text)) AS detail,
+        CASE
+            WHEN (o.own IS NULL) THEN format('alter database %I set pgaudit.log = ''read, write, ddl, role, misc_set'''::text, p.database)
+            ELSE format('alter role %I%s reset pgaudit.log'::text, l.login,
+            CASE
+                WHEN (o.own <> (0)::oid) THEN format(' in database %I'::text, p.database)
+                ELSE NULL::text
+            END)
+        END AS remediation
+   FROM ((custody_check.logins l
+     CROSS JOIN place p)
+     CROSS JOIN LATERAL ( SELECT max(e.setdatabase) AS own
+           FROM entries e
+          WHERE ((e.setrole = ((quote_ident(l.login))::regrole)::oid) AND (e.name = 'pgaudit.log'::text))) o)
+  WHERE (p.loaded AND (cardinality(l.not_logged) > 0))
+UNION ALL
+ SELECT 'log-setting'::text AS id,
+    'A setting keeps reads from the log, or what it says of them'::text AS title,
+    w.level,
+    'HIPAA 164.312(b)'::text AS control,
+    e.place AS object,
+    format('%s is %s: %s'::text, w.name, e.value, w.why) AS detail,
+    concat_ws(' '::text,
+        CASE
+            WHEN ((e.setrole = (0)::oid) AND (e.setdatabase = (0)::oid)) THEN 'alter role all'::text
+            WHEN (e.setrole = (0)::oid) THEN format('alter database %I'::text, p.database)
+            ELSE (format('alter role %I'::text, e.place) ||
+            CASE
+                WHEN (e.setdatabase <> (0)::oid) THEN format(' in database %I'::text, p.database)
+                ELSE ''::text
+            END)
+        END,
+        CASE
+            WHEN ((e.setrole = (0)::oid) AND (e.setdatabase <> (0)::oid)) THEN format('set %s = %s'::text, w.name, w.value)
+            ELSE format('reset %s'::text, w.name)
+        END) AS remediation
+   FROM ((entries e
+     JOIN wanted w ON ((w.name = e.name)))
+     CROSS JOIN place p)
+  WHERE ((e.value !~ w.fits) AND (p.loaded OR (w.name !~~ 'pgaudit.%'::text)))
+UNION ALL
+ SELECT 'log-setting'::text AS id,
+    'A setting keeps reads from the log, or what it says of them'::text AS title,
+    w.level,
+    'HIPAA 164.312(b)'::text AS control,
+    'every login'::text AS object,
+    format('%s is %s: %s'::text, w.name, s.value, w.why) AS detail,
+    format('alter database %I set %s = %s'::text, p.database, w.name, w.value) AS remediation
+   FROM (((wanted w
+     JOIN pg_settings g ON ((g.name = w.name)))
+     CROSS JOIN LATERAL ( SELECT
+                CASE
+                    WHEN (g.source = ANY (ARRAY['default'::text, 'configuration file'::text, 'command line'::text])) THEN g.setting
+                    ELSE g.boot_val
+                END AS value) s)
+     CROSS JOIN place p)
+  WHERE ((COALESCE(s.value, ''::text) !~ w.fits) AND (NOT (EXISTS ( SELECT
+           FROM entries e
+          WHERE ((e.name = w.name) AND (e.setrole = (0)::oid))))))
+UNION ALL
+ SELECT 'log-setting'::text AS id,
+    'A setting keeps reads from the log, or what it says of them'::text AS title,
+    w.level,
+    'HIPAA 164.312(b)'::text AS control,
+    'this session'::text AS object,
+    format('%s is %s: %s'::text, w.name, g.setting, w.why) AS detail,
+    format('reset %s'::text, w.name) AS remediation
+   FROM (wanted w
+     JOIN pg_settings g ON ((g.name = w.name)))
+  WHERE ((g.source = ANY (ARRAY['session'::text, 'client'::text])) AND (COALESCE(g.setting, ''::text) !~ w.fits))
+UNION ALL
+ SELECT 'audit-session'::text AS id,
+    'Statements of this session are not logged'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    l.login AS object,
+    format('pgaudit.log was set to %s in this session'::text, g.setting) AS detail,
+    'reset pgaudit.log'::text AS remediation
+   FROM (custody_check.logins l
+     JOIN pg_settings g ON ((g.name = 'pgaudit.log'::text)))
+  WHERE ((l.login = SESSION_USER) AND (g.source = ANY (ARRAY['session'::text, 'client'::text])) AND (NOT (custody_data.audit_classes(l.pgaudit_log) <@ custody_data.audit_classes(g.setting))))
+UNION ALL
+ SELECT 'log-lost'::text AS id,
+    w.title,
+    w.level,
+    w.control,
+    g.name AS object,
+    format('it is %s'::text, g.setting) AS detail,
+    w.mend AS remediation
+   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
+     JOIN pg_settings g ON ((g.name = w.name)))
+  WHERE (g.setting !~ w.fits)
+UNION ALL
+ SELECT 'login-unregistered'::text AS id,
+    'A login that works with personal data is nobody''s'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(2)(i)'::text AS control,
+    l.login AS object,
+    format('member of %s; it says itself for whom and by whom it works'::text, m.groups) AS detail,
+    format('a person''s: custody.register_login(%L, actor, tenant); an application''s: custody.require_tokens(%L), or for free mode: comment on role %I is ''… @custody{"login":"application"}'''::text, l.login, l.login, l.login) AS remediation
+   FROM (custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+     CROSS JOIN LATERAL ( SELECT string_agg(g.name, ', '::text ORDER BY g.name) AS groups
+           FROM groups g
+          WHERE pg_has_role((l.login)::name, (g.name)::name, 'member'::text)) m)
+  WHERE ((l.kind = 'unregistered'::text) AND (NOT l.owner) AND (m.groups IS NOT NULL))
+UNION ALL
+ SELECT 'copy-granted'::text AS id,
+    'A login reads or copies past the API'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(1)'::text AS control,
+    l.login AS object,
+    format('member of %s'::text, g.name) AS detail,
+    format('revoke %s from %s'::text, g.name, ( SELECT (m.member)::regrole AS member
+           FROM pg_auth_members m
+          WHERE ((m.roleid = ((g.name)::regrole)::oid) AND pg_has_role((l.login)::name, m.member, 'member'::text))
+          ORDER BY (pg_get_userbyid(m.member) = l.login) DESC, m.member
+         LIMIT 1)) AS remediation
+   FROM (custody_data.logins_here() l(login, kind, owner, wholly, excepted)
+     CROSS JOIN ( VALUES ('pg_read_server_files'::text), ('pg_write_server_files'::text), ('pg_execute_server_program'::text), ('pg_read_all_data'::text)) g(name))
+  WHERE ((l.kind <> 'superuser'::text) AND pg_has_role((l.login)::name, (g.name)::name, 'member'::text))
+UNION ALL
+ SELECT 'table-granted'::text AS id,
+    'Somebody has a right of its own on a table with personal data'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.308(a)(4)'::text AS control,
+    ((x.grantee)::regrole)::text AS object,
+    format('%s on %s.%s'::text, x.privilege_type, n.nspname, c.relname) AS detail,
+    format('revoke all on %I.%I from %s'::text, n.nspname, c.relname, (x.grantee)::regrole) AS remediation
+   FROM ((pg_class c
+     JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
+     CROSS JOIN LATERAL ( SELECT y.grantee,
+            y.privilege_type
+           FROM aclexplode(c.relacl) y(grantor, grantee, privilege_type, is_grantable)
+        UNION
+         SELECT y.grantee,
+            y.privilege_type
+           FROM (pg_attribute a
+             CROSS JOIN LATERAL aclexplode(a.attacl) y(grantor, grantee, privilege_type, is_grantable))
+          WHERE (a.attrelid = c.oid)) x)
+  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND ((x.grantee <> (0)::oid) AND (x.grantee <> c.relowner)) AND (pg_get_userbyid(x.grantee) <> 'custody_pgaudit'::name) AND (NOT (pg_get_userbyid(x.grantee) IN ( SELECT g.name
+           FROM groups g))) AND ((n.nspname = 'custody_keys'::name) OR (EXISTS ( SELECT
+           FROM pg_description e
+          WHERE ((e.classoid = ('pg_class'::regclass)::oid) AND (e.objoid = c.oid) AND (e.description ~~ '%@custody{%'::text))))))
+UNION ALL
+ SELECT 'definer-foreign'::text AS id,
+    'A function reads with the rights of somebody who sees personal data'::text AS title,
+    'warning'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    f.name AS object,
+    format('security definer, owner %s: pgaudit does not log what it reads'::text, pg_get_userbyid(p.proowner)) AS detail,
+    format('alter function %s security invoker'::text, f.name) AS remediation
+   FROM ((pg_proc p
+     JOIN pg_namespace n ON ((n.oid = p.pronamespace)))
+     CROSS JOIN LATERAL ( SELECT format('%I.%I(%s)'::text, n.nspname, p.proname, pg_get_function_identity_arguments(p.oid)) AS name) f)
+  WHERE (p.prosecdef AND (n.nspname <> ALL (ARRAY['custody'::name, 'custody_data'::name, 'pg_catalog'::name, 'information_schema'::name])) AND (NOT (EXISTS ( SELECT
+           FROM pg_depend d
+          WHERE ((d.classid = ('pg_proc'::regclass)::oid) AND (d.objid = p.oid) AND (d.deptype = 'e'::"char"))))) AND has_any_column_privilege(p.proowner, 'custody_data.identities'::text, 'select'::text))
+  ORDER BY 3, 1, 5, 6;
+
+-- Name: VIEW log_findings; Type: COMMENT; Schema: custody_check
+
+COMMENT ON VIEW custody_check.log_findings IS 'Why the server''s log would not tell who read what, and which logins are here that should not be: id, title, level (error, warning), control, object, detail, remediation. Empty where all is well.';
 
 -- Name: personal_columns; Type: VIEW; Schema: custody_check
 
