@@ -189,6 +189,17 @@ func (q *Queries) LastLogBatch(ctx context.Context, db DBTX) (LastLogBatchRow, e
 	return i, err
 }
 
+const ledgerSize = `-- name: LedgerSize :one
+select coalesce(max(h.tree_size), 0)::bigint as tree_size from custody_data.ledger_heads h where h.tenant_id = 'system'
+`
+
+func (q *Queries) LedgerSize(ctx context.Context, db DBTX) (int64, error) {
+	row := db.QueryRow(ctx, ledgerSize)
+	var tree_size int64
+	err := row.Scan(&tree_size)
+	return tree_size, err
+}
+
 const linesAreOurs = `-- name: LinesAreOurs :one
 select custody_data.lines_are_ours($1::text[], $2::text[])::boolean[] as ours
 `
@@ -570,6 +581,40 @@ type RecordLogBatchParams struct {
 func (q *Queries) RecordLogBatch(ctx context.Context, db DBTX, arg RecordLogBatchParams) error {
 	_, err := db.Exec(ctx, recordLogBatch, arg.Batch, arg.State, arg.Spool)
 	return err
+}
+
+const sealedEntries = `-- name: SealedEntries :many
+select e.leaf::bigint as leaf, e.entry::text as entry from custody.sealed_entries($1, $2) e
+`
+
+type SealedEntriesParams struct {
+	FromLeaf int64
+	ToLeaf   int64
+}
+
+type SealedEntriesRow struct {
+	Leaf  int64
+	Entry string
+}
+
+func (q *Queries) SealedEntries(ctx context.Context, db DBTX, arg SealedEntriesParams) ([]SealedEntriesRow, error) {
+	rows, err := db.Query(ctx, sealedEntries, arg.FromLeaf, arg.ToLeaf)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []SealedEntriesRow{}
+	for rows.Next() {
+		var i SealedEntriesRow
+		if err := rows.Scan(&i.Leaf, &i.Entry); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const shippedLogsUntil = `-- name: ShippedLogsUntil :one

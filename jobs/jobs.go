@@ -150,10 +150,12 @@ func Workers(d Deps) *river.Workers {
 	river.AddWorker(workers, &KeysWorker{Deps: d})
 	river.AddWorker(workers, NewNotifyWorker(d))
 	river.AddWorker(workers, &PartitionsWorker{Deps: d})
+	river.AddWorker(workers, &ReconcileWorker{Deps: d})
 	river.AddWorker(workers, &RequestsWorker{Deps: d})
 	river.AddWorker(workers, &RetentionWorker{Deps: d})
 	river.AddWorker(workers, &SealWorker{Deps: d})
 	river.AddWorker(workers, &ShipWorker{Deps: d})
+	river.AddWorker(workers, &SinksWorker{Deps: d})
 	river.AddWorker(workers, &VerifyWorker{Deps: d})
 	return workers
 }
@@ -183,7 +185,9 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 	}
 	if s.Ship > 0 {
 		add(max(s.Ship, shipShift), ShipArgs{})
+		add(max(s.Ship, shipShift), SinksArgs{})
 	}
+	add(s.Reconcile, ReconcileArgs{})
 	return periodic
 }
 

@@ -11,7 +11,8 @@ import (
 	"pgcustody/db"
 )
 
-// PartitionsArgs asks for the partitions of the audit trail that lie ahead.
+// PartitionsArgs asks for the partitions of the audit trail, and of access events, that
+// lie ahead.
 type PartitionsArgs struct{}
 
 func (PartitionsArgs) Kind() string { return "partitions" }
@@ -50,6 +51,13 @@ func (w *PartitionsWorker) Work(ctx context.Context, job *river.Job[PartitionsAr
 			now := time.Now().UTC()
 			month := time.Date(now.Year(), now.Month(), 1, 0, 0, 0, 0, time.UTC)
 			created, err := db.New().EnsureAuditPartitions(ctx, tx, db.EnsureAuditPartitionsParams{
+				FromAt: now, ToAt: month.AddDate(0, config.MonthsAhead, 0),
+			})
+			run.Count("created", created)
+			if err != nil {
+				return err
+			}
+			created, err = db.New().EnsureAccessPartitions(ctx, tx, db.EnsureAccessPartitionsParams{
 				FromAt: now, ToAt: month.AddDate(0, config.MonthsAhead, 0),
 			})
 			run.Count("created", created)

@@ -51,6 +51,8 @@ type ShipConfig struct {
 	Location *time.Location
 	// Sinks take the lines too, each in its own time.
 	Sinks []logship.Sink
+	// SinkTrail sends the sinks the events of the audit trail too, once they are sealed.
+	SinkTrail bool
 	// Accept as ArchiveConfig.Accept.
 	Accept []string
 }

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"pgcustody/cmd/devstack/stack"
+	"pgcustody/cmd/devstack/stack/stacktest"
 	"pgcustody/db"
 	"pgcustody/jobs/logship"
 	"pgcustody/jobs/store"
@@ -377,4 +379,52 @@ func (f *fullStore) Put(ctx context.Context, key string, body io.Reader, o store
 		return store.PutResult{}, &store.Error{Op: "put", Object: key, Kind: store.ErrUnreachable}
 	}
 	return f.Store.Put(ctx, key, body, o)
+}
+
+// TestShipRealServer ships what the real server logs: reads through the functions are
+// found to be the schema's own, one that was rolled back is told from one that was not,
+// and what somebody raises is not believed.
+func TestShipRealServer(t *testing.T) {
+	b := &shipBench{bench: newBench(t), lines: map[string]int{}}
+	b.super = b.database.Pool(t, stack.Superuser)
+	b.deps.Config.Ship = ShipConfig{Source: stacktest.Shared(t).LogDir()}
+	b.exec("select custody.put_profile('ada', '{\"full_name\": \"Ada\"}')")
+	b.exec("select custody.put_profile('bob', '{\"full_name\": \"Bob\"}')")
+	b.exec("select custody.get_profile('ada')")
+	undone := errors.New("undone")
+	require.ErrorIs(t, b.unlock.InContext(t.Context(), b.app, Scope{Tenant: tenant, Actor: "tester", Purpose: "test"}, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), "select custody.get_profile('bob')")
+		return errors.Join(undone, err)
+	}), undone)
+	b.exec(`do $$ begin raise log 'PGCUSTODY forged-by-hand %', current_database(); end $$`)
+	require.Eventually(t, func() bool {
+		b.ship()
+		return len(b.ask("select 1 from custody_data.access_events e where e.kind = 'read'")) >= 2
+	}, 30*time.Second, 200*time.Millisecond)
+	require.Equal(t, []string{"read acme true custody_data.user_profiles 1", "read acme true custody_data.user_profiles 1"},
+		b.ask("select e.kind, e.tenant_id, e.actor_id is not null, e.object_name, e.rows from custody_data.access_events e where e.kind = 'read'"))
+	require.NotEmpty(t, b.ask("select 1 from custody_data.access_events e where e.kind = 'forged' and e.login = 'custody_app'"))
+	require.Eventually(t, func() bool {
+		b.ask("select * from custody.reconcile_logs(now() - interval '1 hour', now())")
+		return len(b.ask("select 1 from custody_data.access_events e where e.rolled_back is null and e.event_line is not null")) == 0
+	}, 30*time.Second, 200*time.Millisecond)
+	who := "select i.user_id, e.rolled_back from custody_data.access_events e join custody_data.identities i on i.tenant_id = e.tenant_id and i.identity_id = e.identity_id where e.kind = 'read' order by 1"
+	rows, err := b.super.Query(t.Context(), who)
+	require.NoError(t, err)
+	read, err := pgx.CollectRows(rows, pgx.RowToMap)
+	require.NoError(t, err)
+	require.Equal(t, []map[string]any{{"user_id": "ada", "rolled_back": false}, {"user_id": "bob", "rolled_back": true}}, read)
+	require.Empty(t, b.ask("select 1 from custody_data.log_findings f where f.kind = 'row_without_line'"))
+
+	// The same through the connection, where that right was granted.
+	_, err = b.super.Exec(t.Context(), `grant execute on function pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean), pg_catalog.pg_stat_file(text, boolean) to custody_runner;
+		grant pg_monitor, pg_read_server_files to custody_runner`)
+	require.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := b.super.Exec(context.WithoutCancel(t.Context()), "revoke pg_monitor, pg_read_server_files from custody_runner")
+		require.NoError(t, err)
+	})
+	b.deps.Config.Ship = ShipConfig{Source: "server", Name: "by-connection"}
+	b.ship()
+	require.Len(t, b.ask("select 1 from custody_data.access_events e join custody_data.log_batches b on b.number = e.batch where e.kind = 'read' and b.source = 'by-connection'"), 2)
 }

@@ -65,3 +65,9 @@ select custody_data.lines_are_ours(@messages::text[], @sessions::text[])::boolea
 
 -- name: ReconcileLogs :many
 select r.kind::text as kind, r.findings::bigint as findings from custody.reconcile_logs(@since, @until) r;
+
+-- name: LedgerSize :one
+select coalesce(max(h.tree_size), 0)::bigint as tree_size from custody_data.ledger_heads h where h.tenant_id = 'system';
+
+-- name: SealedEntries :many
+select e.leaf::bigint as leaf, e.entry::text as entry from custody.sealed_entries(@from_leaf, @to_leaf) e;

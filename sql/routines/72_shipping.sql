@@ -357,3 +357,28 @@ revoke all on function custody.add_log_findings(text, jsonb) from public;
 grant execute on function custody.add_log_findings(text, jsonb) to custody_worker;
 comment on function custody.add_log_findings(text, jsonb) is
 'Records findings that are of no batch''s reading: of files, and of the objects in the store. The same within a day is recorded once. Returns how many were. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
+create or replace function custody.sealed_entries(p_from bigint, p_to bigint)
+returns table (leaf bigint, entry text)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+-- nested loops by (xid, log_entry_id): what the planner would make of the map's arrays is far too much
+set enable_hashjoin = off
+set enable_mergejoin = off
+as $$
+  select l.leaf, e.entry
+  from (
+    select t.tile_index * 256 + i as leaf, encode(substr(t.entry_ids, i * 16 + 1, 16), 'hex')::uuid as log_entry_id,
+      ('x' || encode(substr(t.xids, i * 8 + 1, 8), 'hex'))::bit(64)::bigint::text::xid8 as xid
+    from custody_data.ledger_entries t
+    cross join lateral generate_series(0, octet_length(t.entry_ids) / 16 - 1) i
+    where t.tenant_id = 'system' and t.tile_index >= p_from / 256 and t.tile_index <= p_to / 256
+  ) l
+  join custody.audit_entries e on e.xid = l.xid and e.log_entry_id = l.log_entry_id
+  where l.leaf >= p_from and l.leaf < p_to
+  order by l.leaf;
+$$;
+revoke all on function custody.sealed_entries(bigint, bigint) from public;
+grant execute on function custody.sealed_entries(bigint, bigint) to custody_worker;
+comment on function custody.sealed_entries(bigint, bigint) is 'Canonical entries of the leaves from p_from to before p_to, those whose events are in Postgres still: of all tenants in the context of tenant system. What sinks are sent of the trail: in the order of leaves nothing is missed. Callers: custody_worker.';

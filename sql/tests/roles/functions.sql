@@ -55,7 +55,7 @@ from (values
   ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
   ('custody', 'admin', 'adopt_events register_login register_token_key require_tokens retire_login retire_token_key'),
   ('custody', 'admin worker', 'rotate_context_key'),
-  ('custody', 'worker', 'add_access_events add_log_findings drop_access_months due_log_batches mark_log_batch_deleted mark_sink reconcile_logs record_log_batch trim_log_spool'),
+  ('custody', 'worker', 'add_access_events add_log_findings drop_access_months due_log_batches mark_log_batch_deleted mark_sink reconcile_logs record_log_batch sealed_entries trim_log_spool'),
   ('custody_data', 'worker', 'ensure_access_partitions'),
   ('custody', 'worker', 'drop_archived_partitions expire_segments mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
     'open_segments prepare_import record_checkpoint record_segment record_segment_gone record_segment_hold refuse_import seal_audit_log start_run take_over_leaves'),

@@ -60,6 +60,11 @@ type Config struct {
 	// location.
 	LogSource, LogName, LogLiterals string
 	LogMessages, LogPlausible       bool
+	// LogSinks are where else the lines go; LogSinkCA verifies them, LogSinkTokenFile holds
+	// what HTTP ones are given (or PGCUSTODY_LOG_SINK_TOKEN), LogSinkTrail sends them the trail too.
+	LogSinks                    []string
+	LogSinkCA, LogSinkTokenFile string
+	LogSinkTrail                bool
 	// LogFormat is `text` or `json`; LogLevel debug, info, warn or error.
 	LogFormat, LogLevel string
 	// JSON asks for one JSON document on standard output.
@@ -142,6 +147,14 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "log-messages", "PGCUSTODY_LOG_MESSAGES")
 	flags.BoolVar(&c.LogPlausible, "log-plausible", false, "believe statements in a log without source locations (log_error_verbosity)")
 	fromEnv(flags, "log-plausible", "PGCUSTODY_LOG_PLAUSIBLE")
+	flags.StringSliceVar(&c.LogSinks, "log-sinks", nil, "where else the log goes: syslog+tls://host:port, https://host/path")
+	fromEnv(flags, "log-sinks", "PGCUSTODY_LOG_SINKS")
+	flags.StringVar(&c.LogSinkCA, "log-sink-ca", "", "file of the authorities that sinks are verified by; default the system's")
+	fromEnv(flags, "log-sink-ca", "PGCUSTODY_LOG_SINK_CA")
+	flags.StringVar(&c.LogSinkTokenFile, "log-sink-token-file", "", "file with the bearer's token of HTTP sinks; or PGCUSTODY_LOG_SINK_TOKEN holds it")
+	fromEnv(flags, "log-sink-token-file", "PGCUSTODY_LOG_SINK_TOKEN_FILE")
+	flags.BoolVar(&c.LogSinkTrail, "log-sink-trail", false, "send sinks the sealed events of the audit trail too")
+	fromEnv(flags, "log-sink-trail", "PGCUSTODY_LOG_SINK_TRAIL")
 	flags.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fromEnv(flags, "log-format", "PGCUSTODY_LOG_FORMAT")
 	flags.StringVar(&c.LogLevel, "log-level", "", "debug, info, warn or error; default info for work, warn for the others")

@@ -2,8 +2,12 @@ package cli
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
+	"os"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -13,6 +17,7 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs"
+	"pgcustody/jobs/logship"
 	"pgcustody/jobs/serverlog"
 )
 
@@ -33,13 +38,23 @@ seconds. It wants --log-source, --store and --archive-recipients.`,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return l.List(cmd.Context()) },
 	}
 	list.Flags().Int32Var(&l.Limit, "limit", 20, "how many batches and findings")
-	cmd.AddCommand(ship, list)
+	verify := &cobra.Command{
+		Use:   "verify",
+		Short: "Hold the shipped batches against the store: presence, order, digests",
+		Long: `Hold the shipped batches against the store: each is there, follows the one before it, and has its
+digest; and nothing is there that no batch names, but for what killed runs left. What is found is
+recorded; exit status 4 where anything is missing or altered.`,
+		RunE: func(cmd *cobra.Command, _ []string) error { return l.Verify(cmd.Context()) },
+	}
+	verify.Flags().BoolVar(&l.Quick, "quick", false, "look at manifests and sizes, and do not read the batches")
+	cmd.AddCommand(ship, list, verify)
 	return cmd
 }
 
 type logs struct {
 	*App
 	Limit int32
+	Quick bool
 }
 
 // shipConfig is how the server's log is shipped.
@@ -56,6 +71,37 @@ func (a *App) shipConfig() (jobs.ShipConfig, error) {
 		config.Encoder.Literals = serverlog.KeepLiterals
 	default:
 		return config, a.wrong("log-literals", a.LogLiterals, "must be replace, drop or keep")
+	}
+	config.SinkTrail = a.LogSinkTrail
+	var options logship.SinkOptions
+	if a.LogSinkCA != "" {
+		authorities, err := os.ReadFile(a.LogSinkCA)
+		if err != nil {
+			return config, a.wrong("log-sink-ca", a.LogSinkCA, "cannot be read")
+		}
+		options.TLS = &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+		if !options.TLS.RootCAs.AppendCertsFromPEM(authorities) {
+			return config, a.wrong("log-sink-ca", a.LogSinkCA, "holds no certificate in PEM")
+		}
+	}
+	if options.Token, _ = a.getenv("PGCUSTODY_LOG_SINK_TOKEN"); a.LogSinkTokenFile != "" {
+		token, err := os.ReadFile(a.LogSinkTokenFile)
+		if err != nil {
+			return config, a.wrong("log-sink-token-file", a.LogSinkTokenFile, "cannot be read")
+		}
+		options.Token = strings.TrimSpace(string(token))
+	}
+	names := map[string]bool{}
+	for _, address := range a.LogSinks {
+		sink, err := logship.OpenSink(address, options)
+		if err != nil {
+			return config, a.wrong("log-sinks", address, err.Error())
+		}
+		if names[sink.Name()] {
+			return config, a.wrong("log-sinks", address, "is named twice: a sink is known by its kind and host")
+		}
+		names[sink.Name()] = true
+		config.Sinks = append(config.Sinks, sink)
 	}
 	return config, nil
 }
@@ -161,4 +207,37 @@ func (l *listedLogs) write(out io.Writer) {
 		}
 	}
 	_ = table.Flush()
+}
+
+func (l *logs) Verify(ctx context.Context) error {
+	return l.withDatabase(ctx, "verify", func(pool *pgxpool.Pool) error {
+		opened, err := l.openStore(ctx, true)
+		if err != nil {
+			return err
+		}
+		deps, err := l.deps(pool, opened)
+		if err != nil {
+			return err
+		}
+		report, err := jobs.VerifyLogs(ctx, deps, !l.Quick)
+		if err != nil {
+			return err
+		}
+		bad := 0
+		err = l.Print(report, func(out io.Writer) {
+			for _, f := range report.Findings {
+				fmt.Fprintf(out, "%s: %s: %s\n", f.Kind, f.Detail["object"], f.Detail["what"])
+			}
+			fmt.Fprintf(out, "%d batches, %d objects, %d findings\n", report.Batches, report.Objects, len(report.Findings))
+		})
+		for _, f := range report.Findings {
+			if f.Kind != "orphan" {
+				bad++
+			}
+		}
+		if err == nil && bad > 0 {
+			err = &Failure{Code: ExitCheck, What: fmt.Sprintf("%d batches are missing or altered", bad), Do: "see them above and in custody_data.log_findings; the store's own versions may have them"}
+		}
+		return err
+	})
 }

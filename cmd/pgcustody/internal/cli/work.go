@@ -53,6 +53,7 @@ Prometheus.`,
 		{"requests-every", "PGCUSTODY_REQUESTS_EVERY", "how often due requests and notices are looked for", &w.Schedule.Requests, time.Minute},
 		{"seal-every", "PGCUSTODY_SEAL_EVERY", "how often events are sealed into the audit ledger", &w.Schedule.Seal, time.Second},
 		{"ship-every", "PGCUSTODY_SHIP_EVERY", "how often what the server has logged is shipped", &w.Schedule.Ship, 5 * time.Second},
+		{"reconcile-every", "PGCUSTODY_RECONCILE_EVERY", "how often the log, the trail and the store are held against each other", &w.Schedule.Reconcile, 24 * time.Hour},
 		{"anchor-every", "PGCUSTODY_ANCHOR_EVERY", "how often the audit ledger is anchored in the store, where it grew", &w.Schedule.Anchor, time.Minute},
 		{"verify-every", "PGCUSTODY_VERIFY_EVERY", "how often the audit ledger is verified: what came since, and once a day all of it", &w.Schedule.Verify, time.Hour},
 		{"keys-every", "PGCUSTODY_KEYS_EVERY", "how often keys are rotated, destroyed and expired as the policies for them say", &w.Schedule.Keys, time.Hour},
@@ -89,6 +90,7 @@ func (w *work) check() error {
 		{"partitions-every", w.Schedule.Partitions, time.Second}, {"requests-every", w.Schedule.Requests, time.Second},
 		{"keys-every", w.Schedule.Keys, time.Second}, {"seal-every", w.Schedule.Seal, 100 * time.Millisecond},
 		{"ship-every", w.Schedule.Ship, 100 * time.Millisecond},
+		{"reconcile-every", w.Schedule.Reconcile, time.Second},
 		{"anchor-every", w.Schedule.Anchor, time.Second}, {"verify-every", w.Schedule.Verify, time.Second},
 		{"erasure-grace", w.ErasureGrace, 0}, {"stop-after", w.StopAfter, time.Second},
 	} {
@@ -124,7 +126,7 @@ func (w *work) Run(ctx context.Context) error {
 		}
 		if w.LogSource == "" || opened == nil || len(w.recipients.Keys) == 0 {
 			w.Log.Warn("no log source, or no store or recipients for it: the server's log is not shipped")
-			w.Schedule.Ship = 0
+			w.Schedule.Ship, w.Schedule.Reconcile = 0, 0
 		}
 		if w.provider == nil {
 			w.Log.Warn("no key provider: exports wait, erasures do not search what is sealed, and nobody looks after keys")
