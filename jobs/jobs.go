@@ -35,9 +35,9 @@ const SystemTenant = "system"
 // Queues of the daemon. A command that works its jobs itself has a queue of its
 // own, named by OwnQueue.
 const (
-	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys
+	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys, detect
 	QueueSubjects    = "subjects"    // erase, export
-	QueueNotices     = "notices"     // notify
+	QueueNotices     = "notices"     // notify, alert
 	QueueLedger      = "ledger"      // seal, anchor: apart, so that no long run keeps events from being sealed
 )
 
@@ -110,11 +110,12 @@ type Config struct {
 	Seal          SealConfig
 	Anchor        AnchorConfig
 	Verify        VerifyConfig
+	Detect        DetectConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
 type Schedule struct {
-	Retention, Archive, ArchiveVerify, Partitions, Requests, Keys, Anchor, Verify time.Duration
+	Retention, Archive, ArchiveVerify, Partitions, Requests, Keys, Anchor, Verify, Detect time.Duration
 	// Seal is how often events are sealed; jobs come each for a shift of it.
 	Seal time.Duration
 }
@@ -137,9 +138,11 @@ func (d Deps) stopping() bool {
 // Workers registers every worker.
 func Workers(d Deps) *river.Workers {
 	workers := river.NewWorkers()
+	river.AddWorker(workers, NewAlertWorker(d))
 	river.AddWorker(workers, &AnchorWorker{Deps: d})
 	river.AddWorker(workers, &ArchiveWorker{Deps: d})
 	river.AddWorker(workers, &ArchiveVerifyWorker{Deps: d})
+	river.AddWorker(workers, &DetectWorker{Deps: d})
 	river.AddWorker(workers, &EraseWorker{Deps: d})
 	river.AddWorker(workers, &ExportWorker{Deps: d})
 	river.AddWorker(workers, &KeysWorker{Deps: d})
@@ -167,6 +170,7 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 	add(s.Anchor, AnchorArgs{})
 	add(s.Archive, ArchiveArgs{})
 	add(s.ArchiveVerify, ArchiveVerifyArgs{})
+	add(s.Detect, DetectArgs{})
 	add(s.Keys, KeysArgs{})
 	add(s.Partitions, PartitionsArgs{})
 	add(s.Requests, RequestsArgs{})

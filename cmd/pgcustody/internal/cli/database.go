@@ -134,6 +134,6 @@ func (a *App) deps(pool *pgxpool.Pool, s store.Store) (jobs.Deps, error) {
 	}
 	return jobs.Deps{
 		Pool: pool, Unlock: a.unlocker(pool), Store: s, Recipients: a.recipients, Log: a.Log, Actor: a.Actor,
-		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}},
+		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}, Detect: jobs.DetectConfig{Endpoint: a.AlertWebhook}},
 	}, nil
 }
