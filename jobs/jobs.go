@@ -35,9 +35,9 @@ const SystemTenant = "system"
 // Queues of the daemon. A command that works its jobs itself has a queue of its
 // own, named by OwnQueue.
 const (
-	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys
+	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys, detect
 	QueueSubjects    = "subjects"    // erase, export
-	QueueNotices     = "notices"     // notify
+	QueueNotices     = "notices"     // notify, alert
 	QueueLogs        = "logs"        // ship, sinks: apart, so that no long run keeps the log from the store
 	QueueLedger      = "ledger"      // seal, anchor: apart, so that no long run keeps events from being sealed
 )
@@ -112,11 +112,12 @@ type Config struct {
 	Anchor        AnchorConfig
 	Verify        VerifyConfig
 	Ship          ShipConfig
+	Detect        DetectConfig
 }
 
 // Schedule is how often the leader inserts each job; 0 switches one off.
 type Schedule struct {
-	Retention, Archive, ArchiveVerify, Partitions, Requests, Keys, Anchor, Verify time.Duration
+	Retention, Archive, ArchiveVerify, Partitions, Requests, Keys, Anchor, Verify, Detect time.Duration
 	// Seal is how often events are sealed; jobs come each for a shift of it.
 	Seal time.Duration
 	// Ship is how often the server's log is shipped, in shifts as Seal; Reconcile how often
@@ -142,9 +143,11 @@ func (d Deps) stopping() bool {
 // Workers registers every worker.
 func Workers(d Deps) *river.Workers {
 	workers := river.NewWorkers()
+	river.AddWorker(workers, NewAlertWorker(d))
 	river.AddWorker(workers, &AnchorWorker{Deps: d})
 	river.AddWorker(workers, &ArchiveWorker{Deps: d})
 	river.AddWorker(workers, &ArchiveVerifyWorker{Deps: d})
+	river.AddWorker(workers, &DetectWorker{Deps: d})
 	river.AddWorker(workers, &EraseWorker{Deps: d})
 	river.AddWorker(workers, &ExportWorker{Deps: d})
 	river.AddWorker(workers, &KeysWorker{Deps: d})
@@ -175,6 +178,7 @@ func Periodic(s Schedule) []*river.PeriodicJob {
 	add(s.Anchor, AnchorArgs{})
 	add(s.Archive, ArchiveArgs{})
 	add(s.ArchiveVerify, ArchiveVerifyArgs{})
+	add(s.Detect, DetectArgs{})
 	add(s.Keys, KeysArgs{})
 	add(s.Partitions, PartitionsArgs{})
 	add(s.Requests, RequestsArgs{})

@@ -102,7 +102,7 @@ func NewMetrics(registry prometheus.Registerer, pool *pgxpool.Pool) *Metrics {
 	registry.MustRegister(m.attempts, m.seconds, m.running, m.items, m.bytes, m.success, m.keyAges, m.keysOld,
 		m.anchorNumber, m.anchorSize, m.anchorTime, m.anchorRefused, m.verifyStatus, m.verifyTime, m.verifyFindings, m.archiveFindings, m.archiveTime,
 		&queueCollector{pool: pool}, &sealingCollector{pool: pool},
-		m.archiveMonths, &archiveCollector{pool: pool})
+		m.archiveMonths, &archiveCollector{pool: pool}, &alertCollector{pool: pool})
 	return m
 }
 
@@ -308,5 +308,43 @@ func (c *sealingCollector) Collect(out chan<- prometheus.Metric) {
 	if status.HolderSince != nil && status.AgeSeconds > time.Minute.Seconds() {
 		out <- prometheus.MustNewConstMetric(holderDesc, prometheus.GaugeValue, float64(status.HolderSince.Unix()),
 			status.HolderKind, status.Holder, status.HolderDatabase)
+	}
+}
+
+// alertCollector counts alerts when Prometheus asks.
+type alertCollector struct{ pool *pgxpool.Pool }
+
+var (
+	alertsDesc   = prometheus.NewDesc("pgcustody_alerts", "Alerts that are not closed, by rule, severity of the rule and state: open or acknowledged.", []string{"rule", "severity", "state"}, nil)
+	detectedDesc = prometheus.NewDesc("pgcustody_detected_timestamp_seconds", "Events that were shipped before have been looked at by the rules of detection.", nil, nil)
+)
+
+func (c *alertCollector) Describe(out chan<- *prometheus.Desc) {
+	out <- alertsDesc
+	out <- detectedDesc
+}
+
+func (c *alertCollector) Collect(out chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
+	defer cancel()
+	var counts []db.CountAlertsRow
+	var detected *time.Time
+	err := InContext(ctx, c.pool, Scope{Tenant: SystemTenant, Actor: "pgcustody", Purpose: "metrics"}, func(tx pgx.Tx) (err error) {
+		if detected, err = db.New().DetectedTo(ctx, tx); err != nil && !errors.Is(err, pgx.ErrNoRows) {
+			return err
+		}
+		counts, err = db.New().CountAlerts(ctx, tx)
+		return err
+	})
+	if err != nil {
+		out <- prometheus.NewInvalidMetric(alertsDesc, err)
+		return
+	}
+	for _, n := range counts {
+		out <- prometheus.MustNewConstMetric(alertsDesc, prometheus.GaugeValue, float64(n.Open), n.Rule, n.Severity, "open")
+		out <- prometheus.MustNewConstMetric(alertsDesc, prometheus.GaugeValue, float64(n.Acknowledged), n.Rule, n.Severity, "acknowledged")
+	}
+	if detected != nil {
+		out <- prometheus.MustNewConstMetric(detectedDesc, prometheus.GaugeValue, float64(detected.Unix()))
 	}
 }

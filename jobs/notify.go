@@ -126,19 +126,51 @@ func (e *statusError) Error() string { return fmt.Sprintf("answered with status 
 type NotifyWorker struct {
 	river.WorkerDefaults[NotifyArgs]
 	Deps
-	client *http.Client
+	webhook
 }
 
-// NewNotifyWorker makes the worker. Its connections are not kept: notices are
-// rare, and their receivers many.
-func NewNotifyWorker(d Deps) *NotifyWorker {
+// webhook posts signed bodies.
+type webhook struct{ client *http.Client }
+
+// NewNotifyWorker makes the worker.
+func NewNotifyWorker(d Deps) *NotifyWorker { return &NotifyWorker{Deps: d, webhook: newWebhook()} }
+
+// newWebhook makes a client whose connections are not kept: messages are rare, and
+// their receivers many.
+func newWebhook() webhook {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DisableKeepAlives = true
-	return &NotifyWorker{Deps: d, client: &http.Client{
+	return webhook{&http.Client{
 		Transport: transport,
-		// The body names a person: it goes where the holder was registered, nowhere else.
+		// The body may name a person: it goes where it was addressed to, nowhere else.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+}
+
+// deliver posts a body once, signed, and returns what a receiver that took it
+// answered. The header named idHeader says which message it is, in each retry.
+func (w webhook) deliver(ctx context.Context, c NotifyConfig, endpoint, idHeader string, id uuid.UUID, body []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("User-Agent", "pgcustody")
+	request.Header.Set(idHeader, id.String())
+	request.Header.Set(TimestampHeader, timestamp)
+	request.Header.Set(SignatureHeader, Sign(c.Key, timestamp, body))
+	response, err := w.client.Do(request)
+	if err != nil {
+		return nil, err
+	}
+	defer response.Body.Close()
+	if response.StatusCode < 200 || response.StatusCode > 299 {
+		return nil, &statusError{response.StatusCode}
+	}
+	return io.ReadAll(io.LimitReader(response.Body, maxAnswer))
 }
 
 func (w *NotifyWorker) Timeout(*river.Job[NotifyArgs]) time.Duration {
@@ -147,10 +179,13 @@ func (w *NotifyWorker) Timeout(*river.Job[NotifyArgs]) time.Duration {
 
 // NextRetry doubles the wait from Backoff to MaxBackoff and spreads it a little.
 func (w *NotifyWorker) NextRetry(job *river.Job[NotifyArgs]) time.Time {
-	config := w.Config.Notify.withDefaults()
-	wait := config.MaxBackoff
-	if shift := len(job.Errors); shift < 30 {
-		wait = min(config.Backoff<<shift, config.MaxBackoff)
+	return w.Config.Notify.withDefaults().next(len(job.Errors))
+}
+
+func (c NotifyConfig) next(failures int) time.Time {
+	wait := c.MaxBackoff
+	if failures < 30 {
+		wait = min(c.Backoff<<failures, c.MaxBackoff)
 	}
 	return time.Now().Add(wait + rand.N(wait/10+1))
 }
@@ -236,27 +271,7 @@ func (w *NotifyWorker) post(ctx context.Context, c NotifyConfig, args NotifyArgs
 	if err != nil {
 		return nil, false, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.Timeout)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodPost, *n.Endpoint, bytes.NewReader(body))
-	if err != nil {
-		return nil, false, err
-	}
-	timestamp := strconv.FormatInt(time.Now().Unix(), 10)
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("User-Agent", "pgcustody")
-	request.Header.Set(NoticeHeader, args.NoticeID.String())
-	request.Header.Set(TimestampHeader, timestamp)
-	request.Header.Set(SignatureHeader, Sign(c.Key, timestamp, body))
-	response, err := w.client.Do(request)
-	if err != nil {
-		return nil, false, err
-	}
-	defer response.Body.Close()
-	if response.StatusCode < 200 || response.StatusCode > 299 {
-		return nil, false, &statusError{response.StatusCode}
-	}
-	answer, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	answer, err := w.deliver(ctx, c, *n.Endpoint, NoticeHeader, args.NoticeID, body)
 	if err != nil {
 		return nil, false, err
 	}

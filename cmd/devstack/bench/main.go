@@ -37,6 +37,7 @@ var figures = []figure{
 	{"ledger", "what the audit ledger costs appends; sealing", measureLedger},
 	{"proofs", "storage, proofs and verification of the audit ledger of many events", measureProofs},
 	{"retention", "deleting a million conversations, and who notices", measureRetention},
+	{"detection", "all rules of detection over a day of access events", measureDetection},
 	{"archive", "archiving a closed day, against psql, zstd and an upload", measureArchive},
 	{"traffic", "live appends while archive and retention work", measureTraffic},
 	{"month", "an expired month of the trail, against DELETE", measureMonth},

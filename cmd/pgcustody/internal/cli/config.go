@@ -65,6 +65,8 @@ type Config struct {
 	LogSinks                    []string
 	LogSinkCA, LogSinkTokenFile string
 	LogSinkTrail                bool
+	// AlertWebhook is posted every alert of detection that is opened; empty for none.
+	AlertWebhook string
 	// LogFormat is `text` or `json`; LogLevel debug, info, warn or error.
 	LogFormat, LogLevel string
 	// JSON asks for one JSON document on standard output.
@@ -135,7 +137,7 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "signer", "PGCUSTODY_SIGNER")
 	flags.StringVar(&c.Origin, "origin", "", "name of the audit ledger's log, as in example.com/custody")
 	fromEnv(flags, "origin", "PGCUSTODY_ORIGIN")
-	flags.StringVar(&c.WebhookKeyFile, "webhook-key-file", "", "file with the key that signs erasure notices, in hexadecimal; or PGCUSTODY_WEBHOOK_KEY holds it")
+	flags.StringVar(&c.WebhookKeyFile, "webhook-key-file", "", "file with the key that signs erasure notices and alerts, in hexadecimal; or PGCUSTODY_WEBHOOK_KEY holds it")
 	fromEnv(flags, "webhook-key-file", "PGCUSTODY_WEBHOOK_KEY_FILE")
 	flags.StringVar(&c.LogSource, "log-source", "", "directory of the server's log, or server: through the connection")
 	fromEnv(flags, "log-source", "PGCUSTODY_LOG_SOURCE")
@@ -155,6 +157,8 @@ func (c *Config) addFlags(flags *pflag.FlagSet) {
 	fromEnv(flags, "log-sink-token-file", "PGCUSTODY_LOG_SINK_TOKEN_FILE")
 	flags.BoolVar(&c.LogSinkTrail, "log-sink-trail", false, "send sinks the sealed events of the audit trail too")
 	fromEnv(flags, "log-sink-trail", "PGCUSTODY_LOG_SINK_TRAIL")
+	flags.StringVar(&c.AlertWebhook, "alert-webhook", "", "URL that alerts of detection are posted to, signed with the webhook key")
+	fromEnv(flags, "alert-webhook", "PGCUSTODY_ALERT_WEBHOOK")
 	flags.StringVar(&c.LogFormat, "log-format", "text", "text or json")
 	fromEnv(flags, "log-format", "PGCUSTODY_LOG_FORMAT")
 	flags.StringVar(&c.LogLevel, "log-level", "", "debug, info, warn or error; default info for work, warn for the others")

@@ -138,6 +138,6 @@ func (a *App) deps(pool *pgxpool.Pool, s store.Store) (jobs.Deps, error) {
 	}
 	return jobs.Deps{
 		Pool: pool, Unlock: a.unlocker(pool), Store: s, Recipients: a.recipients, Log: a.Log, Actor: a.Actor,
-		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}, Ship: ship},
+		Config: jobs.Config{Notify: jobs.NotifyConfig{Key: key}, Archive: jobs.ArchiveConfig{Accept: a.StoreAccept}, Ship: ship, Detect: jobs.DetectConfig{Endpoint: a.AlertWebhook}},
 	}, nil
 }

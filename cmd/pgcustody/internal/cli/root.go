@@ -50,10 +50,13 @@ type App struct {
 // commands lists every command; each has a file of its own.
 func commands() []func(*App) *cobra.Command {
 	return []func(*App) *cobra.Command{
+		newAccessCmd,
+		newAlertsCmd,
 		newAnchorCmd,
 		newArchiveCmd,
 		newBackupCmd,
 		newCheckCmd,
+		newDetectCmd,
 		newEraseCmd,
 		newExportCmd,
 		newHoldCmd,

@@ -69,6 +69,9 @@ var runnable = map[string]func(context.Context, *runJob, *pgxpool.Pool, *jobs.De
 	"requests": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
 		return []jobArgs{jobs.RequestsArgs{Tenant: r.Tenant}}, nil
 	},
+	"detect": func(context.Context, *runJob, *pgxpool.Pool, *jobs.Deps) ([]jobArgs, error) {
+		return []jobArgs{jobs.DetectArgs{}}, nil
+	},
 	"erase": func(_ context.Context, r *runJob, _ *pgxpool.Pool, _ *jobs.Deps) ([]jobArgs, error) {
 		tenant, id, err := r.request()
 		return []jobArgs{jobs.EraseArgs{Tenant: tenant, RequestID: id}}, err

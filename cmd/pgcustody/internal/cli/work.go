@@ -56,6 +56,7 @@ Prometheus.`,
 		{"reconcile-every", "PGCUSTODY_RECONCILE_EVERY", "how often the log, the trail and the store are held against each other", &w.Schedule.Reconcile, 24 * time.Hour},
 		{"anchor-every", "PGCUSTODY_ANCHOR_EVERY", "how often the audit ledger is anchored in the store, where it grew", &w.Schedule.Anchor, time.Minute},
 		{"verify-every", "PGCUSTODY_VERIFY_EVERY", "how often the audit ledger is verified: what came since, and once a day all of it", &w.Schedule.Verify, time.Hour},
+		{"detect-every", "PGCUSTODY_DETECT_EVERY", "how often the rules of detection look at what was shipped", &w.Schedule.Detect, time.Minute},
 		{"keys-every", "PGCUSTODY_KEYS_EVERY", "how often keys are rotated, destroyed and expired as the policies for them say", &w.Schedule.Keys, time.Hour},
 		{"erasure-grace", "PGCUSTODY_ERASURE_GRACE", "how long an erasure request rests, and may be cancelled, before it is carried out", &w.ErasureGrace, 0},
 		{"stop-after", "PGCUSTODY_STOP_AFTER", "how long running jobs may go on after SIGTERM", &w.StopAfter, 30 * time.Second},
@@ -88,6 +89,7 @@ func (w *work) check() error {
 	}{
 		{"retention-every", w.Schedule.Retention, time.Second}, {"archive-every", w.Schedule.Archive, time.Second}, {"archive-verify-every", w.Schedule.ArchiveVerify, time.Second},
 		{"partitions-every", w.Schedule.Partitions, time.Second}, {"requests-every", w.Schedule.Requests, time.Second},
+		{"detect-every", w.Schedule.Detect, time.Second},
 		{"keys-every", w.Schedule.Keys, time.Second}, {"seal-every", w.Schedule.Seal, 100 * time.Millisecond},
 		{"ship-every", w.Schedule.Ship, 100 * time.Millisecond},
 		{"reconcile-every", w.Schedule.Reconcile, time.Second},
@@ -151,7 +153,7 @@ func (w *work) Run(ctx context.Context) error {
 		}
 		deps.Stopping = ctx.Done()
 		if len(deps.Config.Notify.Key) == 0 {
-			w.Log.Warn("no webhook key: erasure notices wait")
+			w.Log.Warn("no webhook key: erasure notices wait, and no alert is posted")
 		}
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
@@ -194,7 +196,7 @@ func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.P
 	w.Log.Info("working", "listen", listener.Addr().String(), "actor", w.Actor,
 		"retention_every", w.Schedule.Retention, "archive_every", w.Schedule.Archive, "archive_verify_every", w.Schedule.ArchiveVerify,
 		"partitions_every", w.Schedule.Partitions, "requests_every", w.Schedule.Requests, "keys_every", w.Schedule.Keys,
-		"seal_every", w.Schedule.Seal, "anchor_every", w.Schedule.Anchor, "verify_every", w.Schedule.Verify, "erasure_grace", w.ErasureGrace)
+		"seal_every", w.Schedule.Seal, "anchor_every", w.Schedule.Anchor, "verify_every", w.Schedule.Verify, "detect_every", w.Schedule.Detect, "erasure_grace", w.ErasureGrace)
 	if w.onReady != nil {
 		w.onReady(listener.Addr().String())
 	}
