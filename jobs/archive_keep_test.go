@@ -110,7 +110,9 @@ func TestHoldsReachTheStore(t *testing.T) {
 	var person string
 	require.NoError(t, b.super.QueryRow(t.Context(), "select identity_id from custody_data.identities where user_id = 'held-person'").Scan(&person))
 	b.events(tenant, b.day(1), 3)
-	_, err := b.super.Exec(t.Context(), insertEvents, tenant, b.day(2), 1, person)
+	// Half of a segment.
+	b.events(tenant, b.day(2), 2)
+	_, err := b.super.Exec(t.Context(), insertEvents, tenant, b.day(2), 2, person)
 	require.NoError(t, err)
 	b.run()
 	held := func(day time.Time) bool {
