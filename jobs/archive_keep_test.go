@@ -73,6 +73,36 @@ func TestArchiveIndex(t *testing.T) {
 	require.Equal(t, ledger.ArchiveIndexKey(3), finding.Object)
 }
 
+// TestAnOrphanOverASegmentIsANote: what a writer left whom nobody waited for is no
+// alteration, once the index lists it.
+func TestAnOrphanOverASegmentIsANote(t *testing.T) {
+	b := newArchiveBench(t)
+	signer, err := ledger.InitSigner(filepath.Join(t.TempDir(), "signer"), "example.com/orphans", time.Now().Add(-time.Minute))
+	require.NoError(t, err)
+	t.Cleanup(signer.Close)
+	b.deps.Signer = signer
+	b.events(tenant, b.day(1), 3)
+	b.run()
+	key := segment.NewName(b.day(1), 1).ObjectKey()
+	about := func() (check SegmentCheck) {
+		t.Helper()
+		checks, err := VerifyArchive(t.Context(), b.deps, identities(), 0, func(int, int) {})
+		require.NoError(t, err)
+		require.Equal(t, key, checks[0].Object)
+		return checks[0]
+	}
+	require.Equal(t, SegmentCheck{Segment: segment.NewName(b.day(1), 1).String(), Object: key, Events: 3, StoredBytes: about().StoredBytes}, about())
+	_, err = b.deps.Store.Put(t.Context(), key, strings.NewReader("late"), store.PutOptions{})
+	require.NoError(t, err)
+	require.Contains(t, about().Finding, "hidden under another version")
+	require.EqualValues(t, 1, b.run().Counts["indexes"])
+	require.Empty(t, about().Finding)
+	require.Contains(t, about().Note, "lies over it")
+	_, err = b.deps.Store.Put(t.Context(), key, strings.NewReader("later"), store.PutOptions{})
+	require.NoError(t, err)
+	require.Contains(t, about().Finding, "hidden under another version", "this one is not listed")
+}
+
 // TestHoldsReachTheStore puts the objects of held events under the store's own hold.
 func TestHoldsReachTheStore(t *testing.T) {
 	b := newArchiveBench(t)
@@ -80,7 +110,9 @@ func TestHoldsReachTheStore(t *testing.T) {
 	var person string
 	require.NoError(t, b.super.QueryRow(t.Context(), "select identity_id from custody_data.identities where user_id = 'held-person'").Scan(&person))
 	b.events(tenant, b.day(1), 3)
-	_, err := b.super.Exec(t.Context(), insertEvents, tenant, b.day(2), 1, person)
+	// Half of a segment.
+	b.events(tenant, b.day(2), 2)
+	_, err := b.super.Exec(t.Context(), insertEvents, tenant, b.day(2), 2, person)
 	require.NoError(t, err)
 	b.run()
 	held := func(day time.Time) bool {

@@ -235,9 +235,14 @@ func TestArchiveKilledAtAnyTime(t *testing.T) {
 	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any
 	t.Logf("seed %d, a run takes %s", seed, long)
 	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test
-	died := 0
-	points := 0
+	died, points, rounds := 0, 0, 0
 	for n := range kills(t) {
+		// What was found so far is worth more than a test that was cut off.
+		if deadline, ok := t.Deadline(); ok && time.Until(deadline) < 3*time.Minute {
+			t.Logf("time is up after %d rounds", rounds)
+			break
+		}
+		rounds++
 		k.events(tenant, k.day(1+random.IntN(4)), 1+random.IntN(40))
 		if n%4 == 0 {
 			k.big(k.day(1+random.IntN(4)), 1200) // 10 MB
@@ -269,10 +274,15 @@ func TestArchiveKilledAtAnyTime(t *testing.T) {
 			k.finish()
 			require.Zero(t, k.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"))
 		}
+		if n%100 == 99 {
+			k.finish()
+			k.whole()
+			t.Logf("whole after %d rounds, in which %d died", rounds, died)
+		}
 	}
 	k.finish()
 	k.whole()
-	t.Logf("%d died in %d rounds, %d were told where; %d versions are superseded", died, kills(t), points, k.superseded())
+	t.Logf("%d died in %d rounds, %d were told where; %d versions are superseded", died, rounds, points, k.superseded())
 	require.NotZero(t, died)
 }
 

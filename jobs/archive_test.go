@@ -1242,6 +1242,33 @@ func TestVerifyArchiveFindsWhatWasDone(t *testing.T) {
 		require.Equal(t, []string{name.ObjectKey()}, slices.Collect(maps.Keys(found)))
 		require.Contains(t, found[name.ObjectKey()], segment.ErrDamaged.Error())
 	}
+	for says, get := range map[string]func() (*store.Object, error){
+		segment.ErrDamaged.Error(): func() (*store.Object, error) { // of another day
+			return genuine.Get(t.Context(), segment.NewName(b.day(2), 1).ObjectKey(), "")
+		},
+		"stored_bytes": func() (*store.Object, error) { // cut short
+			o, err := genuine.Get(t.Context(), name.ObjectKey(), "")
+			if err == nil {
+				o.ReadCloser = struct {
+					io.Reader
+					io.Closer
+				}{io.LimitReader(o.ReadCloser, 200), o.ReadCloser}
+			}
+			return o, err
+		},
+		"object is missing": func() (*store.Object, error) { return nil, store.ErrNotFound },
+	} {
+		b.deps.Store = &breaking{Store: genuine, get: func(key string) (*store.Object, error) {
+			if key != name.ObjectKey() {
+				return nil, nil
+			}
+			return get()
+		}}
+		with = nil // by digests alone
+		found := verify(0)
+		require.Equal(t, []string{name.ObjectKey()}, slices.Collect(maps.Keys(found)))
+		require.Contains(t, found[name.ObjectKey()], says)
+	}
 	b.deps.Store = genuine
 	require.Empty(t, verify(0), "without an identity")
 	stranger, err := age.GenerateX25519Identity()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -114,39 +113,5 @@ func (s *Signer) SignArchiveIndex(ctx context.Context, i ArchiveIndex) ([]byte, 
 // OpenArchiveIndex reads a signed index of a log. It must bear the signature of one of
 // the keys, which must have counted at the index's time.
 func OpenArchiveIndex(signed []byte, origin string, keys []VerifierKey) (ArchiveIndex, error) {
-	unsigned := func(err error) (ArchiveIndex, error) {
-		return ArchiveIndex{}, &Error{Op: "check", Object: "index of the archive of " + origin, Kind: ErrUnsigned, Err: err,
-			Hint: "check it against the log's verifier keys: pgcustody signer show lists them"}
-	}
-	given := map[string]bool{}
-	var verifiers []note.Verifier
-	for _, key := range keys {
-		if key.Name() == origin && !given[key.Key] {
-			given[key.Key] = true
-			verifiers = append(verifiers, key.verifier)
-		}
-	}
-	opened, err := note.Open(signed, note.VerifierList(verifiers...))
-	var unknown *note.UnverifiedNoteError
-	switch {
-	case errors.As(err, &unknown):
-		return unsigned(errorString("no signature is by a key that was given"))
-	case err != nil:
-		return unsigned(err)
-	}
-	i, err := parseArchiveIndex(opened.Text)
-	if err != nil {
-		return ArchiveIndex{}, err
-	}
-	if i.Origin != origin {
-		return unsigned(fmt.Errorf("it is of %s", i.Origin))
-	}
-	for _, signature := range opened.Sigs {
-		for _, key := range keys {
-			if key.Name() == origin && key.verifier.KeyHash() == signature.Hash && key.covers(i.Time) {
-				return i, nil
-			}
-		}
-	}
-	return unsigned(fmt.Errorf("the key that signed it does not count at %s", i.Time.Format(time.RFC3339)))
+	return openNote(signed, "index of the archive", origin, keys, parseArchiveIndex, func(i ArchiveIndex) (string, time.Time) { return i.Origin, i.Time })
 }

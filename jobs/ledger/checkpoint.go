@@ -176,8 +176,15 @@ func (k VerifierKey) covers(t time.Time) bool {
 // Open reads a signed checkpoint of a log. It must bear the signature of one of the
 // keys, which must have counted at the checkpoint's time.
 func Open(signed []byte, origin string, keys []VerifierKey) (Checkpoint, error) {
-	unsigned := func(err error) (Checkpoint, error) {
-		return Checkpoint{}, &Error{Op: "check", Object: "checkpoint of " + origin, Kind: ErrUnsigned, Err: err,
+	return openNote(signed, "checkpoint", origin, keys, Parse, func(c Checkpoint) (string, time.Time) { return c.Origin, c.Time })
+}
+
+// openNote reads what a log signed, of says of which log and time it is. It must bear the
+// signature of one of the keys, which must have counted at that time.
+func openNote[T any](signed []byte, what, origin string, keys []VerifierKey, parse func(string) (T, error), of func(T) (string, time.Time)) (T, error) {
+	var nothing T
+	unsigned := func(err error) (T, error) {
+		return nothing, &Error{Op: "check", Object: what + " of " + origin, Kind: ErrUnsigned, Err: err,
 			Hint: "check it against the log's verifier keys: pgcustody signer show lists them"}
 	}
 	given := map[string]bool{}
@@ -199,19 +206,20 @@ func Open(signed []byte, origin string, keys []VerifierKey) (Checkpoint, error) 
 	case err != nil:
 		return unsigned(err)
 	}
-	c, err := Parse(opened.Text)
+	parsed, err := parse(opened.Text)
 	if err != nil {
-		return Checkpoint{}, err
+		return nothing, err
 	}
-	if c.Origin != origin {
-		return unsigned(fmt.Errorf("it is of %s", c.Origin))
+	whose, at := of(parsed)
+	if whose != origin {
+		return unsigned(fmt.Errorf("it is of %s", whose))
 	}
 	for _, signature := range opened.Sigs {
 		for _, key := range keys {
-			if key.Name() == origin && key.verifier.KeyHash() == signature.Hash && key.covers(c.Time) {
-				return c, nil
+			if key.Name() == origin && key.verifier.KeyHash() == signature.Hash && key.covers(at) {
+				return parsed, nil
 			}
 		}
 	}
-	return unsigned(fmt.Errorf("the key that signed it does not count at %s", c.Time.Format(time.RFC3339)))
+	return unsigned(fmt.Errorf("the key that signed it does not count at %s", at.Format(time.RFC3339)))
 }

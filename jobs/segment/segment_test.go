@@ -634,3 +634,26 @@ func TestRoot(t *testing.T) {
 		require.Equal(t, root(lines), tree.Sum())
 	}
 }
+
+// TestTheLargestManifestIsRead has as many runs as a segment may have, of the largest
+// leaves.
+func TestTheLargestManifestIsRead(t *testing.T) {
+	leaves := make(Runs, MaxRuns)
+	for i := range leaves {
+		leaves[i] = Run{First: 1<<53 - 2*int64(MaxRuns-i), Count: 1}
+	}
+	day := time.Date(2026, 11, 20, 0, 0, 0, 0, time.UTC)
+	name := NewName(day, 1)
+	m := &Manifest{
+		Version: ManifestVersion, EntryVersion: 1, SchemaVersion: 13, SoftwareVersion: "test", Day: Date(day), Part: 1, Leaves: leaves, Root: SHA256{1},
+		Rows: MaxRuns, FirstOccurredAt: day, LastOccurredAt: day, ObjectKey: name.ObjectKey(), ObjectVersion: "1", Compression: "zstd", Encryption: "age",
+		Recipients: []string{"age1"}, PlainBytes: 2 * MaxRuns, PlainSHA256: SHA256{1}, CompressedBytes: 1, CompressedSHA256: SHA256{1}, StoredBytes: 1, StoredSHA256: SHA256{1},
+		People: make([]byte, peopleMax), RetainUntil: day, ArchivedAt: day,
+	}
+	text, err := m.Encode()
+	require.NoError(t, err)
+	require.Less(t, len(text), manifestLimit/2)
+	back, err := DecodeManifest(bytes.NewReader(text))
+	require.NoError(t, err)
+	require.Equal(t, leaves, back.Leaves)
+}

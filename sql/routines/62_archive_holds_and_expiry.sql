@@ -148,6 +148,9 @@ begin
       hint = 'Nothing goes before its time.';
   end if;
   for v_segment in
+    with held as materialized (
+      select h.day, h.part from custody_data.segments_on_hold() h
+    )
     select s.*
     from custody_data.archive_segments s
     where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null
@@ -157,7 +160,7 @@ begin
         and not exists (
           select from custody_data.audit_partitions() m
           where m.range_from is null or (m.range_from < (s.day + 1)::timestamp at time zone 'UTC' and m.range_to > s.day::timestamp at time zone 'UTC'))))
-      and not exists (select from custody_data.segments_on_hold() h where h.day = s.day and h.part = s.part)
+      and not exists (select from held h where h.day = s.day and h.part = s.part)
     order by s.day, s.part
     limit p_limit
     for update of s

@@ -9,9 +9,12 @@
 -- A month of which more than half would be copied stays as it is until less is.
 --
 -- Events and leaves are matched by transaction, id and day; what was dropped before is counted too, so that an event that
--- is missing from the trail, or was slipped in, is noticed before its month goes.
+-- is missing from the trail, or was slipped in, is noticed before its month goes. They are not matched by their hashes:
+-- each line was held against its leaf when it was archived, and what goes is the row, of which the archive has what was
+-- sealed. A row that a superuser altered since goes as well, and with it a trace of the alteration: pgcustody verify, which
+-- does read every row, finds it before, and is to run more often than months go.
 --
--- locks: one session at a time, by an advisory lock. SHARE on each month that is looked at, so that no event comes in
+-- locks: one session at a time, by an advisory lock. SHARE on each month that is about to go, so that no event comes in
 -- behind the count: appenders write to the months of now, and only an import of old events waits. Then, after everything
 -- slow is done, the sealer's advisory lock and ACCESS EXCLUSIVE on the trail, for as long as it takes to detach, attach and
 -- drop. The caller sets lock_timeout, because appenders queue behind a waiting lock.
@@ -160,8 +163,32 @@ $$;
 revoke all on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) from public;
 comment on function custody_data.unarchived_events(timestamptz, timestamptz, timestamptz) is 'Where in the partition of p_from to p_to the events stand that are in no such segment as archived_leaves returns.';
 
+create or replace function custody_data.kept_events(p_from timestamptz, p_to timestamptz, p_as_of timestamptz)
+returns table (row_id tid, is_unarchived boolean, is_recent boolean, is_held boolean)
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+as $$
+  select k.row_id, bool_or(k.why = 'unarchived'), bool_or(k.why = 'recent'), bool_or(k.why = 'held')
+  from (
+    select u.row_id, 'unarchived' as why from custody_data.unarchived_events(p_from, p_to, greatest(p_as_of, now()) - interval '7 days') u
+    union all
+    -- Who imports events chooses their time.
+    select a.ctid, 'recent'
+    from custody_data.audit_logs a
+    where a.occurred_at >= p_from and a.occurred_at < p_to
+      and a.import_id is not null and a.recorded_at > (p_as_of at time zone 'UTC' - custody_data.hot_period()) at time zone 'UTC'
+    union all
+    select h.row_id, 'held' from custody_data.held_events(p_from, p_to) h
+  ) k
+  group by k.row_id;
+$$;
+revoke all on function custody_data.kept_events(timestamptz, timestamptz, timestamptz) from public;
+comment on function custody_data.kept_events(timestamptz, timestamptz, timestamptz) is 'Where in the partition of p_from to p_to the events stand that may not leave with it, and why.';
+
 create or replace function custody_data.assess_month(
-  p_from timestamptz, p_to timestamptz, p_as_of timestamptz, out state text, out rows_here bigint, out rows_kept bigint, out kept tid[], out detail text
+  p_from timestamptz, p_to timestamptz, p_as_of timestamptz, out state text, out rows_here bigint, out rows_kept bigint, out detail text
 )
 language plpgsql
 stable
@@ -169,14 +196,13 @@ set search_path = pg_catalog, pg_temp
 set plan_cache_mode = force_custom_plan
 as $$
 declare
-  v_recorded_before constant timestamptz := greatest(p_as_of, now()) - interval '7 days';
   v_archived bigint;
-  v_unarchived tid[];
-  v_recent tid[];
-  v_held tid[];
+  v_unarchived bigint;
+  v_recent bigint;
+  v_held bigint;
 begin
   select count(*) into rows_here from custody_data.audit_logs a where a.occurred_at >= p_from and a.occurred_at < p_to;
-  select coalesce(sum(s.events), 0) into v_archived from custody_data.archived_leaves(p_from, p_to, v_recorded_before) s;
+  select coalesce(sum(s.events), 0) into v_archived from custody_data.archived_leaves(p_from, p_to, greatest(p_as_of, now()) - interval '7 days') s;
   -- Not all of their events are here any more.
   v_archived := v_archived - coalesce((
     select sum(d.rows_dropped) from custody_data.partition_drops d
@@ -188,34 +214,29 @@ begin
     return;
   end if;
 
-  v_unarchived := array(select u.row_id from custody_data.unarchived_events(p_from, p_to, v_recorded_before) u);
-  if rows_here - cardinality(v_unarchived) <> v_archived then
+  select count(*), count(*) filter (where k.is_unarchived), count(*) filter (where k.is_recent), count(*) filter (where k.is_held)
+  into rows_kept, v_unarchived, v_recent, v_held
+  from custody_data.kept_events(p_from, p_to, p_as_of) k;
+  if rows_here - v_unarchived <> v_archived then
     state := 'mismatch';
-    detail := format('its segments hold %s events that have not left, the trail %s of them', v_archived, rows_here - cardinality(v_unarchived));
+    rows_kept := null;
+    detail := format('its segments hold %s events that have not left, the trail %s of them', v_archived, rows_here - v_unarchived);
     return;
   end if;
-  -- Who imports events chooses their time.
-  v_recent := array(
-    select a.ctid from custody_data.audit_logs a
-    where a.occurred_at >= p_from and a.occurred_at < p_to
-      and a.import_id is not null and a.recorded_at > (p_as_of at time zone 'UTC' - custody_data.hot_period()) at time zone 'UTC');
-  v_held := array(select h.row_id from custody_data.held_events(p_from, p_to) h);
-  kept := array(select unnest(v_unarchived) union select unnest(v_recent) union select unnest(v_held));
-  rows_kept := cardinality(kept);
   state := case
     when rows_kept * 2 <= rows_here then 'due'
-    when cardinality(v_held) >= greatest(cardinality(v_recent), cardinality(v_unarchived)) then 'held'
-    when cardinality(v_recent) >= cardinality(v_unarchived) then 'recent'
+    when v_held >= greatest(v_recent, v_unarchived) then 'held'
+    when v_recent >= v_unarchived then 'recent'
     else 'unarchived' end;
   detail := nullif(concat_ws(', ',
-    case when cardinality(v_unarchived) > 0 then format('%s events are in no segment that was recorded a week ago and is anchored', cardinality(v_unarchived)) end,
-    case when cardinality(v_recent) > 0 then format('%s were imported within the hot period', cardinality(v_recent)) end,
-    case when cardinality(v_held) > 0 then format('%s are under legal hold', cardinality(v_held)) end), '');
+    case when v_unarchived > 0 then format('%s events are in no segment that was recorded a week ago and is anchored', v_unarchived) end,
+    case when v_recent > 0 then format('%s were imported within the hot period', v_recent) end,
+    case when v_held > 0 then format('%s are under legal hold', v_held) end), '');
 end
 $$;
 revoke all on function custody_data.assess_month(timestamptz, timestamptz, timestamptz) from public;
 comment on function custody_data.assess_month(timestamptz, timestamptz, timestamptz) is
-'Whether a month past the hot period may leave, and which of its events would stay: where they stand in its partition.';
+'Whether a month past the hot period may leave, how many of its events would stay, and why.';
 
 -- definer: reads the trail of all tenants
 create or replace function custody.audit_months(p_as_of timestamptz default pg_catalog.now())
@@ -251,7 +272,7 @@ comment on function custody.audit_months(timestamptz) is
 'The months of the trail in Postgres, oldest first, and what keeps each or that it may leave. Compares the events of those past the hot period with their leaves.
 p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
-create or replace function custody_data.copy_month(p_month custody.audit_month, p_kept tid[])
+create or replace function custody_data.copy_month(p_month custody.audit_month, p_as_of timestamptz)
 returns void
 language plpgsql
 volatile
@@ -263,15 +284,17 @@ declare
 begin
   perform custody_data.make_month(v_name, p_month.range_from at time zone 'UTC');
   execute format('insert into custody_data.%I select a.* from custody_data.audit_logs a
-    where a.occurred_at >= $1 and a.occurred_at < $2 and a.tableoid = $3 and a.ctid = any ($4)', v_name)
-  using p_month.range_from, p_month.range_to, format('custody_data.%I', p_month.partition_name)::regclass, p_kept;
+    where a.occurred_at >= $1 and a.occurred_at < $2 and a.tableoid = $3
+      and a.ctid in (select k.row_id from custody_data.kept_events($1, $2, $4) k)', v_name)
+  using p_month.range_from, p_month.range_to, format('custody_data.%I', p_month.partition_name)::regclass, p_as_of;
   get diagnostics v_rows = row_count;
   if v_rows <> p_month.rows_kept then
+    -- The month is locked: what keeps its events is not.
     raise exception using
-      errcode = 'PC029',
-      message = format('month %s changed while it was copied', p_month.partition_name),
+      errcode = '55P03',
+      message = format('what keeps events of month %s changed while they were copied', p_month.partition_name),
       detail = format('%s events were to stay, %s were found.', p_month.rows_kept, v_rows),
-      hint = 'Nothing was dropped; have the case looked at.';
+      hint = 'Nothing was dropped. Call it again.';
   end if;
   perform custody_data.guard_month(v_name, p_month.partition_name);
   -- So that attaching it reads none of it.
@@ -279,8 +302,8 @@ begin
     to_char(p_month.range_from at time zone 'UTC', 'YYYY-MM-DD" 00:00:00+00"'), to_char(p_month.range_to at time zone 'UTC', 'YYYY-MM-DD" 00:00:00+00"'));
 end
 $$;
-revoke all on function custody_data.copy_month(custody.audit_month, tid[]) from public;
-comment on function custody_data.copy_month(custody.audit_month, tid[]) is 'Copies events of a month as they are into a table of their own, ready to take its place. Errors: PC029.';
+revoke all on function custody_data.copy_month(custody.audit_month, timestamptz) from public;
+comment on function custody_data.copy_month(custody.audit_month, timestamptz) is 'Copies the events of a month that may not leave as they are into a table of their own, ready to take its place.';
 
 -- definer: drops partitions, which only the owner may
 create or replace function custody.drop_archived_partitions(p_limit integer default 1, p_as_of timestamptz default pg_catalog.now())
@@ -319,6 +342,9 @@ begin
     where m.state = 'hot' and (m.range_to at time zone 'UTC' + custody_data.hot_period()) at time zone 'UTC' <= p_as_of
   loop
     exit when cardinality(v_months) >= p_limit;
+    -- What stays as it is, is not locked. A look beside an import may see half of it.
+    v_assessed := custody_data.assess_month(v_month.range_from, v_month.range_to, p_as_of);
+    continue when v_assessed.state not in ('due', 'mismatch');
     execute format('lock table only custody_data.%I in share mode', v_month.partition_name);
     v_assessed := custody_data.assess_month(v_month.range_from, v_month.range_to, p_as_of);
     if v_assessed.state = 'mismatch' then
@@ -333,7 +359,7 @@ begin
     v_month.rows := v_assessed.rows_here;
     v_month.rows_kept := v_assessed.rows_kept;
     if v_month.rows_kept > 0 then
-      perform custody_data.copy_month(v_month, v_assessed.kept);
+      perform custody_data.copy_month(v_month, p_as_of);
     end if;
     v_months := v_months || v_month;
   end loop;

@@ -2765,15 +2765,15 @@ COMMENT ON FUNCTION custody_data.archived_leaves(p_from timestamp with time zone
 
 -- Name: assess_month(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text) RETURNS record
+CREATE FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT detail text) RETURNS record
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_custom_plan'
     AS $$ … $$;
 
--- Name: FUNCTION assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT detail text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT kept tid[], OUT detail text) IS 'Whether a month past the hot period may leave, and which of its events would stay: where they stand in its partition.';
+COMMENT ON FUNCTION custody_data.assess_month(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone, OUT state text, OUT rows_here bigint, OUT rows_kept bigint, OUT detail text) IS 'Whether a month past the hot period may leave, how many of its events would stay, and why.';
 
 -- Name: attach_month(text, timestamp without time zone); Type: FUNCTION; Schema: custody_data
 
@@ -3274,16 +3274,16 @@ CREATE FUNCTION custody_data.conversation_holds() RETURNS TABLE(identity_id uuid
 
 COMMENT ON FUNCTION custody_data.conversation_holds() IS 'People and conversations of the tenant in context that holds cover; without a conversation_id, all of the person. A hold on the tenant is not among them.';
 
--- Name: copy_month(custody.audit_month, tid[]); Type: FUNCTION; Schema: custody_data
+-- Name: copy_month(custody.audit_month, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.copy_month(p_month custody.audit_month, p_kept tid[]) RETURNS void
+CREATE FUNCTION custody_data.copy_month(p_month custody.audit_month, p_as_of timestamp with time zone) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION copy_month(p_month custody.audit_month, p_kept tid[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION copy_month(p_month custody.audit_month, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.copy_month(p_month custody.audit_month, p_kept tid[]) IS 'Copies events of a month as they are into a table of their own, ready to take its place. Errors: PC029.';
+COMMENT ON FUNCTION custody_data.copy_month(p_month custody.audit_month, p_as_of timestamp with time zone) IS 'Copies the events of a month that may not leave as they are into a table of their own, ready to take its place.';
 
 -- Name: count_unwrapped(text, integer); Type: FUNCTION; Schema: custody_data
 
@@ -3799,6 +3799,18 @@ CREATE FUNCTION custody_data.kek_check_value(p_tenant text, p_kek bytea) RETURNS
 -- Name: FUNCTION kek_check_value(p_tenant text, p_kek bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.kek_check_value(p_tenant text, p_kek bytea) IS 'What tells a tenant''s key from others without opening anything.';
+
+-- Name: kept_events(timestamp with time zone, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.kept_events(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone) RETURNS TABLE(row_id tid, is_unarchived boolean, is_recent boolean, is_held boolean)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION kept_events(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.kept_events(p_from timestamp with time zone, p_to timestamp with time zone, p_as_of timestamp with time zone) IS 'Where in the partition of p_from to p_to the events stand that may not leave with it, and why.';
 
 -- Name: kept_on_erasure(uuid); Type: FUNCTION; Schema: custody_data
 
