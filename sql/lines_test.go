@@ -295,13 +295,18 @@ func TestLinesOfManyPeople(t *testing.T) {
 	require.False(t, lines[0].Event)
 }
 
-// Contexts of logins that are checked have a line, which an identity or a pseudonym acts in.
+// Where pgaudit logs statements, contexts have a line to join them with, in which an identity or a pseudonym acts.
 func TestContextLines(t *testing.T) {
 	t.Parallel()
 	b := newBed(t)
 	w := b.session(t, "custody_app")
 	w.run(t, tenant, `select custody.put_preferences('known', '{}')`)
 	m := b.inTokenMode(t)
+	quiet := b.session(t, "custody_app")
+	require.NoError(t, quiet.beginToken(t.Context(), m.token(t, nil)))
+	lines, _ := b.ours(t, quiet)
+	require.Empty(t, lines)
+	b.must(t, "alter role custody_app in database "+b.Name+" set pgaudit.role = 'custody_pgaudit'")
 	s := b.session(t, "custody_app")
 	for _, sub := range []string{"known", "never.seen@example.org"} {
 		require.NoError(t, s.beginToken(t.Context(), m.token(t, map[string]any{"sub": sub, "purpose": "a \"purpose\"\nof two lines"})))
@@ -309,7 +314,7 @@ func TestContextLines(t *testing.T) {
 	}
 	lines, forged := b.ours(t, s)
 	require.Zero(t, forged)
-	require.Len(t, lines, 2)
+	require.Len(t, lines, 2, "rolled back as they are")
 	require.Equal(t, line{What: "context", Tenant: tenant, Actor: b.identity(t, "known"), Purpose: "a \"purpose\"\nof two lines", Login: "custody_app", Role: "custody_app"}, lines[0])
 	require.Regexp(t, "^~[0-9a-f]{16}$", lines[1].Actor)
 }
@@ -330,6 +335,7 @@ func TestReadsAndTokensOnAStandby(t *testing.T) {
 	require.NoError(t, w.beginToken(t.Context(), m.token(t, nil)))
 	w.must(t, "commit")
 
+	b.must(t, "alter role custody_app set pgaudit.log = 'read'")
 	standby := bedOf(t, startCopy(t, primary, baseBackup(t, primary), nil), stack.Database)
 	standby.keyed = true
 	require.True(t, ask[bool](t, standby, `select pg_is_in_recovery()`))

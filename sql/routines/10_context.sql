@@ -393,8 +393,8 @@ begin
       return;
     end if;
   end if;
-  -- To be joined with what pgaudit logs of this transaction.
-  if v_with.kid is not null or current_setting('pgaudit.role', true) = 'custody_pgaudit' then
+  -- To be joined with what pgaudit logs of this transaction, where it does.
+  if coalesce(current_setting('pgaudit.role', true), '') <> '' or coalesce(current_setting('pgaudit.log', true), 'none') not in ('none', '') then
     perform custody_data.write_line('context');
   end if;
 end

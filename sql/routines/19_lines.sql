@@ -11,7 +11,7 @@
 -- hexadecimal, over the bytes of JSON in UTF-8 exactly as they stand. JSON is one line without spaces between its parts, an
 -- object of these members in this order, those that are null left out:
 --   v        1
---   what     context: a context was entered; read: sealed values were opened
+--   what     context: a context was entered, where pgaudit logs statements to join with it; read: sealed values were opened
 --   tenant   of the context
 --   actor    identity of who acts, or, where the actor has none yet, ~ and 16 digits of an HMAC of the user_id: never a user_id
 --   purpose  of the context, its first 1000 characters
