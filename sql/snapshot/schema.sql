@@ -34,6 +34,93 @@ CREATE SCHEMA custody_keys;
 
 COMMENT ON SCHEMA custody_keys IS 'Wrapped data keys, apart from the data so that they can have backups of their own.';
 
+-- Name: access_group; Type: TYPE; Schema: custody_data
+
+CREATE TYPE custody_data.access_group AS (
+	tenant_id text,
+	actor_id uuid,
+	actor_pseudonym text,
+	login text,
+	role text,
+	client inet,
+	object_name text,
+	is_read boolean,
+	hour timestamp with time zone,
+	events bigint,
+	rows bigint,
+	people bigint,
+	own bigint,
+	first_at timestamp with time zone,
+	last_at timestamp with time zone,
+	recorded_to timestamp with time zone
+);
+
+-- Name: TYPE access_group; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TYPE custody_data.access_group IS 'Access events of one actor, login, role, client and object in one hour, counted: what the rules look at in common, so that events are read once. people: reads that name a person; own: those that name the actor. recorded_to: when the last of them was shipped.';
+
+-- Name: access_hour; Type: TYPE; Schema: custody_data
+
+CREATE TYPE custody_data.access_hour AS (
+	tenant_id text,
+	actor text,
+	actor_id uuid,
+	login text,
+	object_name text,
+	hour timestamp with time zone,
+	events bigint,
+	rows bigint,
+	people bigint,
+	first_at timestamp with time zone,
+	last_at timestamp with time zone,
+	recorded_to timestamp with time zone
+);
+
+-- Name: TYPE access_hour; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TYPE custody_data.access_hour IS 'What an actor read of an object in an hour.';
+
+-- Name: bulk_read; Type: TYPE; Schema: custody_data
+
+CREATE TYPE custody_data.bulk_read AS (
+	tenant_id text,
+	actor text,
+	actor_id uuid,
+	login text,
+	hour timestamp with time zone,
+	events bigint,
+	rows bigint,
+	people bigint,
+	usual_rows bigint,
+	usual_people bigint,
+	objects text[],
+	first_at timestamp with time zone,
+	last_at timestamp with time zone,
+	recorded_to timestamp with time zone
+);
+
+-- Name: TYPE bulk_read; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TYPE custody_data.bulk_read IS 'What an actor read in an hour, and at most in an hour of the days before.';
+
+-- Name: detection_finding; Type: TYPE; Schema: custody_data
+
+CREATE TYPE custody_data.detection_finding AS (
+	tenant_id text,
+	object_key text,
+	actor_id uuid,
+	login text,
+	events bigint,
+	first_at timestamp with time zone,
+	last_at timestamp with time zone,
+	recorded_to timestamp with time zone,
+	detail jsonb
+);
+
+-- Name: TYPE detection_finding; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TYPE custody_data.detection_finding IS 'What a rule found, in the one shape that all give: whose tenant, what it folds by, who acted, how many events from when to when, and facts without personal data. recorded_to: when the last of the events was shipped, by which what was found before is known.';
+
 -- Name: sealed_value; Type: DOMAIN; Schema: custody_data
 
 CREATE DOMAIN custody_data.sealed_value AS bytea
@@ -64,6 +151,124 @@ CREATE TYPE custody_data.touched_rows AS (
 
 COMMENT ON TYPE custody_data.touched_rows IS 'Rows of one person that a statement wrote, and the columns that it changed: what a record event names.';
 
+-- Name: access_record; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.access_record WITH (security_invoker='true') AS
+ SELECT NULL::timestamp with time zone AS occurred_at,
+    ''::text AS kind,
+    NULL::text AS action,
+    NULL::text AS object_name,
+    NULL::bigint AS rows,
+    NULL::text AS purpose,
+    NULL::text AS actor,
+    NULL::uuid AS actor_id,
+    NULL::text AS actor_pseudonym,
+    NULL::text AS login,
+    NULL::text AS role,
+    NULL::text AS subject,
+    NULL::uuid AS subject_id,
+    NULL::inet AS client,
+    ''::text AS session_id,
+    NULL::boolean AS rolled_back
+  WHERE false;
+
+-- Name: VIEW access_record; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.access_record IS 'Shape of access_to_person and access_by_actor. kind: read, a record was opened; statement, one in a context confined to the person, or as pgaudit logged it. actor, subject: user_ids, empty once erased or where there is none. rolled_back: whether the transaction was; what was shown had been shown.';
+
+-- Name: access_by_actor(timestamp with time zone, timestamp with time zone, text, uuid, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.access_by_actor(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text DEFAULT NULL::text, p_identity_id uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 1000) RETURNS SETOF custody.access_record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION access_by_actor(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text, p_identity_id uuid, p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.access_by_actor(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text, p_identity_id uuid, p_limit integer) IS 'What this actor read, of whom and for what purpose, newest first; the asking is an event (access.read) about the actor.
+p_from (inclusive), p_to (exclusive): when it was read. p_user_id or p_identity_id: the actor. p_limit: 1 to 10000.
+Errors: PC001, PC003, PC009, PC011 unknown person, PC015 confined to one person, PC023. Callers: custody_auditor, custody_privacy.';
+
+-- Name: own_access; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.own_access WITH (security_invoker='true') AS
+ SELECT NULL::timestamp with time zone AS occurred_at,
+    NULL::text AS object_name,
+    NULL::text AS purpose,
+    ''::text AS by_whom
+  WHERE false;
+
+-- Name: VIEW own_access; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.own_access IS 'Shape of access_of_subject. by_whom: self, staff (a person of the organisation) or program.';
+
+-- Name: access_of_subject(timestamp with time zone, timestamp with time zone, text, uuid, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.access_of_subject(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text DEFAULT NULL::text, p_identity_id uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 1000) RETURNS SETOF custody.own_access
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION access_of_subject(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text, p_identity_id uuid, p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.access_of_subject(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text, p_identity_id uuid, p_limit integer) IS 'A person''s own list, to be handed out (GDPR Art. 15): when and for what purpose which of their records were opened, and whether by the person, somebody of the staff or a program; not by whom. The asking is an event (access.read) about the person.
+p_from (inclusive), p_to (exclusive): when it was read. p_user_id or p_identity_id: the person; of a confined context, its subject. p_limit: 1 to 10000.
+Errors: PC001, PC003, PC009, PC011 unknown person, PC015 not for this role, or another person than the subject, PC023. Callers: custody_privacy; custody_readwrite for a context confined to the subject.';
+
+-- Name: access_count; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.access_count WITH (security_invoker='true') AS
+ SELECT ''::text AS object_name,
+    ''::text AS role,
+    NULL::timestamp with time zone AS hour,
+    (0)::bigint AS reads,
+    (0)::bigint AS rows,
+    (0)::bigint AS people,
+    (0)::bigint AS actors
+  WHERE false;
+
+-- Name: VIEW access_count; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.access_count IS 'Shape of access_summary. hour: its beginning. reads: lines of the log; rows: as far as they say; people: different ones who are named; actors: different ones.';
+
+-- Name: access_summary(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.access_summary(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS SETOF custody.access_count
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION access_summary(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.access_summary(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Reads of the tenant by table, role and hour; in tenant system, those of no tenant. The asking is an event (access.read).
+p_from (inclusive), p_to (exclusive): when it was read.
+Errors: PC001, PC009, PC015 confined to one person. Callers: custody_auditor, custody_privacy.';
+
+-- Name: access_to_person(timestamp with time zone, timestamp with time zone, text, uuid, integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.access_to_person(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text DEFAULT NULL::text, p_identity_id uuid DEFAULT NULL::uuid, p_limit integer DEFAULT 1000) RETURNS SETOF custody.access_record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION access_to_person(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text, p_identity_id uuid, p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.access_to_person(p_from timestamp with time zone, p_to timestamp with time zone, p_user_id text, p_identity_id uuid, p_limit integer) IS 'Who read this person''s records, when and for what purpose, newest first; the asking is an event (access.read) about the person.
+p_from (inclusive), p_to (exclusive): when it was read. p_user_id or p_identity_id: the person. p_limit: 1 to 10000.
+Errors: PC001, PC003, PC009, PC011 unknown person, PC015 confined to one person, PC023. Callers: custody_auditor, custody_privacy.';
+
+-- Name: acknowledge_alert(uuid); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.acknowledge_alert(p_alert_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION acknowledge_alert(p_alert_id uuid); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.acknowledge_alert(p_alert_id uuid) IS 'Says that somebody looks after an alert; it goes on folding. An event. Said again it changes nothing.
+Errors: PC001, PC015 confined to one person, PC077 unknown or closed, PC078 it is about the caller. Callers: custody_auditor, custody_privacy.';
+
 -- Name: acknowledge_erasure(uuid, text, jsonb); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text, p_evidence jsonb DEFAULT NULL::jsonb) RETURNS text
@@ -76,6 +281,29 @@ CREATE FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text, p_
 COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text, p_evidence jsonb) IS 'Records that a holder has forgotten the person of an erasure, empties the notice, and returns the certificate''s status: awaiting_holders or complete. Calling it again changes nothing.
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
+
+-- Name: add_access_events(bigint, integer[], integer[], text[], timestamp with time zone[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
+
+-- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION add_log_findings(p_source text, p_findings jsonb); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.add_log_findings(p_source text, p_findings jsonb) IS 'Records findings that are of no batch''s reading: of files, and of the objects in the store. The same within a day is recorded once. Returns how many were. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: add_restored_events(uuid, text, bigint[], text[]); Type: FUNCTION; Schema: custody
 
@@ -591,6 +819,18 @@ COMMENT ON FUNCTION custody.claim_data_keys(p_identity_ids uuid[]) IS 'Data keys
 p_identity_ids: of people, in any order; an identity that is there twice is returned once.
 Errors: PC001, PC015 confined to one person, PC021 erased or unknown, PC023, PC033 locked, PC034 retired meanwhile, PC035 no copy that the key opens, PC063 the keys'' giving out cannot be recorded. Callers: custody_worker.';
 
+-- Name: close_alert(uuid, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.close_alert(p_alert_id uuid, p_reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION close_alert(p_alert_id uuid, p_reason text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.close_alert(p_alert_id uuid, p_reason text) IS 'Closes an alert for good. What is found after it opens another. An event with the reason. p_reason: 1 to 2000 characters; must name nobody.
+Errors: PC001, PC015 confined to one person, PC023 no reason, PC077 unknown or closed, PC078 it is about the caller. Callers: custody_auditor, custody_privacy.';
+
 -- Name: complete_export(uuid, bigint); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.complete_export(p_request_id uuid, p_bytes bigint) RETURNS void
@@ -808,6 +1048,52 @@ CREATE FUNCTION custody.delete_profile(p_user_id text) RETURNS boolean
 COMMENT ON FUNCTION custody.delete_profile(p_user_id text) IS 'Deletes the profile and returns whether there was one. Not an erasure: see custody.request_erasure.
 Errors: PC001, PC003, PC032 under a legal hold. Callers: custody_readwrite.';
 
+-- Name: detection; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.detection WITH (security_invoker='true') AS
+ SELECT ''::text AS rule,
+    ''::text AS severity,
+    ''::text AS outcome,
+    NULL::uuid AS alert_id,
+    ''::text AS tenant_id,
+    ''::text AS object_key,
+    NULL::uuid AS actor_id,
+    NULL::text AS login,
+    (0)::bigint AS events,
+    NULL::timestamp with time zone AS first_at,
+    NULL::timestamp with time zone AS last_at,
+    '{}'::jsonb AS detail
+  WHERE false;
+
+-- Name: VIEW detection; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.detection IS 'Shape of detect. outcome: opened an alert, folded into one, or known (found before, or closed since); of a dry run what it would be.';
+
+-- Name: detect(timestamp with time zone, timestamp with time zone, boolean); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.detect(p_from timestamp with time zone DEFAULT NULL::timestamp with time zone, p_to timestamp with time zone DEFAULT NULL::timestamp with time zone, p_dry_run boolean DEFAULT false) RETURNS SETOF custody.detection
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean) IS 'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now.
+p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: finds and writes nothing.
+Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
+
+-- Name: drop_access_months(timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.drop_access_months(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION drop_access_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.drop_access_months(p_as_of timestamp with time zone) IS 'Drops the months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
+Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+
 -- Name: partition_drops; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.partition_drops (
@@ -843,6 +1129,80 @@ COMMENT ON FUNCTION custody.drop_archived_partitions(p_limit integer, p_as_of ti
 Set lock_timeout before: appenders queue behind a waiting lock, so it should not wait long; on 55P03, which a hold that is placed meanwhile raises too, try again later. Imports into the month wait until the end.
 p_limit: 1 to 100 months. p_as_of: not in the future.
 Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026, PC029 a month does not hold what its segments say. Callers: custody_worker.';
+
+-- Name: log_batches; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_batches (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    file_name text NOT NULL COLLATE pg_catalog."C",
+    file_from bigint NOT NULL,
+    file_to bigint NOT NULL,
+    object_key text NOT NULL COLLATE pg_catalog."C",
+    manifest_key text NOT NULL COLLATE pg_catalog."C",
+    sha256 bytea NOT NULL,
+    plain_sha256 bytea NOT NULL,
+    manifest_sha256 bytea NOT NULL,
+    previous_sha256 bytea NOT NULL,
+    lines bigint NOT NULL,
+    bytes bigint NOT NULL,
+    stored_bytes bigint NOT NULL,
+    first_occurred_at timestamp with time zone,
+    last_occurred_at timestamp with time zone,
+    counts jsonb DEFAULT '{}'::jsonb NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    deleted_at timestamp with time zone,
+    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(plain_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
+    CONSTRAINT log_batches_number_is_positive_check CHECK ((number > 0)),
+    CONSTRAINT log_batches_range_is_not_backwards_check CHECK (((file_from >= 0) AND (file_to >= file_from)))
+);
+
+ALTER TABLE ONLY custody_data.log_batches FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_batches IS 'Batches of the server''s log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.';
+
+-- Name: COLUMN log_batches.file_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.file_from IS 'First byte of the file that the batch has; file_to the byte behind the last.';
+
+-- Name: COLUMN log_batches.sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.sha256 IS 'Of the object as it is stored.';
+
+-- Name: COLUMN log_batches.plain_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.plain_sha256 IS 'Of its lines, before compression and encryption.';
+
+-- Name: COLUMN log_batches.manifest_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.manifest_sha256 IS 'Of the manifest beside it, which says all of this.';
+
+-- Name: COLUMN log_batches.previous_sha256; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.previous_sha256 IS 'manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.';
+
+-- Name: COLUMN log_batches.counts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.counts IS 'Lines by kind, and what was broken, cut, too long, in another encoding, forged.';
+
+-- Name: COLUMN log_batches.expires_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_batches.expires_at IS 'Until when the store locks it: the policy shipped_logs when it was shipped.';
+
+-- Name: due_log_batches(integer); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.due_log_batches(p_limit integer) RETURNS SETOF custody_data.log_batches
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION due_log_batches(p_limit integer); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.due_log_batches(p_limit integer) IS 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer. Errors: PC012. Callers: custody_worker.';
 
 -- Name: requests; Type: TABLE; Schema: custody_data
 
@@ -945,7 +1305,7 @@ CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, restored; audit and audit_hot return 0, since whole months go after archiving. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -1614,6 +1974,17 @@ CREATE FUNCTION custody.list_tenants() RETURNS SETOF custody_data.tenants
 
 COMMENT ON FUNCTION custody.list_tenants() IS 'All tenants, by name. Needs no context. Callers: custody_admin, custody_worker.';
 
+-- Name: mark_alert_sent(uuid, text, boolean); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_alert_sent(p_alert_id uuid, p_status text, p_delivered boolean) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_alert_sent(p_alert_id uuid, p_status text, p_delivered boolean); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_alert_sent(p_alert_id uuid, p_status text, p_delivered boolean) IS 'Records an attempt to send an alert. Errors: PC001, PC015 in another context than that of tenant system. Callers: custody_worker.';
+
 -- Name: mark_certificate_stored(uuid, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.mark_certificate_stored(p_request_id uuid, p_object_key text) RETURNS void
@@ -1638,6 +2009,17 @@ CREATE FUNCTION custody.mark_kek_destroyed(p_kek_version integer) RETURNS boolea
 COMMENT ON FUNCTION custody.mark_kek_destroyed(p_kek_version integer) IS 'Notes that the provider has forgotten a retired key-encryption key, and takes out of its reference what is behind the last #, by which a provider finds a key. Returns whether that was new.
 Errors: PC001, PC015 confined to one person, PC023 unknown or not retired. Callers: custody_worker.';
 
+-- Name: mark_log_batch_deleted(bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_log_batch_deleted(p_number bigint) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_log_batch_deleted(p_number bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_log_batch_deleted(p_number bigint) IS 'Says that the objects of a batch were deleted after their time; an event (log.expire). Errors: PC001, PC015 outside tenant system, PC026, PC073 not due. Callers: custody_worker.';
+
 -- Name: mark_notice_sent(uuid, text, boolean); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean DEFAULT true) RETURNS void
@@ -1649,6 +2031,17 @@ CREATE FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_deli
 
 COMMENT ON FUNCTION custody.mark_notice_sent(p_notice_id uuid, p_status text, p_delivered boolean) IS 'Records an attempt to deliver a notice. p_status: what came of it, a code that names nobody. p_delivered: whether the holder has it.
 Errors: PC001. Callers: custody_worker.';
+
+-- Name: mark_sink(text, bigint, bigint, bigint, bigint, text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text DEFAULT NULL::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.mark_sink(p_sink text, p_batch bigint, p_line bigint, p_trail_leaf bigint, p_sent bigint, p_error text) IS 'Says how far a sink is: the batch and how many lines of it, the leaf of the trail below which events were sent, how many lines were sent now, and the error that ended it. Errors: PC001, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- Name: incarnations; Type: TABLE; Schema: custody_data
 
@@ -1860,6 +2253,19 @@ CREATE FUNCTION custody.plan_months(p_as_of timestamp with time zone DEFAULT now
 COMMENT ON FUNCTION custody.plan_months(p_as_of timestamp with time zone) IS 'The months of the trail in Postgres as custody.audit_months has them, with what each takes on disk and, past the hot period, by which holds events of it are kept.
 p_as_of: may lie ahead. Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
 
+-- Name: plant_canary(text, jsonb); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.plant_canary(p_user_id text, p_profile jsonb DEFAULT NULL::jsonb) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION plant_canary(p_user_id text, p_profile jsonb); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.plant_canary(p_user_id text, p_profile jsonb) IS 'Plants a person who does not exist, and returns its identity: whoever reads its records raises an alert. An event, which does not say who. Auditors do it, who read no personal data: who does is not to know.
+p_user_id: one that nobody has. p_profile: as put_profile takes it, which needs the tenant''s key; without it the application makes records of the person as of any other.
+Errors: PC001, PC003 invalid user_id, PC015 confined to one person, PC023 somebody has that user_id, PC033 locked. Callers: custody_auditor.';
+
 -- Name: prepare_import(text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.prepare_import(p_table text) RETURNS void
@@ -1896,6 +2302,18 @@ CREATE FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) RETURNS int
 COMMENT ON FUNCTION custody.put_profile(p_user_id text, p_profile jsonb) IS 'Stores the whole profile of a person, who is made known where missing, and returns its version (1 for the first). Fields that are left out are emptied.
 p_profile: object of full_name, email, phone, organisation, title, address, city, region, postal_code, country (strings up to 1000 characters or null) and attributes (object). user_id, version and times, as get_profile gives them, are passed over.
 Errors: PC001, PC003, PC015, PC023, PC026 isolation level, where a field is unique, PC033 locked, PC035 altered, PC038 an e-mail address or telephone number is taken. Callers: custody_readwrite.';
+
+-- Name: reconcile_logs(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) RETURNS TABLE(kind text, findings bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whether its transaction was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
 
@@ -1950,6 +2368,19 @@ CREATE FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted
 COMMENT ON FUNCTION custody.record_consent(p_user_id text, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_evidence jsonb, p_occurred_at timestamp with time zone, p_consent_id uuid) IS 'Records that a person gave (p_granted) or withdrew consent for a purpose under a version of the policy, and returns the consent_id. Retried with the same p_consent_id it is one record.
 p_legal_basis: GDPR Art. 6(1). p_evidence: what shows it, a JSON value. p_occurred_at: when the person decided, not before 1970 and at most a day ahead; default now.
 Errors: PC001, PC003, PC008 legal basis, PC009 time, PC010 id with other content, PC015, PC023, PC033 evidence while locked, PC035 altered. Callers: custody_readwrite.';
+
+-- Name: record_log_batch(jsonb, bytea, bytea); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea DEFAULT NULL::bytea) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea) IS 'Records that the log of a source has been read up to a place, what was found on the way, and the batch that its lines went into, which lies in the store already. A batch is an event (log.ship) of the same transaction; findings are told on the channel pgcustody_log_findings. Returns the recorded_at of the batch, with which custody.add_access_events goes on in the same transaction.
+p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
+Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 another run was faster, PC071 the batch does not follow the last one. Callers: custody_worker.';
 
 -- Name: record_segment(date, integer, text, text, jsonb, bytea, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody
 
@@ -2140,6 +2571,18 @@ CREATE FUNCTION custody.remember_erased(p_on boolean) RETURNS boolean
 
 COMMENT ON FUNCTION custody.remember_erased(p_on boolean) IS 'Says whether erasures from now on keep a keyed hash of the user_id, for the policy erased_ids, so that find_erased can recognise a later claim of the same person; off unless it is said, and turning it off forgets what is kept. The hash is personal data to whoever has the tenant''s key-encryption key. The change is an event.
 Errors: PC001, PC015 confined to one person, PC023. Callers: custody_privacy.';
+
+-- Name: remove_canary(uuid); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.remove_canary(p_identity_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION remove_canary(p_identity_id uuid); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.remove_canary(p_identity_id uuid) IS 'Ends the watch over a planted person; reads from before are still found. The person stays as any other: have it erased. An event.
+Errors: PC001, PC015 confined to one person, PC076 unknown canary. Callers: custody_auditor.';
 
 -- Name: replay_erasures(jsonb, text); Type: FUNCTION; Schema: custody
 
@@ -2374,6 +2817,19 @@ COMMENT ON FUNCTION custody.seal_value(p_identity_id uuid, p_table text, p_colum
 p_identity_id: whom it is about. p_table, p_column: names of at most 63 of a-z, 0-9 and _. p_row: the row''s key as text.
 Errors: PC001, PC015 another person than the subject, PC021 erased or unknown, PC023, PC033 locked. Callers: custody_readwrite, custody_worker.';
 
+-- Name: sealed_entries(bigint, bigint); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.sealed_entries(p_from bigint, p_to bigint) RETURNS TABLE(leaf bigint, entry text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION sealed_entries(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.sealed_entries(p_from bigint, p_to bigint) IS 'Canonical entries of the leaves from p_from to before p_to, those whose events are in Postgres still: of all tenants in the context of tenant system. What sinks are sent of the trail: in the order of leaves nothing is missed. Callers: custody_worker.';
+
 -- Name: sealing_state; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.sealing_state WITH (security_invoker='true') AS
@@ -2458,6 +2914,19 @@ COMMENT ON FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_id
 The filter has m bits, m a power of two, at least 1024 and 12 for each member; members are the tenants, and TENANT/IDENTITY for actors and subjects, in UTF-8. Of a member''s SHA-256 each of the 8 big-endian numbers of 4 bytes modulo m is a bit that is set; bit b is in byte b / 8, its value there 1 << (b % 8).
 Callers: custody_worker, custody_auditor, custody_privacy.';
 
+-- Name: set_actor_hours(text, text, time without time zone, time without time zone, smallint[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.set_actor_hours(p_actor text, p_time_zone text, p_from time without time zone DEFAULT '07:00:00'::time without time zone, p_to time without time zone DEFAULT '20:00:00'::time without time zone, p_days smallint[] DEFAULT '{1,2,3,4,5}'::smallint[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION set_actor_hours(p_actor text, p_time_zone text, p_from time without time zone, p_to time without time zone, p_days smallint[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.set_actor_hours(p_actor text, p_time_zone text, p_from time without time zone, p_to time without time zone, p_days smallint[]) IS 'Says when an actor of the tenant is expected to work, in their own time zone. An event.
+p_actor: user_id; null for all of the tenant who have no hours of their own: give programs theirs, as in 00:00 to 24:00 on all days. p_time_zone: name of the IANA database; null ends the hours. p_from, p_to: on the same day. p_days: 1 is Monday.
+Errors: PC001, PC003 invalid actor, PC015 confined to one person, PC023. Callers: custody_admin.';
+
 -- Name: set_context(text, text, text, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.set_context(p_tenant text, p_actor text, p_purpose text DEFAULT NULL::text, p_subject text DEFAULT NULL::text) RETURNS void
@@ -2473,6 +2942,32 @@ p_subject: confines the transaction to this user_id: only that person''s rows ar
 Errors: PC002 unknown tenant, PC003 invalid actor or subject, PC015 tenant system without the right, PC061 another context than this login may have, PC062.
 Callers: every group role but custody_backup.';
 
+-- Name: set_detection_networks(text, inet[]); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.set_detection_networks(p_role text, p_networks inet[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION set_detection_networks(p_role text, p_networks inet[]); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.set_detection_networks(p_role text, p_networks inet[]) IS 'Says from which networks a login, or the members of a role, are expected; an address that any of its lists has is. An event.
+p_role: name of the login or role. p_networks: null or empty for anywhere.
+Errors: PC001, PC015 in another context than that of tenant system, PC023. Callers: custody_admin.';
+
+-- Name: set_detection_rule(text, bigint, interval, text, boolean); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.set_detection_rule(p_rule text, p_threshold bigint DEFAULT NULL::bigint, p_look_back interval DEFAULT NULL::interval, p_severity text DEFAULT NULL::text, p_enabled boolean DEFAULT NULL::boolean) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION set_detection_rule(p_rule text, p_threshold bigint, p_look_back interval, p_severity text, p_enabled boolean); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.set_detection_rule(p_rule text, p_threshold bigint, p_look_back interval, p_severity text, p_enabled boolean) IS 'Changes a rule of detection for all tenants; what is null stays. An event. Try a threshold before: it takes effect in the transaction, where custody.detect with p_dry_run says what it finds in past data.
+p_rule: its name. p_threshold: from how many on it fires. p_look_back: its baseline, or the time in which events count together.
+Errors: PC001, PC015 in another context than that of tenant system, PC023, PC075 unknown rule. Callers: custody_admin.';
+
 -- Name: set_retention_policy(text, interval, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) RETURNS custody_data.retention_changes
@@ -2483,7 +2978,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -2525,6 +3020,17 @@ COMMENT ON FUNCTION custody.take_over_leaves(p_kept bigint, p_hashes bytea, p_ob
 p_hashes: leaf hashes, 32 bytes each, which the caller has proved against the newest checkpoint in the bucket. p_observed: JSON object of what showed it.
 Returns {"tree_size", "kept", "taken", "found", "lost"}. Both the incarnation and the taking over are events.
 Errors: PC001, PC015 outside tenant system, PC020 a recorded checkpoint covers what would be cut, PC023, PC026, PC041 more kept than there are. Callers: custody_worker.';
+
+-- Name: trim_log_spool(text[], text); Type: FUNCTION; Schema: custody
+
+CREATE FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION trim_log_spool(p_sinks text[], p_source text); Type: COMMENT; Schema: custody
+
+COMMENT ON FUNCTION custody.trim_log_spool(p_sinks text[], p_source text) IS 'Lets go the batches in the spool that all the sinks named have taken, and those of a week ago: that a sink had not taken them is a finding (sink_behind). Returns how many went. Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: unlock(bytea); Type: FUNCTION; Schema: custody
 
@@ -2602,6 +3108,41 @@ COMMENT ON FUNCTION custody.verify_ledger(p_from bigint) IS 'Self-check: compare
 p_from: leaves from this index on.
 Errors: PC001, PC015 outside tenant system, PC023, PC026, PC041. Callers: custody_worker, custody_auditor.';
 
+-- Name: access_groups(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.access_groups(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS custody_data.access_group[]
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
+    SET enable_incremental_sort TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION access_groups(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.access_groups(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Reads and sessions that were shipped from p_from to p_to (exclusive), counted: the one look at all events that detection takes.';
+
+-- Name: access_hours(custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.access_hours(p_groups custody_data.access_group[]) RETURNS SETOF custody_data.access_hour
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION access_hours(p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.access_hours(p_groups custody_data.access_group[]) IS 'What each actor read of each object in each hour, other than of themselves.';
+
+-- Name: access_party(text, uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.access_party(p_user_id text, p_identity_id uuid) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION access_party(p_user_id text, p_identity_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.access_party(p_user_id text, p_identity_id uuid) IS 'The identity that a question names by user_id or identity. Errors: PC001, PC003, PC011, PC015, PC023.';
+
 -- Name: legal_holds; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.legal_holds (
@@ -2652,6 +3193,16 @@ CREATE FUNCTION custody_data.active_holds() RETURNS SETOF custody_data.legal_hol
 -- Name: FUNCTION active_holds(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.active_holds() IS 'Holds of the tenant in context that stand now; of all tenants in tenant system.';
+
+-- Name: actor_key(custody_data.access_group); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.actor_key(p_group custody_data.access_group) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN COALESCE(((p_group).actor_id)::text, (p_group).actor_pseudonym, ('login '::text || (p_group).login), 'nobody'::text);
+
+-- Name: FUNCTION actor_key(p_group custody_data.access_group); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.actor_key(p_group custody_data.access_group) IS 'Who acted: the identity, the pseudonym of one without identity, or the login.';
 
 -- Name: add_segments(date, int8multirange); Type: FUNCTION; Schema: custody_data
 
@@ -2884,6 +3435,17 @@ CREATE FUNCTION custody_data.blind_indexes(p_field text, p_value text) RETURNS b
 
 COMMENT ON FUNCTION custody_data.blind_indexes(p_field text, p_value text) IS 'Blind indexes of a value of field email or phone, normalised, or of a user_id: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 
+-- Name: bulk_reads(timestamp with time zone, interval, bigint, bigint, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.bulk_read
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]) IS 'Hours in which an actor read as much, with the most that they read in an hour of the days before: rows and reads that name a person.';
+
 -- Name: caller_role(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.caller_role() RETURNS text
@@ -2913,6 +3475,17 @@ CREATE FUNCTION custody_data.changed_columns(p_old jsonb, p_new jsonb) RETURNS t
 -- Name: FUNCTION changed_columns(p_old jsonb, p_new jsonb); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.changed_columns(p_old jsonb, p_new jsonb) IS 'Names of the columns in which two versions of a row differ, without those that every update changes.';
+
+-- Name: check_access_question(timestamp with time zone, timestamp with time zone, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.check_access_question(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION check_access_question(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.check_access_question(p_from timestamp with time zone, p_to timestamp with time zone, p_limit integer) IS 'Errors: PC009, PC023.';
 
 -- Name: check_archive_day(date); Type: FUNCTION; Schema: custody_data
 
@@ -3362,6 +3935,264 @@ CREATE FUNCTION custody_data.destroy_data_keys(p_identity_id uuid) RETURNS integ
 
 COMMENT ON FUNCTION custody_data.destroy_data_keys(p_identity_id uuid) IS 'Destroys every data key of an identity and returns their versions: what they sealed is erased wherever it is, as far as no copy of the wrapped keys survives elsewhere.';
 
+-- Name: detection_rules; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.detection_rules (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    rule text NOT NULL COLLATE pg_catalog."C",
+    title text NOT NULL,
+    description text NOT NULL,
+    control text NOT NULL,
+    severity text NOT NULL COLLATE pg_catalog."C",
+    look_back interval NOT NULL,
+    threshold bigint NOT NULL,
+    enabled boolean DEFAULT true NOT NULL,
+    function_name text NOT NULL COLLATE pg_catalog."C",
+    CONSTRAINT detection_rules_function_is_a_detector_check CHECK ((function_name ~ '^detect_[a-z0-9_]{1,56}$'::text)),
+    CONSTRAINT detection_rules_look_back_is_positive_check CHECK (((look_back > '00:00:00'::interval) AND (look_back <= '1 year'::interval))),
+    CONSTRAINT detection_rules_rule_is_a_name_check CHECK ((rule ~ '^[a-z][a-z0-9_]{0,62}$'::text)),
+    CONSTRAINT detection_rules_severity_is_known_check CHECK ((severity = ANY (ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text]))),
+    CONSTRAINT detection_rules_threshold_is_positive_check CHECK ((threshold >= 1))
+);
+
+ALTER TABLE ONLY custody_data.detection_rules FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE detection_rules; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.detection_rules IS 'The rules of detection. Severity, look_back, threshold and enabled are set by custody.set_detection_rule.';
+
+-- Name: COLUMN detection_rules.look_back; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.detection_rules.look_back IS 'How far back the rule looks: its baseline, or the time in which events count together.';
+
+-- Name: COLUMN detection_rules.threshold; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.detection_rules.threshold IS 'From how many on the rule fires; what is counted the description says.';
+
+-- Name: COLUMN detection_rules.function_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.detection_rules.function_name IS 'Function of custody_data (rule, from, to, groups) that returns setof detection_finding.';
+
+-- Name: detect_after_hours(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
+
+-- Name: detect_bulk_people(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor read at least threshold different people within one clock hour, in more than three times as many reads as in any hour of the days before (look_back). Folds by actor.';
+
+-- Name: detect_bulk_rows(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor read at least threshold rows within one clock hour, and more than three times the most that they read in an hour of the days before (look_back). Folds by actor.';
+
+-- Name: detect_canary(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold reads of people who were planted. Folds by actor.';
+
+-- Name: detect_definitions(timestamp with time zone, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_definitions(p_to timestamp with time zone, p_match text) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_definitions(p_to timestamp with time zone, p_match text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_definitions(p_to timestamp with time zone, p_match text) IS 'Findings of custody_check of which id and object, a blank between, match; where p_to is now.';
+
+-- Name: detect_failed_logins(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold failed logins within look_back, at one login or from one network (/24, /48). Folds by each.';
+
+-- Name: detect_first_table(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor who has read on at least threshold days of look_back reads a table for the first time in it. Folds by actor and table.';
+
+-- Name: detect_log_finding(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold findings of one kind about the log of a source, forged lines, gaps and lost files among them (log_findings). Folds by kind and source.';
+
+-- Name: detect_network(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold events of a login from an address that no list of it, or of a role of its, has (detection_networks); without a list anywhere is expected. Folds by login and network (/24, /48).';
+
+-- Name: detect_new_superuser(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
+
+-- Name: detect_policy_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: row-level security is off, or a policy is not as the last migration left it (custody_check.findings), or threshold CREATE, ALTER or DROP POLICY on our tables were logged. Folds by finding and by login.';
+
+-- Name: detect_privileged_read(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
+
+-- Name: detect_role_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold statements that make, change or grant roles. Folds by login.';
+
+-- Name: detect_schema_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold DDL statements on our schemas; each migration is one. Folds by login.';
+
+-- Name: detect_sealing_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: at least threshold events of the trail have no leaf in the ledger, the oldest for longer than look_back.';
+
+-- Name: detect_settings_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, custody_check.findings has one that hides or leaks, or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
+
+-- Name: detect_shipping_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: of a source that was shipped before, nothing has been for longer than look_back. Folds by source.';
+
+-- Name: detect_statements(timestamp with time zone, timestamp with time zone, bigint, text, text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text) IS 'Logged statements of a class whose command and object match, by login.';
+
+-- Name: detect_trigger_disabled(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a guard is disabled, gone, replaced or changed (custody_check.findings), or threshold CREATE, ALTER or DROP TRIGGER on our tables were logged. Folds by finding and by login.';
+
+-- Name: detection_knows(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.detection_knows() RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $_$ … $_$;
+
+-- Name: FUNCTION detection_knows(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.detection_knows() IS 'Superusers, logins that pass row-level security, members of the owner, and settings of logging as they are now.';
+
 -- Name: due_consents(text, timestamp with time zone, interval); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval) RETURNS TABLE(consent_id uuid, identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone)
@@ -3408,6 +4239,17 @@ CREATE FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aa
 -- Name: FUNCTION encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.encrypt_a256cbc_hs512(p_key bytea, p_iv bytea, p_aad bytea, p_plain bytea) IS 'A256CBC-HS512 (RFC 7518 section 5.2.5) under a key of 64 bytes: the initialisation vector of 16 bytes, the ciphertext, the tag of 32 bytes.';
+
+-- Name: ensure_access_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.ensure_access_partitions(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION ensure_access_partitions(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.ensure_access_partitions(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Makes the months of access_events from p_from to p_to, both inclusive, and returns how many it made; with a context the making is an event. Errors: PC009 for a range that is not finite, lies behind or more than 13 months ahead.';
 
 -- Name: enter_context(text, text, text, text); Type: FUNCTION; Schema: custody_data
 
@@ -3778,6 +4620,17 @@ CREATE FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) RETURNS 
 -- Name: FUNCTION json_matches(p_json jsonb, p_pattern text); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) IS 'Whether a string somewhere in a JSON value matches a regular expression, without regard to case.';
+
+-- Name: keep_baselines(custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.keep_baselines(p_groups custody_data.access_group[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION keep_baselines(p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.keep_baselines(p_groups custody_data.access_group[]) IS 'Keeps what each actor read at most in an hour of each day. The same hour twice changes nothing.';
 
 -- Name: keep_of(text); Type: FUNCTION; Schema: custody_data
 
@@ -4441,7 +5294,7 @@ COMMENT ON FUNCTION custody_data.read_manifest(p_manifest jsonb) IS 'What a mani
 CREATE FUNCTION custody_data.read_token(p_token text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    AS $$ … $$;
 
 -- Name: FUNCTION read_token(p_token text); Type: COMMENT; Schema: custody_data
 
@@ -4457,6 +5310,17 @@ CREATE FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reas
 -- Name: FUNCTION receive_request(p_kind text, p_user_id text, p_reason text, p_request_id uuid); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.receive_request(p_kind text, p_user_id text, p_reason text, p_request_id uuid) IS 'What request_erasure and request_export have in common.';
+
+-- Name: record_question(text, timestamp with time zone, timestamp with time zone, bigint, uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid) IS 'Appends the event of a question: which, about whom, and how many rows were the answer.';
 
 -- Name: record_read(uuid, text, text[], bigint); Type: FUNCTION; Schema: custody_data
 
@@ -4534,6 +5398,96 @@ CREATE FUNCTION custody_data.require_actor() RETURNS uuid
 -- Name: FUNCTION require_actor(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.require_actor() IS 'Identity of the actor in context, made where it is missing; also set in the context. Errors: PC001.';
+
+-- Name: alerts; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.alerts (
+    tenant_id custody_data.tenant_name NOT NULL,
+    alert_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    rule text NOT NULL COLLATE pg_catalog."C",
+    severity text NOT NULL COLLATE pg_catalog."C",
+    state text DEFAULT 'open'::text NOT NULL COLLATE pg_catalog."C",
+    object_key text NOT NULL COLLATE pg_catalog."C",
+    actor_id uuid,
+    login text COLLATE pg_catalog."C",
+    first_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    recorded_to timestamp with time zone NOT NULL,
+    count bigint DEFAULT 1 NOT NULL,
+    events bigint NOT NULL,
+    detail jsonb NOT NULL,
+    opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    acknowledged_at timestamp with time zone,
+    acknowledged_by uuid,
+    closed_at timestamp with time zone,
+    closed_by uuid,
+    close_reason text,
+    sent_at timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
+    last_status text,
+    CONSTRAINT alerts_acknowledged_by_somebody_check CHECK (((acknowledged_at IS NULL) = (acknowledged_by IS NULL))),
+    CONSTRAINT alerts_close_reason_length_is_at_most_2000_check CHECK ((char_length(close_reason) <= 2000)),
+    CONSTRAINT alerts_closed_with_a_reason_check CHECK ((((state = 'closed'::text) = (closed_at IS NOT NULL)) AND ((closed_at IS NULL) = (closed_by IS NULL)) AND ((closed_at IS NULL) = (close_reason IS NULL)))),
+    CONSTRAINT alerts_severity_is_known_check CHECK ((severity = ANY (ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text]))),
+    CONSTRAINT alerts_state_is_known_check CHECK ((state = ANY (ARRAY['open'::text, 'acknowledged'::text, 'closed'::text])))
+);
+
+ALTER TABLE ONLY custody_data.alerts FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE alerts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.alerts IS 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Never deleted.';
+
+-- Name: COLUMN alerts.object_key; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.object_key IS 'What findings of the rule fold by: an actor, a login, a table.';
+
+-- Name: COLUMN alerts.first_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.first_at IS 'Time of the first event.';
+
+-- Name: COLUMN alerts.last_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.last_at IS 'Time of the last event.';
+
+-- Name: COLUMN alerts.recorded_to; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.recorded_to IS 'When the last of the events was shipped: what is found again without a later one is known.';
+
+-- Name: COLUMN alerts.count; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.count IS 'How often it was found with something new.';
+
+-- Name: COLUMN alerts.events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.events IS 'How many events the newest finding counted.';
+
+-- Name: COLUMN alerts.detail; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.detail IS 'Facts of the newest finding; identities, names of roles and tables, counts.';
+
+-- Name: COLUMN alerts.close_reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.close_reason IS 'Why it was closed; must name nobody. @custody{"sensitivity":"content","retention":"alerts"}';
+
+-- Name: COLUMN alerts.sent_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.sent_at IS 'When the webhook took it.';
+
+-- Name: COLUMN alerts.last_status; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.last_status IS 'What became of the last attempt to send it.';
+
+-- Name: require_alert(uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.require_alert(p_alert_id uuid) RETURNS custody_data.alerts
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION require_alert(p_alert_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.require_alert(p_alert_id uuid) IS 'An alert that is not closed, locked, for somebody whom it is not about. Errors: PC001, PC015, PC077, PC078.';
 
 -- Name: require_all_tenants(text); Type: FUNCTION; Schema: custody_data
 
@@ -5392,6 +6346,39 @@ CREATE FUNCTION custody_data.writes_system() RETURNS boolean
 
 COMMENT ON FUNCTION custody_data.writes_system() IS 'Whether the caller may change what all tenants share: the setting that names the tenant is anybody''s to set, this is not.';
 
+-- Name: alerts; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.alerts WITH (security_invoker='true') AS
+ SELECT a.tenant_id,
+    a.alert_id,
+    a.rule,
+    a.severity,
+    a.state,
+    a.object_key,
+    a.actor_id,
+    i.user_id AS actor,
+    a.login,
+    a.first_at,
+    a.last_at,
+    a.count,
+    a.events,
+    a.detail,
+    a.opened_at,
+    a.acknowledged_at,
+    a.acknowledged_by,
+    a.closed_at,
+    a.closed_by,
+    a.close_reason,
+    a.sent_at,
+    a.attempts,
+    a.last_status
+   FROM (custody_data.alerts a
+     LEFT JOIN custody_data.identities i ON ((((i.tenant_id)::text = (a.tenant_id)::text) AND (i.identity_id = a.actor_id))));
+
+-- Name: VIEW alerts; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.alerts IS 'Alerts of the tenant in context, with the actor''s user_id; in tenant system, for custody_worker and custody_auditor, of all tenants. Readers: custody_worker, custody_privacy, custody_auditor.';
+
 -- Name: archive_restores; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.archive_restores (
@@ -5513,6 +6500,24 @@ CREATE VIEW custody.audit_entries WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody.audit_entries IS 'Each event with its canonical entry. Readers: custody_worker, all tenants in the context of tenant system.';
 
+-- Name: detection_rules; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.detection_rules WITH (security_invoker='true') AS
+ SELECT r.rule,
+    r.title,
+    r.description,
+    r.control,
+    r.severity,
+    r.look_back,
+    r.threshold,
+    r.enabled,
+    r.function_name
+   FROM custody_data.detection_rules r;
+
+-- Name: VIEW detection_rules; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.detection_rules IS 'The rules of detection, in the context of tenant system. Readers: custody_admin, custody_worker, custody_auditor.';
+
 -- Name: holds; Type: VIEW; Schema: custody
 
 CREATE VIEW custody.holds WITH (security_invoker='true') AS
@@ -5599,6 +6604,171 @@ CREATE VIEW custody.ledger_checkpoints WITH (security_invoker='true') AS
 -- Name: VIEW ledger_checkpoints; Type: COMMENT; Schema: custody
 
 COMMENT ON VIEW custody.ledger_checkpoints IS 'Signed checkpoints as recorded here; what counts is in the bucket. Readers: custody_worker, custody_auditor, custody_privacy.';
+
+-- Name: access_events; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.access_events (
+    tenant_id custody_data.tenant_name NOT NULL,
+    recorded_at timestamp with time zone NOT NULL,
+    batch bigint NOT NULL,
+    line integer NOT NULL,
+    part smallint DEFAULT 0 NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    kind text NOT NULL COLLATE pg_catalog."C",
+    class text COLLATE pg_catalog."C",
+    action text COLLATE pg_catalog."C",
+    object_name text COLLATE pg_catalog."C",
+    login text COLLATE pg_catalog."C",
+    role text COLLATE pg_catalog."C",
+    actor_id uuid,
+    actor_pseudonym text COLLATE pg_catalog."C",
+    purpose text,
+    identity_id uuid,
+    rows bigint,
+    client inet,
+    application text,
+    session_id text NOT NULL COLLATE pg_catalog."C",
+    vxid text COLLATE pg_catalog."C",
+    xact_at timestamp with time zone,
+    event_line text COLLATE pg_catalog."C",
+    rolled_back boolean,
+    state_code text COLLATE pg_catalog."C",
+    CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
+)
+PARTITION BY RANGE (recorded_at);
+
+ALTER TABLE ONLY custody_data.access_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.access_events IS 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
+
+-- Name: COLUMN access_events.tenant_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.tenant_id IS 'As the transaction''s own line says; system where none does.';
+
+-- Name: COLUMN access_events.recorded_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.recorded_at IS 'When its batch was recorded.';
+
+-- Name: COLUMN access_events.batch; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.batch IS 'Number of the batch.';
+
+-- Name: COLUMN access_events.line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.line IS 'Which line of the batch, from 1.';
+
+-- Name: COLUMN access_events.part; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.part IS 'Which of the people of one line, from 0.';
+
+-- Name: COLUMN access_events.occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.occurred_at IS 'As the server logged it.';
+
+-- Name: COLUMN access_events.kind; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.kind IS 'read: a record was opened; statement: as pgaudit logged it; connect, authenticated, logon, logon_failed, logoff; forged: a line that claims to be one of these or ours and is not; message: a statement that failed, or a setting that changed.';
+
+-- Name: COLUMN access_events.class; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.class IS 'pgaudit''s: READ, WRITE, DDL, ROLE, FUNCTION, MISC; READ for reads, SETTING where one changed.';
+
+-- Name: COLUMN access_events.action; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.action IS 'Command tag; record.read for reads.';
+
+-- Name: COLUMN access_events.object_name; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.object_name IS 'schema.table as pgaudit has it; the table of a read; the name of a setting.';
+
+-- Name: COLUMN access_events.login; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.login IS 'Who authenticated, whatever SET ROLE said since.';
+
+-- Name: COLUMN access_events.role; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.role IS 'As which role our functions were called.';
+
+-- Name: COLUMN access_events.actor_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_id IS 'Identity that acted: the one in context in that transaction.';
+
+-- Name: COLUMN access_events.actor_pseudonym; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.actor_pseudonym IS 'Stands for an actor without an identity: keyed, never the user_id.';
+
+-- Name: COLUMN access_events.identity_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.identity_id IS 'Whose record was read; of a statement, the person to whom its context is confined.';
+
+-- Name: COLUMN access_events.rows; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rows IS 'How many rows, as far as known: of the whole line.';
+
+-- Name: COLUMN access_events.client; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.client IS 'Address of the client; empty for a Unix socket or a name. @custody{"sensitivity":"contact","retention":"access"}';
+
+-- Name: COLUMN access_events.application; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.application IS 'application_name, the client''s own choice. @custody{"sensitivity":"content","retention":"access"}';
+
+-- Name: COLUMN access_events.session_id; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.session_id IS 'Start and pid of the process, hexadecimal: %c of the log.';
+
+-- Name: COLUMN access_events.vxid; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.vxid IS 'Virtual transaction, within its session.';
+
+-- Name: COLUMN access_events.xact_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction began, where its own line says.';
+
+-- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
+
+-- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
+
+-- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.state_code IS 'SQLSTATE of what failed.';
+
+-- Name: log_reconciliation; Type: VIEW; Schema: custody
+
+CREATE VIEW custody.log_reconciliation WITH (security_invoker='true') AS
+ SELECT e.tenant_id,
+    'statement_without_row'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE ((e.kind = 'statement'::text) AND (e.actor_id IS NULL) AND (e.actor_pseudonym IS NULL) AND (e.class = ANY (ARRAY['READ'::text, 'WRITE'::text])) AND (e.object_name = ANY (ARRAY['custody_data.user_profiles'::text, 'custody_data.user_preferences'::text, 'custody_data.consent_records'::text, 'custody_data.conversations'::text])))
+UNION ALL
+ SELECT e.tenant_id,
+    'rolled_back'::text AS kind,
+    e.occurred_at,
+    e.batch,
+    e.line,
+    e.session_id,
+    e.login,
+    e.object_name,
+    NULL::uuid AS log_entry_id
+   FROM custody_data.access_events e
+  WHERE e.rolled_back;
+
+-- Name: VIEW log_reconciliation; Type: COMMENT; Schema: custody
+
+COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads whose transaction was rolled back. Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: logins; Type: VIEW; Schema: custody
 
@@ -5755,7 +6925,7 @@ CREATE TABLE custody_data.retention_policies (
     change_id uuid,
     CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text]))),
+    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text, 'access'::text, 'shipped_logs'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
 );
 
@@ -6445,6 +7615,58 @@ CREATE VIEW custody_check.personal_columns WITH (security_invoker='true') AS
 
 COMMENT ON VIEW custody_check.personal_columns IS 'Every column that holds personal data, with its sensitivity and retention class, as its comment says, and whether its values are sealed. Not sealed are the external ids, by which people are found, blind indexes, and reasons that must name nobody.';
 
+-- Name: access_baselines; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.access_baselines (
+    tenant_id custody_data.tenant_name NOT NULL,
+    actor text NOT NULL COLLATE pg_catalog."C",
+    object_name text NOT NULL COLLATE pg_catalog."C",
+    day date NOT NULL,
+    peak_rows bigint NOT NULL,
+    peak_people bigint NOT NULL
+);
+
+ALTER TABLE ONLY custody_data.access_baselines FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE access_baselines; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.access_baselines IS 'What an actor read of a table on a UTC day, at most in one hour: their own measure. Kept for a year.';
+
+-- Name: COLUMN access_baselines.actor; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_baselines.actor IS 'Identity of the actor, the pseudonym of one without identity, or the login.';
+
+-- Name: COLUMN access_baselines.peak_people; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_baselines.peak_people IS 'Reads that named a person: at least as many as different people were read.';
+
+-- Name: actor_settings; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.actor_settings (
+    tenant_id custody_data.tenant_name NOT NULL,
+    actor_id uuid NOT NULL,
+    time_zone text NOT NULL,
+    work_from time without time zone NOT NULL,
+    work_to time without time zone NOT NULL,
+    work_days smallint[] NOT NULL,
+    CONSTRAINT actor_settings_days_are_of_a_week_check CHECK (((work_days <@ ARRAY[(1)::smallint, (2)::smallint, (3)::smallint, (4)::smallint, (5)::smallint, (6)::smallint, (7)::smallint]) AND ((cardinality(work_days) >= 1) AND (cardinality(work_days) <= 7)))),
+    CONSTRAINT actor_settings_hours_are_in_order_check CHECK ((work_from < work_to))
+);
+
+ALTER TABLE ONLY custody_data.actor_settings FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE actor_settings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.actor_settings IS 'When an actor is expected to work. The row of the nil identity is for all of the tenant who have none; without it they have no hours.';
+
+-- Name: COLUMN actor_settings.time_zone; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.actor_settings.time_zone IS 'Name of the IANA database, as in Europe/Berlin.';
+
+-- Name: COLUMN actor_settings.work_days; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.actor_settings.work_days IS 'ISO days of the week, 1 is Monday.';
+
 -- Name: archive_heads; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.archive_heads (
@@ -6526,6 +7748,59 @@ ALTER TABLE ONLY custody_data.audit_resource_types FORCE ROW LEVEL SECURITY;
 -- Name: TABLE audit_resource_types; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.audit_resource_types IS 'The kinds of thing that audit events may be about. Rows of tenant system hold for all; a tenant may add its own.';
+
+-- Name: canaries; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.canaries (
+    tenant_id custody_data.tenant_name NOT NULL,
+    identity_id uuid NOT NULL,
+    planted_by uuid NOT NULL,
+    planted_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    removed_at timestamp with time zone
+);
+
+ALTER TABLE ONLY custody_data.canaries FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE canaries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.canaries IS 'People who do not exist: whoever reads one was looking where nobody has anything to look for.';
+
+-- Name: detection_heads; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.detection_heads (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    detected_to timestamp with time zone,
+    known jsonb DEFAULT '{}'::jsonb NOT NULL
+);
+
+ALTER TABLE ONLY custody_data.detection_heads FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE detection_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.detection_heads IS 'How far detection is: one row.';
+
+-- Name: COLUMN detection_heads.detected_to; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.detection_heads.detected_to IS 'Events that were shipped before have been looked at.';
+
+-- Name: COLUMN detection_heads.known; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.detection_heads.known IS 'Superusers, logins that pass row-level security and settings of logging as detection last saw them: what differs is found.';
+
+-- Name: detection_networks; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.detection_networks (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    role_name text NOT NULL COLLATE pg_catalog."C",
+    networks inet[] NOT NULL,
+    CONSTRAINT detection_networks_are_given_check CHECK (((cardinality(networks) >= 1) AND (cardinality(networks) <= 256)))
+);
+
+ALTER TABLE ONLY custody_data.detection_networks FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE detection_networks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.detection_networks IS 'From which networks the members of a role, or one login, are expected. A role without a row may come from anywhere.';
 
 -- Name: erased_user_ids; Type: TABLE; Schema: custody_data
 
@@ -6726,6 +8001,143 @@ COMMENT ON TABLE custody_data.ledger_tiles IS 'Hashes of the Merkle tree, in the
 
 COMMENT ON COLUMN custody_data.ledger_tiles.hashes IS '1 to 256 hashes of 32 bytes, from left to right.';
 
+-- Name: log_findings; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_findings (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    finding_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    batch bigint,
+    kind text NOT NULL COLLATE pg_catalog."C",
+    session_id text COLLATE pg_catalog."C",
+    line_from bigint,
+    line_to bigint,
+    occurrences bigint DEFAULT 1 NOT NULL,
+    occurred_at timestamp with time zone,
+    found_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    detail jsonb DEFAULT '{}'::jsonb NOT NULL,
+    CONSTRAINT log_findings_kind_is_known_check CHECK ((kind = ANY (ARRAY['gap'::text, 'repeat'::text, 'reordered'::text, 'lost_file'::text, 'truncated'::text, 'replaced'::text, 'clock_back'::text, 'broken'::text, 'too_long'::text, 'cut'::text, 'bad_encoding'::text, 'unknown_zone'::text, 'forged'::text, 'unverified'::text, 'statement_without_row'::text, 'row_without_line'::text, 'batch_without_object'::text, 'batch_altered'::text, 'orphan'::text, 'sink_behind'::text]))),
+    CONSTRAINT log_findings_occurrences_is_positive_check CHECK ((occurrences > 0))
+);
+
+ALTER TABLE ONLY custody_data.log_findings FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_findings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_findings IS 'What is wrong with a log, with a line of it, or between log, trail and store: append-only. What repeats within a batch is one row (occurrences).';
+
+-- Name: COLUMN log_findings.kind; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.kind IS 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours, under a key that is gone). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
+
+-- Name: COLUMN log_findings.line_from; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.line_from IS 'Line numbers within the session; bytes for truncated, too_long, broken and cut. line_to the last.';
+
+-- Name: COLUMN log_findings.occurred_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.occurred_at IS 'Time of the line that showed it.';
+
+-- Name: COLUMN log_findings.detail; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_findings.detail IS 'File, object, table or SQLSTATE, as the kind has it; nothing that a client wrote.';
+
+-- Name: log_sinks; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_sinks (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    sink text NOT NULL COLLATE pg_catalog."C",
+    batch bigint DEFAULT 0 NOT NULL,
+    line bigint DEFAULT 0 NOT NULL,
+    trail_leaf bigint DEFAULT 0 NOT NULL,
+    sent_lines bigint DEFAULT 0 NOT NULL,
+    sent_at timestamp with time zone,
+    failed_at timestamp with time zone,
+    failures integer DEFAULT 0 NOT NULL,
+    last_error text,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT log_sinks_sink_is_a_name_check CHECK ((sink ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'::text))
+);
+
+ALTER TABLE ONLY custody_data.log_sinks FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_sinks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_sinks IS 'Where else batches and the application''s audit events are sent, and how far each is: its own place, so that none keeps another waiting, nor the store.';
+
+-- Name: COLUMN log_sinks.batch; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sinks.batch IS 'The batch that is being sent, line its lines that were taken; all before it were.';
+
+-- Name: COLUMN log_sinks.trail_leaf; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sinks.trail_leaf IS 'Events of the trail below this leaf were sent.';
+
+-- Name: COLUMN log_sinks.last_error; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sinks.last_error IS 'What the sink answered last: a status or a kind of error, no text of its own.';
+
+-- Name: log_sources; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_sources (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    source text NOT NULL COLLATE pg_catalog."C",
+    format text NOT NULL COLLATE pg_catalog."C",
+    file_name text NOT NULL COLLATE pg_catalog."C",
+    file_offset bigint NOT NULL,
+    file_head bytea NOT NULL,
+    file_tail bytea NOT NULL,
+    state bytea NOT NULL,
+    last_line_at timestamp with time zone,
+    updated_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    CONSTRAINT log_sources_digests_have_32_bytes_check CHECK (((octet_length(file_head) = 32) AND (octet_length(file_tail) = 32))),
+    CONSTRAINT log_sources_file_offset_is_not_negative_check CHECK ((file_offset >= 0)),
+    CONSTRAINT log_sources_format_is_known_check CHECK ((format = ANY (ARRAY['jsonlog'::text, 'csvlog'::text]))),
+    CONSTRAINT log_sources_source_is_a_name_check CHECK ((source ~ '^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$'::text))
+);
+
+ALTER TABLE ONLY custody_data.log_sources FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_sources; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_sources IS 'Logs that are shipped, and how far: which file, told by what stands in it, and from which byte the next batch begins.';
+
+-- Name: COLUMN log_sources.source; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.source IS 'Name of the server whose log it is, in the names of objects too.';
+
+-- Name: COLUMN log_sources.file_head; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.file_head IS 'SHA-256 of the first 4 kB of what was read of the file; file_tail of the last. Another file under the same name has others.';
+
+-- Name: COLUMN log_sources.state; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.state IS 'What the lines to come are joined with and checked against: the last line and the context of each open session. The runner''s own form.';
+
+-- Name: COLUMN log_sources.last_line_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_sources.last_line_at IS 'Time of the last line that was shipped.';
+
+-- Name: log_spool; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.log_spool (
+    tenant_id custody_data.tenant_name DEFAULT 'system'::text NOT NULL,
+    number bigint NOT NULL,
+    compressed bytea NOT NULL,
+    recorded_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL
+);
+ALTER TABLE ONLY custody_data.log_spool ALTER COLUMN compressed SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY custody_data.log_spool FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE log_spool; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.log_spool IS 'Batches that a sink has not taken yet: the runner cannot open them in the store, where they are encrypted to the archive''s recipients. Empty where there are no sinks; a batch goes when all have it, and after a week anyhow.';
+
+-- Name: COLUMN log_spool.compressed; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.log_spool.compressed IS 'The lines of the batch, zstd.';
+
 -- Name: schema_migrations; Type: TABLE; Schema: custody_data
 
 CREATE TABLE custody_data.schema_migrations (
@@ -6888,6 +8300,26 @@ CREATE UNLOGGED SEQUENCE custody_keys.session_secret_2
 
 COMMENT ON SEQUENCE custody_keys.session_secret_2 IS 'The other half of session_secret_1.';
 
+-- Name: access_baselines access_baselines_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.access_baselines
+    ADD CONSTRAINT access_baselines_pkey PRIMARY KEY (tenant_id, actor, object_name, day);
+
+-- Name: access_events access_events_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.access_events
+    ADD CONSTRAINT access_events_pkey PRIMARY KEY (tenant_id, recorded_at, batch, line, part);
+
+-- Name: actor_settings actor_settings_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.actor_settings
+    ADD CONSTRAINT actor_settings_pkey PRIMARY KEY (tenant_id, actor_id);
+
+-- Name: alerts alerts_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.alerts
+    ADD CONSTRAINT alerts_pkey PRIMARY KEY (tenant_id, alert_id);
+
 -- Name: archive_heads archive_heads_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.archive_heads
@@ -6923,6 +8355,11 @@ ALTER TABLE ONLY custody_data.audit_logs
 ALTER TABLE ONLY custody_data.audit_resource_types
     ADD CONSTRAINT audit_resource_types_pkey PRIMARY KEY (tenant_id, resource_type);
 
+-- Name: canaries canaries_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.canaries
+    ADD CONSTRAINT canaries_pkey PRIMARY KEY (tenant_id, identity_id);
+
 -- Name: consent_records consent_records_pkey; Type: CONSTRAINT; Schema: custody_data
 
 ALTER TABLE ONLY custody_data.consent_records
@@ -6932,6 +8369,21 @@ ALTER TABLE ONLY custody_data.consent_records
 
 ALTER TABLE ONLY custody_data.conversations
     ADD CONSTRAINT conversations_pkey PRIMARY KEY (tenant_id, identity_id, conversation_id);
+
+-- Name: detection_heads detection_heads_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.detection_heads
+    ADD CONSTRAINT detection_heads_pkey PRIMARY KEY (tenant_id);
+
+-- Name: detection_networks detection_networks_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.detection_networks
+    ADD CONSTRAINT detection_networks_pkey PRIMARY KEY (tenant_id, role_name);
+
+-- Name: detection_rules detection_rules_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.detection_rules
+    ADD CONSTRAINT detection_rules_pkey PRIMARY KEY (tenant_id, rule);
 
 -- Name: erased_user_ids erased_user_ids_pkey; Type: CONSTRAINT; Schema: custody_data
 
@@ -7007,6 +8459,31 @@ ALTER TABLE ONLY custody_data.ledger_tiles
 
 ALTER TABLE ONLY custody_data.legal_holds
     ADD CONSTRAINT legal_holds_pkey PRIMARY KEY (tenant_id, hold_id);
+
+-- Name: log_batches log_batches_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_batches
+    ADD CONSTRAINT log_batches_pkey PRIMARY KEY (tenant_id, number);
+
+-- Name: log_findings log_findings_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_findings
+    ADD CONSTRAINT log_findings_pkey PRIMARY KEY (tenant_id, finding_id);
+
+-- Name: log_sinks log_sinks_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_sinks
+    ADD CONSTRAINT log_sinks_pkey PRIMARY KEY (tenant_id, sink);
+
+-- Name: log_sources log_sources_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_sources
+    ADD CONSTRAINT log_sources_pkey PRIMARY KEY (tenant_id, source);
+
+-- Name: log_spool log_spool_pkey; Type: CONSTRAINT; Schema: custody_data
+
+ALTER TABLE ONLY custody_data.log_spool
+    ADD CONSTRAINT log_spool_pkey PRIMARY KEY (tenant_id, number);
 
 -- Name: logins logins_pkey; Type: CONSTRAINT; Schema: custody_data
 
@@ -7087,6 +8564,46 @@ ALTER TABLE ONLY custody_keys.key_encryption_keys
 
 ALTER TABLE ONLY custody_keys.wrapped_keys
     ADD CONSTRAINT wrapped_keys_pkey PRIMARY KEY (tenant_id, identity_id, key_version, kek_version);
+
+-- Name: access_events_actor_id_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_actor_id_idx ON ONLY custody_data.access_events USING btree (tenant_id, actor_id, occurred_at) WHERE (actor_id IS NOT NULL);
+
+-- Name: access_events_identity_id_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_identity_id_idx ON ONLY custody_data.access_events USING btree (tenant_id, identity_id, occurred_at) WHERE (identity_id IS NOT NULL);
+
+-- Name: access_events_occurred_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_occurred_at_idx ON ONLY custody_data.access_events USING brin (occurred_at);
+
+-- Name: access_events_rare_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_rare_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((class = ANY (ARRAY['DDL'::text, 'ROLE'::text, 'SETTING'::text])) OR (kind = ANY (ARRAY['logon_failed'::text, 'forged'::text])));
+
+-- Name: access_events_recorded_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_recorded_at_idx ON ONLY custody_data.access_events USING brin (recorded_at) WITH (pages_per_range='32');
+
+-- Name: access_events_session_id_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USING btree (session_id, vxid);
+
+-- Name: access_events_unreconciled_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_line IS NOT NULL) AND (rolled_back IS NULL));
+
+-- Name: alerts_object_key_idx; Type: INDEX; Schema: custody_data
+
+CREATE UNIQUE INDEX alerts_object_key_idx ON custody_data.alerts USING btree (tenant_id, rule, object_key) WHERE (closed_at IS NULL);
+
+-- Name: alerts_opened_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX alerts_opened_at_idx ON custody_data.alerts USING btree (tenant_id, opened_at);
+
+-- Name: alerts_rule_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX alerts_rule_idx ON custody_data.alerts USING btree (tenant_id, rule, object_key, recorded_to);
 
 -- Name: archive_restores_begun_at_idx; Type: INDEX; Schema: custody_data
 
@@ -7188,6 +8705,26 @@ CREATE UNIQUE INDEX legal_holds_active_idx ON custody_data.legal_holds USING btr
 
 CREATE INDEX legal_holds_identity_id_idx ON custody_data.legal_holds USING btree (tenant_id, identity_id) WHERE (released_at IS NULL);
 
+-- Name: log_batches_expires_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_batches_expires_at_idx ON custody_data.log_batches USING btree (tenant_id, expires_at) WHERE (deleted_at IS NULL);
+
+-- Name: log_batches_recorded_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_batches_recorded_at_idx ON custody_data.log_batches USING btree (tenant_id, recorded_at);
+
+-- Name: log_batches_source_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_batches_source_idx ON custody_data.log_batches USING btree (tenant_id, source, number);
+
+-- Name: log_findings_found_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_findings_found_at_idx ON custody_data.log_findings USING btree (tenant_id, found_at DESC);
+
+-- Name: log_findings_kind_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX log_findings_kind_idx ON custody_data.log_findings USING btree (tenant_id, kind, source, found_at DESC);
+
 -- Name: logins_role_name_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX logins_role_name_idx ON custody_data.logins USING btree (role_name);
@@ -7258,6 +8795,18 @@ CREATE TRIGGER a_keep_anchored BEFORE DELETE OR UPDATE ON custody_data.ledger_ti
 
 ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_keep_anchored;
 
+-- Name: access_events a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.access_events FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: alerts a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.alerts FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_delete;
+
 -- Name: archive_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -7287,6 +8836,24 @@ ALTER TABLE custody_data.audit_actions ENABLE ALWAYS TRIGGER a_reject_delete;
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.audit_resource_types FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.audit_resource_types ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: canaries a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.canaries FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.canaries ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: detection_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.detection_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.detection_heads ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: detection_rules a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.detection_rules FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.detection_rules ENABLE ALWAYS TRIGGER a_reject_delete;
 
 -- Name: erasure_notices a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -7323,6 +8890,24 @@ ALTER TABLE custody_data.ledger_heads ENABLE ALWAYS TRIGGER a_reject_delete;
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.legal_holds FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: log_batches a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.log_batches FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_batches ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: log_sinks a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.log_sinks FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_sinks ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: log_sources a_reject_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.log_sources FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_sources ENABLE ALWAYS TRIGGER a_reject_delete;
 
 -- Name: logins a_reject_delete; Type: TRIGGER; Schema: custody_data
 
@@ -7384,6 +8969,18 @@ CREATE TRIGGER a_reject_held AFTER DELETE ON custody_data.user_profiles REFERENC
 
 ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
+-- Name: access_events a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'state_code', '=rolled_back');
+
+ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: alerts a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.alerts FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'alert_id', 'rule', 'severity', 'object_key', 'actor_id', 'login', 'first_at', 'opened_at', '=acknowledged_at', '=acknowledged_by', '=closed_at', '=closed_by', '=close_reason', '=sent_at');
+
+ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_key_change;
+
 -- Name: archive_restores a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_restores FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'restore_id', 'range_from', 'range_to', 'of_tenant', 'identity_id', 'log_entry_id', 'action', 'reason', 'restored_by', 'begun_at', 'expires_at', '+finished_at');
@@ -7396,11 +8993,23 @@ CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.archive_segment
 
 ALTER TABLE custody_data.archive_segments ENABLE ALWAYS TRIGGER a_reject_key_change;
 
+-- Name: canaries a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.canaries FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'identity_id', 'planted_at');
+
+ALTER TABLE custody_data.canaries ENABLE ALWAYS TRIGGER a_reject_key_change;
+
 -- Name: conversations a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.conversations FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'identity_id', 'conversation_id', 'created_at');
 
 ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: detection_rules a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.detection_rules FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'rule', 'function_name');
+
+ALTER TABLE custody_data.detection_rules ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: erasure_notices a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
@@ -7425,6 +9034,18 @@ ALTER TABLE custody_data.job_runs ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.legal_holds FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: log_batches a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.log_batches FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'number', 'source', 'file_name', 'file_from', 'file_to', 'object_key', 'manifest_key', 'sha256', 'plain_sha256', 'manifest_sha256', 'previous_sha256', 'lines', 'bytes', 'stored_bytes', 'first_occurred_at', 'last_occurred_at', 'counts', 'recorded_at', '+deleted_at');
+
+ALTER TABLE custody_data.log_batches ENABLE ALWAYS TRIGGER a_reject_key_change;
+
+-- Name: log_sources a_reject_key_change; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.log_sources FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'source', 'format');
+
+ALTER TABLE custody_data.log_sources ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: logins a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
@@ -7492,6 +9113,12 @@ CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_
 
 ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_mutation;
 
+-- Name: log_findings a_reject_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.log_findings FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_findings ENABLE ALWAYS TRIGGER a_reject_mutation;
+
 -- Name: partition_drops a_reject_mutation; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.partition_drops FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -7509,6 +9136,12 @@ ALTER TABLE custody_data.restored_events ENABLE ALWAYS TRIGGER a_reject_mutation
 CREATE TRIGGER a_reject_mutation BEFORE DELETE OR UPDATE OR TRUNCATE ON custody_data.stored_certificates FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.stored_certificates ENABLE ALWAYS TRIGGER a_reject_mutation;
+
+-- Name: access_events a_reject_row_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_delete BEFORE DELETE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_row_delete;
 
 -- Name: audit_logs a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
 
@@ -7540,6 +9173,12 @@ CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.led
 
 ALTER TABLE custody_data.ledger_checkpoints ENABLE ALWAYS TRIGGER a_reject_row_mutation;
 
+-- Name: log_findings a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.log_findings FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_findings ENABLE ALWAYS TRIGGER a_reject_row_mutation;
+
 -- Name: partition_drops a_reject_row_mutation; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.partition_drops FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -7552,6 +9191,18 @@ CREATE TRIGGER a_reject_row_mutation BEFORE DELETE OR UPDATE ON custody_data.sto
 
 ALTER TABLE custody_data.stored_certificates ENABLE ALWAYS TRIGGER a_reject_row_mutation;
 
+-- Name: access_baselines a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.access_baselines FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.access_baselines ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: actor_settings a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.actor_settings FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.actor_settings ENABLE ALWAYS TRIGGER a_reject_truncate;
+
 -- Name: audit_entry_ids a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.audit_entry_ids FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -7563,6 +9214,12 @@ ALTER TABLE custody_data.audit_entry_ids ENABLE ALWAYS TRIGGER a_reject_truncate
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.conversations FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.conversations ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: detection_networks a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.detection_networks FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.detection_networks ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: erased_user_ids a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
@@ -7587,6 +9244,12 @@ ALTER TABLE custody_data.ledger_stretches ENABLE ALWAYS TRIGGER a_reject_truncat
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.ledger_tiles FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.ledger_tiles ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: log_spool a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.log_spool FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.log_spool ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: user_preferences a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
@@ -7767,6 +9430,142 @@ ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_key_change;
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_keys.wrapped_keys FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_keys.wrapped_keys ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: access_baselines; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.access_baselines ENABLE ROW LEVEL SECURITY;
+
+-- Name: access_baselines access_baselines_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_baselines_all_all ON custody_data.access_baselines USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY access_baselines_all_all ON access_baselines; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_baselines_all_all ON custody_data.access_baselines IS 'Rows of the tenant in context.';
+
+-- Name: access_baselines access_baselines_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_baselines_backup_select ON custody_data.access_baselines FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY access_baselines_backup_select ON access_baselines; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_baselines_backup_select ON custody_data.access_baselines IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: access_baselines access_baselines_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_baselines_owner_all ON custody_data.access_baselines TO custody_owner USING (((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY access_baselines_owner_all ON access_baselines; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_baselines_owner_all ON custody_data.access_baselines IS 'Detection, which serves all tenants at once.';
+
+-- Name: access_events; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.access_events ENABLE ROW LEVEL SECURITY;
+
+-- Name: access_events access_events_all_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_all_select ON custody_data.access_events FOR SELECT USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND ((NOT ( SELECT custody.has_subject() AS has_subject)) OR (identity_id = ( SELECT custody.current_subject_id() AS current_subject_id)))));
+
+-- Name: POLICY access_events_all_select ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_all_select ON custody_data.access_events IS 'Who may see: the tenant in context; of a context confined to one person, reads of that person''s records.';
+
+-- Name: access_events access_events_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_backup_select ON custody_data.access_events FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY access_events_backup_select ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_backup_select ON custody_data.access_events IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: access_events access_events_owner_insert; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_owner_insert ON custody_data.access_events FOR INSERT TO custody_owner WITH CHECK ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY access_events_owner_insert ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_owner_insert ON custody_data.access_events IS 'A batch has lines of all tenants.';
+
+-- Name: access_events access_events_owner_update; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_owner_update ON custody_data.access_events FOR UPDATE TO custody_owner USING ((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text));
+
+-- Name: POLICY access_events_owner_update ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_owner_update ON custody_data.access_events IS 'The reconciliation says what was rolled back, of all tenants.';
+
+-- Name: access_events access_events_system_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY access_events_system_select ON custody_data.access_events FOR SELECT TO custody_auditor, custody_owner, custody_worker USING (((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY access_events_system_select ON access_events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY access_events_system_select ON custody_data.access_events IS 'Reconciliation and detection look at all tenants, in the context of tenant system.';
+
+-- Name: actor_settings; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.actor_settings ENABLE ROW LEVEL SECURITY;
+
+-- Name: actor_settings actor_settings_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY actor_settings_all_all ON custody_data.actor_settings USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY actor_settings_all_all ON actor_settings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY actor_settings_all_all ON custody_data.actor_settings IS 'Rows of the tenant in context.';
+
+-- Name: actor_settings actor_settings_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY actor_settings_backup_select ON custody_data.actor_settings FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY actor_settings_backup_select ON actor_settings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY actor_settings_backup_select ON custody_data.actor_settings IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: actor_settings actor_settings_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY actor_settings_owner_all ON custody_data.actor_settings TO custody_owner USING (((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY actor_settings_owner_all ON actor_settings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY actor_settings_owner_all ON custody_data.actor_settings IS 'Detection, which serves all tenants at once.';
+
+-- Name: alerts; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.alerts ENABLE ROW LEVEL SECURITY;
+
+-- Name: alerts alerts_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY alerts_all_all ON custody_data.alerts USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY alerts_all_all ON alerts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY alerts_all_all ON custody_data.alerts IS 'Rows of the tenant in context.';
+
+-- Name: alerts alerts_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY alerts_backup_select ON custody_data.alerts FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY alerts_backup_select ON alerts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY alerts_backup_select ON custody_data.alerts IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: alerts alerts_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY alerts_owner_all ON custody_data.alerts TO custody_owner USING (((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY alerts_owner_all ON alerts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY alerts_owner_all ON custody_data.alerts IS 'Detection, which serves all tenants at once.';
+
+-- Name: alerts alerts_system_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY alerts_system_select ON custody_data.alerts FOR SELECT TO custody_auditor, custody_worker USING (((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY alerts_system_select ON alerts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY alerts_system_select ON custody_data.alerts IS 'Whoever watches all tenants, in the context of tenant system.';
 
 -- Name: archive_heads; Type: ROW SECURITY; Schema: custody_data
 
@@ -8004,6 +9803,34 @@ CREATE POLICY audit_resource_types_backup_select ON custody_data.audit_resource_
 
 COMMENT ON POLICY audit_resource_types_backup_select ON custody_data.audit_resource_types IS 'pg_dump --enable-row-security reads every row.';
 
+-- Name: canaries; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.canaries ENABLE ROW LEVEL SECURITY;
+
+-- Name: canaries canaries_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY canaries_all_all ON custody_data.canaries USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY canaries_all_all ON canaries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY canaries_all_all ON custody_data.canaries IS 'Rows of the tenant in context.';
+
+-- Name: canaries canaries_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY canaries_backup_select ON custody_data.canaries FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY canaries_backup_select ON canaries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY canaries_backup_select ON custody_data.canaries IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: canaries canaries_owner_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY canaries_owner_all ON custody_data.canaries TO custody_owner USING (((( SELECT custody.current_tenant() AS current_tenant) = 'system'::text) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY canaries_owner_all ON canaries; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY canaries_owner_all ON custody_data.canaries IS 'Detection, which serves all tenants at once.';
+
 -- Name: consent_records; Type: ROW SECURITY; Schema: custody_data
 
 ALTER TABLE custody_data.consent_records ENABLE ROW LEVEL SECURITY;
@@ -8043,6 +9870,66 @@ CREATE POLICY conversations_backup_select ON custody_data.conversations FOR SELE
 -- Name: POLICY conversations_backup_select ON conversations; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY conversations_backup_select ON custody_data.conversations IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: detection_heads; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.detection_heads ENABLE ROW LEVEL SECURITY;
+
+-- Name: detection_heads detection_heads_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY detection_heads_all_all ON custody_data.detection_heads USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY detection_heads_all_all ON detection_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY detection_heads_all_all ON custody_data.detection_heads IS 'In the context of tenant system.';
+
+-- Name: detection_heads detection_heads_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY detection_heads_backup_select ON custody_data.detection_heads FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY detection_heads_backup_select ON detection_heads; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY detection_heads_backup_select ON custody_data.detection_heads IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: detection_networks; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.detection_networks ENABLE ROW LEVEL SECURITY;
+
+-- Name: detection_networks detection_networks_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY detection_networks_all_all ON custody_data.detection_networks USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY detection_networks_all_all ON detection_networks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY detection_networks_all_all ON custody_data.detection_networks IS 'In the context of tenant system.';
+
+-- Name: detection_networks detection_networks_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY detection_networks_backup_select ON custody_data.detection_networks FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY detection_networks_backup_select ON detection_networks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY detection_networks_backup_select ON custody_data.detection_networks IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: detection_rules; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.detection_rules ENABLE ROW LEVEL SECURITY;
+
+-- Name: detection_rules detection_rules_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY detection_rules_all_all ON custody_data.detection_rules USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY detection_rules_all_all ON detection_rules; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY detection_rules_all_all ON custody_data.detection_rules IS 'In the context of tenant system.';
+
+-- Name: detection_rules detection_rules_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY detection_rules_backup_select ON custody_data.detection_rules FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY detection_rules_backup_select ON detection_rules; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY detection_rules_backup_select ON custody_data.detection_rules IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: erased_user_ids; Type: ROW SECURITY; Schema: custody_data
 
@@ -8395,6 +10282,106 @@ CREATE POLICY legal_holds_owner_select ON custody_data.legal_holds FOR SELECT TO
 -- Name: POLICY legal_holds_owner_select ON legal_holds; Type: COMMENT; Schema: custody_data
 
 COMMENT ON POLICY legal_holds_owner_select ON custody_data.legal_holds IS 'Guards and the dropping of months see every hold.';
+
+-- Name: log_batches; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_batches ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_batches log_batches_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_batches_all_all ON custody_data.log_batches USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_batches_all_all ON log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_batches_all_all ON custody_data.log_batches IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_batches log_batches_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_batches_backup_select ON custody_data.log_batches FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_batches_backup_select ON log_batches; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_batches_backup_select ON custody_data.log_batches IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_findings; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_findings ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_findings log_findings_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_findings_all_all ON custody_data.log_findings USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_findings_all_all ON log_findings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_findings_all_all ON custody_data.log_findings IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_findings log_findings_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_findings_backup_select ON custody_data.log_findings FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_findings_backup_select ON log_findings; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_findings_backup_select ON custody_data.log_findings IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_sinks; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_sinks ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_sinks log_sinks_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sinks_all_all ON custody_data.log_sinks USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_sinks_all_all ON log_sinks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sinks_all_all ON custody_data.log_sinks IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_sinks log_sinks_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sinks_backup_select ON custody_data.log_sinks FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_sinks_backup_select ON log_sinks; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sinks_backup_select ON custody_data.log_sinks IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_sources; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_sources ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_sources log_sources_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sources_all_all ON custody_data.log_sources USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_sources_all_all ON log_sources; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sources_all_all ON custody_data.log_sources IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_sources log_sources_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_sources_backup_select ON custody_data.log_sources FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_sources_backup_select ON log_sources; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_sources_backup_select ON custody_data.log_sources IS 'pg_dump --enable-row-security reads every row.';
+
+-- Name: log_spool; Type: ROW SECURITY; Schema: custody_data
+
+ALTER TABLE custody_data.log_spool ENABLE ROW LEVEL SECURITY;
+
+-- Name: log_spool log_spool_all_all; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_spool_all_all ON custody_data.log_spool USING ((((tenant_id)::text = ( SELECT custody.current_tenant() AS current_tenant)) AND (NOT ( SELECT custody.has_subject() AS has_subject))));
+
+-- Name: POLICY log_spool_all_all ON log_spool; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_spool_all_all ON custody_data.log_spool IS 'Rows of tenant system, in its context alone.';
+
+-- Name: log_spool log_spool_backup_select; Type: POLICY; Schema: custody_data
+
+CREATE POLICY log_spool_backup_select ON custody_data.log_spool FOR SELECT TO custody_backup USING (true);
+
+-- Name: POLICY log_spool_backup_select ON log_spool; Type: COMMENT; Schema: custody_data
+
+COMMENT ON POLICY log_spool_backup_select ON custody_data.log_spool IS 'pg_dump --enable-row-security reads every row.';
 
 -- Name: logins; Type: ROW SECURITY; Schema: custody_data
 
