@@ -2945,6 +2945,8 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026, PC041. Callers: custod
 CREATE FUNCTION custody_data.access_groups(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS custody_data.access_group[]
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
+    SET enable_incremental_sort TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION access_groups(p_from timestamp with time zone, p_to timestamp with time zone); Type: COMMENT; Schema: custody_data
@@ -2956,6 +2958,7 @@ COMMENT ON FUNCTION custody_data.access_groups(p_from timestamp with time zone, 
 CREATE FUNCTION custody_data.access_hours(p_groups custody_data.access_group[]) RETURNS SETOF custody_data.access_hour
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION access_hours(p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
