@@ -551,6 +551,7 @@ declare
   v_to constant timestamptz := coalesce(p_to, clock_timestamp());
   v_groups custody_data.access_group[];
   v_rule custody_data.detection_rules;
+  v_findings custody_data.detection_finding[];
   v_finding custody_data.detection_finding;
   v_alert custody_data.alerts;
   v_alert_id uuid;
@@ -576,8 +577,9 @@ begin
   for v_rule in
     select r.* from custody_data.detection_rules r where r.tenant_id = 'system' and r.enabled order by r.rule
   loop
-    for v_finding in
-      execute format('select f.* from custody_data.%I($1, $2, $3, $4) f order by f.last_at, f.object_key', v_rule.function_name) using v_rule, v_from, v_to, v_groups
+    execute format('select coalesce(array_agg(f order by f.last_at, f.object_key), %L) from custody_data.%I($1, $2, $3, $4) f', '{}', v_rule.function_name)
+    into v_findings using v_rule, v_from, v_to, v_groups;
+    foreach v_finding in array v_findings
     loop
       select a.* into v_alert
       from custody_data.alerts a
