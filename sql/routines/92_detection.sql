@@ -22,7 +22,7 @@ returns custody_data.access_group[]
 language sql
 stable
 set search_path = pg_catalog, pg_temp
--- There are a thousand times fewer groups than the planner thinks, for whom each event may be one: it would sort them all.
+-- There are far fewer groups than the planner thinks, for whom each event may be one: it would sort them all.
 set enable_sort = off
 set enable_incremental_sort = off
 as $$
@@ -56,6 +56,8 @@ returns setof custody_data.access_hour
 language sql
 stable
 set search_path = pg_catalog, pg_temp
+-- as access_groups
+set enable_sort = off
 as $$
   -- Our own line and pgaudit's may tell of the same read: the larger counts. What people read of themselves does not.
   select g.tenant_id, custody_data.actor_key(g), (g.actor_id), min(g.login), g.object_name, g.hour, sum(g.events - g.own)::bigint,
@@ -83,11 +85,18 @@ as $$
     group by 1, 2, 3, 5
   ), days as materialized (
     -- what past data that is tried says of the days before
-    select h.tenant_id, h.actor, (h.hour at time zone 'UTC')::date as day, max(h.rows) as rows, max(h.people) as people from hours h group by 1, 2, 3
+    select d.tenant_id, d.actor, d.day, max(d.rows) over before as rows, max(d.people) over before as people
+    from (
+      select h.tenant_id, h.actor, (h.hour at time zone 'UTC')::date as day, max(h.rows) as rows, max(h.people) as people from hours h group by 1, 2, 3
+    ) d
+    window before as (partition by d.tenant_id, d.actor order by d.day range between p_look_back preceding and interval '1 day' preceding)
+  ), much as materialized (
+    select h.* from hours h where h.recorded_to >= p_from and (h.rows >= p_rows or h.people >= p_people)
   )
   select h.tenant_id, h.actor, h.actor_id, h.login, h.hour, h.events, h.rows, h.people,
     greatest(k.rows, d.rows, 0)::bigint, greatest(k.people, d.people, 0)::bigint, h.objects, h.first_at, h.last_at, h.recorded_to
-  from hours h
+  from much h
+  join days d on d.tenant_id = h.tenant_id and d.actor = h.actor and d.day = (h.hour at time zone 'UTC')::date
   left join lateral (
     select max(x.rows) as rows, max(x.people) as people
     from (
@@ -97,13 +106,7 @@ as $$
         and b.day < (h.hour at time zone 'UTC')::date and b.day >= (h.hour at time zone 'UTC' - p_look_back)::date
       group by b.day
     ) x
-  ) k on true
-  left join lateral (
-    select max(y.rows) as rows, max(y.people) as people
-    from days y
-    where y.tenant_id = h.tenant_id and y.actor = h.actor and y.day < (h.hour at time zone 'UTC')::date and y.day >= (h.hour at time zone 'UTC' - p_look_back)::date
-  ) d on true
-  where h.recorded_to >= p_from and (h.rows >= p_rows or h.people >= p_people);
+  ) k on true;
 $$;
 revoke all on function custody_data.bulk_reads(timestamptz, interval, bigint, bigint, custody_data.access_group[]) from public;
 comment on function custody_data.bulk_reads(timestamptz, interval, bigint, bigint, custody_data.access_group[]) is
@@ -225,28 +228,33 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with objects as materialized (
+  with hours as materialized (
+    select h.* from custody_data.access_hours(p_groups) h
+  ), days as materialized (
+    select h.tenant_id, h.actor, array_agg(distinct (h.hour at time zone 'UTC')::date) as days from hours h group by 1, 2
+  ), objects as materialized (
     select h.tenant_id, h.actor, h.actor_id, h.object_name, min(h.login) as login, sum(h.events)::bigint as events, min(h.first_at) as first_at, max(h.last_at) as last_at,
       max(h.recorded_to) as recorded_to, (min(h.hour) at time zone 'UTC')::date as day
-    from custody_data.access_hours(p_groups) h
+    from hours h
     group by 1, 2, 3, 4
-  ), days as materialized (
-    select distinct h.tenant_id, h.actor, (h.hour at time zone 'UTC')::date as day from custody_data.access_hours(p_groups) h
+  ), first_reads as materialized (
+    select o.* from objects o
+    where o.recorded_to >= p_from and not exists (
+      select from custody_data.access_baselines b
+      where b.tenant_id = o.tenant_id and b.actor = o.actor and b.object_name = o.object_name and b.day < o.day and b.day >= (o.day - p_rule.look_back)::date)
   )
   select o.tenant_id, o.actor || ' ' || o.object_name, o.actor_id, o.login, o.events, o.first_at, o.last_at, o.recorded_to, jsonb_build_object('object', o.object_name, 'known_days', k.known_days)
-  from objects o
+  from first_reads o
+  join days d on d.tenant_id = o.tenant_id and d.actor = o.actor
   cross join lateral (
-    select count(distinct d.day) as known_days
+    select count(distinct x.day) as known_days
     from (
       select b.day from custody_data.access_baselines b where b.tenant_id = o.tenant_id and b.actor = o.actor and b.day < o.day and b.day >= (o.day - p_rule.look_back)::date
       union all
-      select d.day from days d where d.tenant_id = o.tenant_id and d.actor = o.actor and d.day < o.day
-    ) d
+      select u.day from unnest(d.days) u (day) where u.day < o.day
+    ) x
   ) k
-  where o.recorded_to >= p_from and k.known_days >= p_rule.threshold
-    and not exists (
-      select from custody_data.access_baselines b
-      where b.tenant_id = o.tenant_id and b.actor = o.actor and b.object_name = o.object_name and b.day < o.day and b.day >= (o.day - p_rule.look_back)::date);
+  where k.known_days >= p_rule.threshold;
 $$;
 revoke all on function custody_data.detect_first_table(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
 comment on function custody_data.detect_first_table(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
@@ -543,6 +551,7 @@ declare
   v_to constant timestamptz := coalesce(p_to, clock_timestamp());
   v_groups custody_data.access_group[];
   v_rule custody_data.detection_rules;
+  v_findings custody_data.detection_finding[];
   v_finding custody_data.detection_finding;
   v_alert custody_data.alerts;
   v_alert_id uuid;
@@ -568,8 +577,9 @@ begin
   for v_rule in
     select r.* from custody_data.detection_rules r where r.tenant_id = 'system' and r.enabled order by r.rule
   loop
-    for v_finding in
-      execute format('select f.* from custody_data.%I($1, $2, $3, $4) f order by f.last_at, f.object_key', v_rule.function_name) using v_rule, v_from, v_to, v_groups
+    execute format('select coalesce(array_agg(f order by f.last_at, f.object_key), %L) from custody_data.%I($1, $2, $3, $4) f', '{}', v_rule.function_name)
+    into v_findings using v_rule, v_from, v_to, v_groups;
+    foreach v_finding in array v_findings
     loop
       select a.* into v_alert
       from custody_data.alerts a

@@ -3126,6 +3126,7 @@ COMMENT ON FUNCTION custody_data.access_groups(p_from timestamp with time zone, 
 CREATE FUNCTION custody_data.access_hours(p_groups custody_data.access_group[]) RETURNS SETOF custody_data.access_hour
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_sort TO 'off'
     AS $$ … $$;
 
 -- Name: FUNCTION access_hours(p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
