@@ -252,7 +252,7 @@ func (s *streamer) readRows(ctx context.Context, conn *pgconn.PgConn, chunks <-c
 var (
 	binaryColumns = []int16{1, 1, 1, 1}
 	postgresEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC).UnixMicro()
-	errRowForm    = errors.New("Postgres sent something else than rows of text, xid, uuid and time")
+	errRowForm    = errors.New("the server sent something else than rows of text, xid, uuid and time")
 )
 
 // eventRow is an event as Postgres sends it. The text is the connection's.
