@@ -283,13 +283,13 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	require.Empty(t, o.runner.run(t, "system", `select sum(rows_dropped) from custody.drop_archived_partitions(100)`), "for a week its month stays")
 	o.edit(t, `update custody_data.archive_segments set recorded_at = recorded_at - interval '8 days'`)
 	require.Equal(t, "3", o.runner.run(t, "system", `select sum(rows_dropped) from custody.drop_archived_partitions(100)`))
-	o.burn(t, 4000)
+	o.burn(t, 5500)
 	write()
 	o.archive(t, o.runner, o.archived)
-	o.burn(t, 5000)
+	o.burn(t, 6500)
 	write()
 	require.NotEmpty(t, o.runner.run(t, "system", `select count(*) from custody.open_segments()`))
-	o.burn(t, 6000)
+	o.burn(t, 7500)
 	write()
 	o.app.run(t, tenant, `select custody.record_audit_event('thing.do')`)
 	require.Equal(t, "[]", o.runner.run(t, tenant, fmt.Sprintf(`select custody.search_residue('%s')`, o.asked.request)))
@@ -436,7 +436,7 @@ func TestDumpAndRestore(t *testing.T) {
 // goOn works with what was restored, in the order in which an operator would.
 func (o *original) goOn(t *testing.T, b *bed) {
 	restored := b.xid(t)
-	require.Less(t, restored, int64(3500), "the test needs a cluster whose transactions are behind the dump's")
+	require.Less(t, restored, int64(5000), "the test needs a cluster whose transactions are behind the dump's")
 	worker, app, dpo := b.session(t, runner), b.session(t, app), b.session(t, dpo)
 
 	t.Run("erasures since the dump are repeated before anybody reads", func(t *testing.T) {
@@ -498,7 +498,7 @@ func (o *original) goOn(t *testing.T, b *bed) {
 		b.requireArchivedOnce(t, archived)
 
 		// Through the numbers of the dump's segments, day by day the same.
-		for _, until := range []int64{4000, 5000, 6000, 7000} {
+		for _, until := range []int64{5500, 6500, 7500, 8500} {
 			for from := b.xid(t); from < until; from = b.xid(t) {
 				write()
 				b.burn(t, min(from+100, until))
