@@ -245,7 +245,7 @@ insert into custody_data.detection_rules (rule, title, description, control, sev
   ('network', 'Unexpected network', 'Events of a login from an address that none of its lists has (custody.set_detection_networks).', 'SOC 2 CC6.6', 'high', '1 hour', 1, 'detect_network'),
   ('first_table', 'First read of a table', 'Days of look_back on which an actor has read, who reads a table for the first time in it.', 'ISO 27001 A.8.16', 'low', '90 days', 5, 'detect_first_table'),
   ('privileged_read', 'Personal tables read by a superuser or the owner', 'Reads of tables with personal columns by who passes row-level security.', 'HIPAA 164.312(a)(1)', 'high', '1 hour', 1, 'detect_privileged_read'),
-  ('canary', 'A planted person was read', 'Reads of people who do not exist (custody.plant_canary).', 'SOC 2 CC7.2', 'critical', '1 hour', 1, 'detect_canary'),
+  ('canary', 'A canary was read', 'Reads of people who do not exist (custody.plant_canary).', 'SOC 2 CC7.2', 'critical', '1 hour', 1, 'detect_canary'),
   ('new_superuser', 'New superuser, BYPASSRLS or owner', 'Roles that have got a power over all rows since detection last looked.', 'SOC 2 CC6.3', 'critical', '1 hour', 1, 'detect_new_superuser'),
   ('role_statement', 'Roles were changed', 'Statements that make, change or grant roles.', 'HIPAA 164.308(a)(4)(ii)(C)', 'medium', '1 hour', 1, 'detect_role_statement'),
   ('schema_statement', 'The schema was changed', 'DDL statements on our schemas; each migration is one.', 'SOC 2 CC8.1', 'medium', '1 hour', 1, 'detect_schema_statement'),
