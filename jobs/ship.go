@@ -114,7 +114,7 @@ func ShipLogs(ctx context.Context, d Deps, count func(string, int64)) error {
 		return fmt.Errorf("%w: no archive recipients are configured", errNoLog)
 	}
 	// Nearly all memory is rows and buffers that live for one batch.
-	defer debug.SetGCPercent(debug.SetGCPercent(30))
+	defer debug.SetGCPercent(debug.SetGCPercent(20))
 	findings, err := d.Store.CheckSettings(ctx)
 	if err == nil {
 		err = store.Accept(findings, s.config.Accept)

@@ -25,7 +25,7 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 	maps.Copy(env, stacktest.Shared(t).Env())
 	env["PGDATABASE"], env["PGCUSTODY_STORE"], env["PGCUSTODY_LOG_SOURCE"] = b.database.Name, b.deps.Store.URL(), b.dir
 	env["PGCUSTODY_ARCHIVE_RECIPIENTS"], env["PATH"], env["HOME"] = opens.Recipient().String(), os.Getenv("PATH"), t.TempDir()
-	run := func(more ...string) (error, string) {
+	run := func(more ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), binary, "logs", "ship")
 		for name, value := range env {
 			cmd.Env = append(cmd.Env, name+"="+value)
@@ -33,7 +33,8 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 		cmd.Env = append(cmd.Env, more...)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
-		return cmd.Run(), out.String()
+		err := cmd.Run()
+		return out.String(), err
 	}
 	written := 0
 	write := func() {
@@ -42,7 +43,7 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 	}
 	trace := filepath.Join(t.TempDir(), "trace")
 	write()
-	err, out := run("PGCUSTODY_FAULT_TRACE=" + trace)
+	out, err := run("PGCUSTODY_FAULT_TRACE=" + trace)
 	require.NoError(t, err, out)
 	text, err := os.ReadFile(trace)
 	require.NoError(t, err)
@@ -57,9 +58,9 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 	}
 	for _, point := range points {
 		write()
-		err, out := run("PGCUSTODY_FAULT=" + point)
+		out, err := run("PGCUSTODY_FAULT=" + point)
 		require.True(t, killed(err), "%s: %s", point, out)
-		if err, out := run(); err != nil {
+		if out, err := run(); err != nil {
 			t.Fatal(point, out)
 		}
 		require.Len(t, b.shipped(), written, point)
