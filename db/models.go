@@ -25,8 +25,8 @@ type CustodyDataLogBatch struct {
 	ManifestKey string
 	// Of the object as it is stored.
 	Sha256 []byte
-	// Of its lines, before compression and encryption.
-	PlainSha256 []byte
+	// Of the zstd frame, as age -d gives it: the same lines give the same.
+	CompressedSha256 []byte
 	// Of the manifest beside it, which says all of this.
 	ManifestSha256 []byte
 	// manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.

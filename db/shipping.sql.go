@@ -112,7 +112,7 @@ func (q *Queries) DropAccessMonths(ctx context.Context, db DBTX) ([]string, erro
 }
 
 const dueLogBatches = `-- name: DueLogBatches :many
-select b.tenant_id, b.number, b.source, b.file_name, b.file_from, b.file_to, b.object_key, b.manifest_key, b.sha256, b.plain_sha256, b.manifest_sha256, b.previous_sha256, b.lines, b.bytes, b.stored_bytes, b.first_occurred_at, b.last_occurred_at, b.counts, b.recorded_at, b.expires_at, b.deleted_at from custody.due_log_batches($1) b
+select b.tenant_id, b.number, b.source, b.file_name, b.file_from, b.file_to, b.object_key, b.manifest_key, b.sha256, b.compressed_sha256, b.manifest_sha256, b.previous_sha256, b.lines, b.bytes, b.stored_bytes, b.first_occurred_at, b.last_occurred_at, b.counts, b.recorded_at, b.expires_at, b.deleted_at from custody.due_log_batches($1) b
 `
 
 func (q *Queries) DueLogBatches(ctx context.Context, db DBTX, upTo int32) ([]CustodyDataLogBatch, error) {
@@ -134,7 +134,7 @@ func (q *Queries) DueLogBatches(ctx context.Context, db DBTX, upTo int32) ([]Cus
 			&i.ObjectKey,
 			&i.ManifestKey,
 			&i.Sha256,
-			&i.PlainSha256,
+			&i.CompressedSha256,
 			&i.ManifestSha256,
 			&i.PreviousSha256,
 			&i.Lines,
@@ -217,7 +217,7 @@ func (q *Queries) LinesAreOurs(ctx context.Context, db DBTX, arg LinesAreOursPar
 }
 
 const logBatches = `-- name: LogBatches :many
-select b.tenant_id, b.number, b.source, b.file_name, b.file_from, b.file_to, b.object_key, b.manifest_key, b.sha256, b.plain_sha256, b.manifest_sha256, b.previous_sha256, b.lines, b.bytes, b.stored_bytes, b.first_occurred_at, b.last_occurred_at, b.counts, b.recorded_at, b.expires_at, b.deleted_at from custody_data.log_batches b where b.tenant_id = 'system' and b.number >= $1 order by b.number limit $2
+select b.tenant_id, b.number, b.source, b.file_name, b.file_from, b.file_to, b.object_key, b.manifest_key, b.sha256, b.compressed_sha256, b.manifest_sha256, b.previous_sha256, b.lines, b.bytes, b.stored_bytes, b.first_occurred_at, b.last_occurred_at, b.counts, b.recorded_at, b.expires_at, b.deleted_at from custody_data.log_batches b where b.tenant_id = 'system' and b.number >= $1 order by b.number limit $2
 `
 
 type LogBatchesParams struct {
@@ -245,7 +245,7 @@ func (q *Queries) LogBatches(ctx context.Context, db DBTX, arg LogBatchesParams)
 			&i.ObjectKey,
 			&i.ManifestKey,
 			&i.Sha256,
-			&i.PlainSha256,
+			&i.CompressedSha256,
 			&i.ManifestSha256,
 			&i.PreviousSha256,
 			&i.Lines,
@@ -440,7 +440,7 @@ func (q *Queries) MarkSink(ctx context.Context, db DBTX, arg MarkSinkParams) err
 }
 
 const recentLogBatches = `-- name: RecentLogBatches :many
-select b.tenant_id, b.number, b.source, b.file_name, b.file_from, b.file_to, b.object_key, b.manifest_key, b.sha256, b.plain_sha256, b.manifest_sha256, b.previous_sha256, b.lines, b.bytes, b.stored_bytes, b.first_occurred_at, b.last_occurred_at, b.counts, b.recorded_at, b.expires_at, b.deleted_at from custody_data.log_batches b where b.tenant_id = 'system' order by b.number desc limit $1
+select b.tenant_id, b.number, b.source, b.file_name, b.file_from, b.file_to, b.object_key, b.manifest_key, b.sha256, b.compressed_sha256, b.manifest_sha256, b.previous_sha256, b.lines, b.bytes, b.stored_bytes, b.first_occurred_at, b.last_occurred_at, b.counts, b.recorded_at, b.expires_at, b.deleted_at from custody_data.log_batches b where b.tenant_id = 'system' order by b.number desc limit $1
 `
 
 func (q *Queries) RecentLogBatches(ctx context.Context, db DBTX, upTo int32) ([]CustodyDataLogBatch, error) {
@@ -462,7 +462,7 @@ func (q *Queries) RecentLogBatches(ctx context.Context, db DBTX, upTo int32) ([]
 			&i.ObjectKey,
 			&i.ManifestKey,
 			&i.Sha256,
-			&i.PlainSha256,
+			&i.CompressedSha256,
 			&i.ManifestSha256,
 			&i.PreviousSha256,
 			&i.Lines,

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -112,6 +113,8 @@ func ShipLogs(ctx context.Context, d Deps, count func(string, int64)) error {
 	case len(d.Recipients.Keys) == 0:
 		return fmt.Errorf("%w: no archive recipients are configured", errNoLog)
 	}
+	// Nearly all memory is rows and buffers that live for one batch.
+	defer debug.SetGCPercent(debug.SetGCPercent(20))
 	findings, err := d.Store.CheckSettings(ctx)
 	if err == nil {
 		err = store.Accept(findings, s.config.Accept)
@@ -345,8 +348,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 		Encoder: s.config.Encoder, Location: s.config.Location,
 		Ours: func(messages, sessions []string) ([]bool, error) { return s.ours(ctx, messages, sessions) },
 	}, object.Write)
-	sums, closeErr := object.Close()
-	if err = errors.Join(err, closeErr); err != nil {
+	if err = errors.Join(err, object.Close()); err != nil {
 		return false, fail("read log", err)
 	}
 	if batch.End == part.region.From {
@@ -372,7 +374,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 	}
 	m := &logship.Manifest{
 		Version: 1, Source: s.config.name(), Format: logship.FormatName(s.format), File: part.file, From: part.from, To: part.to,
-		SHA256: logship.SHA256(sums.StoredSHA256), PlainSHA256: logship.SHA256(sums.PlainSHA256), Lines: batch.Lines, Bytes: batch.Bytes, StoredBytes: sums.StoredBytes,
+		SHA256: object.Sums.Stored, Compressed: object.Sums.Compressed, Lines: batch.Lines, Bytes: batch.Bytes, StoredBytes: int64(object.Stored.Len()),
 		Counts: batch.Counts, Recipients: s.Recipients.Text,
 	}
 	if !batch.First.IsZero() {
@@ -464,7 +466,7 @@ func (s *shipping) commit(ctx context.Context, part *stretch, batch *logship.Bat
 	if o != nil {
 		for name, value := range map[string]any{
 			"number": o.Number, "batch_file": o.File, "batch_from": o.From, "batch_to": o.To, "object_key": o.ObjectKey, "manifest_key": o.key,
-			"sha256": o.SHA256, "plain_sha256": o.PlainSHA256, "manifest_sha256": hex.EncodeToString(o.digest[:]), "previous_sha256": o.Previous,
+			"sha256": o.SHA256, "compressed_sha256": o.Compressed, "manifest_sha256": hex.EncodeToString(o.digest[:]), "previous_sha256": o.Previous,
 			"lines": o.Lines, "bytes": o.Bytes, "stored_bytes": o.StoredBytes, "counts": o.Counts, "retain_until": o.RetainUntil,
 		} {
 			said[name] = value

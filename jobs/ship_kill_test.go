@@ -9,10 +9,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/riverqueue/river"
 	"github.com/stretchr/testify/require"
 
 	"pgcustody/cmd/devstack/stack/stacktest"
+	"pgcustody/jobs/store"
 )
 
 // TestShipKilledAtEachPoint kills the real binary at every step: the next run ends with
@@ -25,7 +28,7 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 	maps.Copy(env, stacktest.Shared(t).Env())
 	env["PGDATABASE"], env["PGCUSTODY_STORE"], env["PGCUSTODY_LOG_SOURCE"] = b.database.Name, b.deps.Store.URL(), b.dir
 	env["PGCUSTODY_ARCHIVE_RECIPIENTS"], env["PATH"], env["HOME"] = opens.Recipient().String(), os.Getenv("PATH"), t.TempDir()
-	run := func(more ...string) (error, string) {
+	run := func(more ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), binary, "logs", "ship")
 		for name, value := range env {
 			cmd.Env = append(cmd.Env, name+"="+value)
@@ -33,7 +36,8 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 		cmd.Env = append(cmd.Env, more...)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
-		return cmd.Run(), out.String()
+		err := cmd.Run()
+		return out.String(), err
 	}
 	written := 0
 	write := func() {
@@ -42,7 +46,7 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 	}
 	trace := filepath.Join(t.TempDir(), "trace")
 	write()
-	err, out := run("PGCUSTODY_FAULT_TRACE=" + trace)
+	out, err := run("PGCUSTODY_FAULT_TRACE=" + trace)
 	require.NoError(t, err, out)
 	text, err := os.ReadFile(trace)
 	require.NoError(t, err)
@@ -57,9 +61,9 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 	}
 	for _, point := range points {
 		write()
-		err, out := run("PGCUSTODY_FAULT=" + point)
+		out, err := run("PGCUSTODY_FAULT=" + point)
 		require.True(t, killed(err), "%s: %s", point, out)
-		if err, out := run(); err != nil {
+		if out, err := run(); err != nil {
 			t.Fatal(point, out)
 		}
 		require.Len(t, b.shipped(), written, point)
@@ -106,4 +110,27 @@ func TestVerifyLogs(t *testing.T) {
 		"batch_altered 03.manifest.json the chain is broken before it", "batch_without_object 09.jsonl.zst.age the store does not have it"},
 		slices.DeleteFunc(found, func(f string) bool { return strings.HasPrefix(f, "orphan") }))
 	require.Equal(t, []string{"batch_altered 3", "batch_without_object 1", "orphan 1"}, b.ask("select f.kind, count(*) from custody_data.log_findings f group by 1 order by 1"))
+}
+
+// The daily run reconciles, looks for the batches, and deletes those whose lock and
+// policy are over.
+func TestReconcile(t *testing.T) {
+	b := newShipBench(t)
+	_, err := b.super.Exec(t.Context(), `alter table custody_data.retention_policies disable trigger a_require_approval;
+		update custody_data.retention_policies set keep = interval '2 seconds' where class = 'shipped_logs';
+		alter table custody_data.retention_policies enable always trigger a_require_approval`)
+	require.NoError(t, err)
+	b.write("a.json", b.line("1a.2b", "one", nil))
+	b.ship()
+	require.Eventually(t, func() bool { return len(b.ask("select b.number from custody.due_log_batches(10) b")) == 1 }, 20*time.Second, 100*time.Millisecond)
+	require.Equal(t, river.EventKindJobCompleted, b.work(ReconcileArgs{}).Kind)
+	report := b.reports.of("reconcile")[0]
+	require.EqualValues(t, 1, report.Counts["batches"])
+	require.EqualValues(t, 1, report.Counts["batches_deleted"])
+	require.Equal(t, []string{"1 log.expire", "1 log.ship"}, b.ask("select a.metadata ->> 'batch', a.action from custody_data.audit_logs a where a.action in ('log.ship', 'log.expire') order by 2"))
+	_, err = b.deps.Store.Head(t.Context(), b.batches()[0].ObjectKey, "")
+	require.ErrorIs(t, err, store.ErrNotFound)
+	found, err := VerifyLogs(t.Context(), b.deps, true)
+	require.NoError(t, err)
+	require.Empty(t, found.Findings, "what was deleted in its time is not missing")
 }

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -178,14 +179,18 @@ func (b *shipBench) shipped() (lines []string) {
 		require.NoError(b, err)
 		require.Equal(b, batch.Number, m.Number)
 		require.Equal(b, batch.PreviousSha256, m.Previous[:])
-		require.Equal(b, hex.EncodeToString(batch.PlainSha256), hex.EncodeToString(m.PlainSHA256[:]))
+		require.Equal(b, hex.EncodeToString(batch.CompressedSha256), hex.EncodeToString(m.Compressed[:]))
 		opened, err := logship.ReadLines(bytes.NewReader(object), identities()...)
 		require.NoError(b, err)
 		plain, err := io.ReadAll(opened)
 		require.NoError(b, err)
 		require.NoError(b, opened.Close())
-		sum = sha256.Sum256(plain)
-		require.Equal(b, sum[:], batch.PlainSha256)
+		sealed, err := age.Decrypt(bytes.NewReader(object), identities()...)
+		require.NoError(b, err)
+		frame, err := io.ReadAll(sealed)
+		require.NoError(b, err)
+		sum = sha256.Sum256(frame)
+		require.Equal(b, sum[:], batch.CompressedSha256)
 		n := int64(0)
 		for scanner := bufio.NewScanner(bytes.NewReader(plain)); scanner.Scan(); n++ {
 			require.True(b, json.Valid(scanner.Bytes()))

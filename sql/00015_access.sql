@@ -106,7 +106,7 @@ create table custody_data.log_batches (
   object_key text collate "C" not null,
   manifest_key text collate "C" not null,
   sha256 bytea not null,
-  plain_sha256 bytea not null,
+  compressed_sha256 bytea not null,
   manifest_sha256 bytea not null,
   previous_sha256 bytea not null,
   lines bigint not null,
@@ -121,7 +121,7 @@ create table custody_data.log_batches (
   constraint log_batches_pkey primary key (tenant_id, number),
   constraint log_batches_number_is_positive_check check (number > 0),
   constraint log_batches_range_is_not_backwards_check check (file_from >= 0 and file_to >= file_from),
-  constraint log_batches_digests_have_32_bytes_check check (pg_catalog.octet_length(sha256) = 32 and pg_catalog.octet_length(plain_sha256) = 32
+  constraint log_batches_digests_have_32_bytes_check check (pg_catalog.octet_length(sha256) = 32 and pg_catalog.octet_length(compressed_sha256) = 32
     and pg_catalog.octet_length(manifest_sha256) = 32 and pg_catalog.octet_length(previous_sha256) = 32)
 );
 create index log_batches_source_idx on custody_data.log_batches (tenant_id, source, number);
@@ -130,7 +130,7 @@ create index log_batches_expires_at_idx on custody_data.log_batches (tenant_id, 
 comment on table custody_data.log_batches is 'Batches of the server''s log that lie in the store, one row each, numbered without gaps from 1. Each is an event log.ship of the trail. Rows stay; deleted_at says when the objects went.';
 comment on column custody_data.log_batches.file_from is 'First byte of the file that the batch has; file_to the byte behind the last.';
 comment on column custody_data.log_batches.sha256 is 'Of the object as it is stored.';
-comment on column custody_data.log_batches.plain_sha256 is 'Of its lines, before compression and encryption.';
+comment on column custody_data.log_batches.compressed_sha256 is 'Of the zstd frame, as age -d gives it: the same lines give the same.';
 comment on column custody_data.log_batches.manifest_sha256 is 'Of the manifest beside it, which says all of this.';
 comment on column custody_data.log_batches.previous_sha256 is 'manifest_sha256 of the batch before; zeros for the first. The manifest has it too, so that the chain can be walked from the objects alone.';
 comment on column custody_data.log_batches.counts is 'Lines by kind, and what was broken, cut, too long, in another encoding, forged.';
@@ -245,7 +245,7 @@ create trigger a_reject_key_change before update on custody_data.log_sources
 create trigger a_reject_delete before delete or truncate on custody_data.log_batches
   for each statement execute function custody_data.tg_reject_mutation();
 create trigger a_reject_key_change before update on custody_data.log_batches
-  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'number', 'source', 'file_name', 'file_from', 'file_to', 'object_key', 'manifest_key', 'sha256', 'plain_sha256',
+  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'number', 'source', 'file_name', 'file_from', 'file_to', 'object_key', 'manifest_key', 'sha256', 'compressed_sha256',
     'manifest_sha256', 'previous_sha256', 'lines', 'bytes', 'stored_bytes', 'first_occurred_at', 'last_occurred_at', 'counts', 'recorded_at', '+deleted_at');
 create trigger a_reject_mutation before update or delete or truncate on custody_data.log_findings
   for each statement execute function custody_data.tg_reject_mutation();

@@ -300,7 +300,7 @@ func newOriginal(t *testing.T, s *stack.Stack) *original {
 	_, err = o.admin.Exec(t.Context(), `
 		insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occurred_at, kind, session_id) values ('acme', now(), 1, 1, now(), 'logon', 'x.y');
 		insert into custody_data.log_sources (source, format, file_name, file_offset, file_head, file_tail, state) values ('server', 'jsonlog', 'x.json', 1, sha256(''), sha256(''), '\x00');
-		insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256,
+		insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256,
 		  lines, bytes, stored_bytes, recorded_at, expires_at) values (1, 'server', 'x.json', 0, 1, 'x', 'y', sha256(''), sha256(''), sha256(''), sha256(''), 1, 1, 1, now(), now());
 		insert into custody_data.actor_settings values ('acme', gen_random_uuid(), 'UTC', '08:00', '16:00', '{1}');
 		insert into custody_data.access_baselines values ('acme', 'login x', 'custody_data.user_profiles', '2020-01-01', 1, 1);

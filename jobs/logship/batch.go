@@ -19,7 +19,7 @@ import (
 )
 
 // RegionBytes is how much of a log a batch is made of.
-const RegionBytes = 8 << 20
+const RegionBytes = 4 << 20
 
 // Finding is something wrong, as custody.record_log_batch takes it.
 type Finding struct {
@@ -63,7 +63,7 @@ type Batch struct {
 }
 
 // piece is how many rows one statement inserts.
-const piece = 4096
+const piece = 2048
 
 var ownPrefix = []byte("PGCUSTODY ")
 
@@ -86,7 +86,7 @@ func candidate(r *serverlog.Record) bool {
 func Build(region Region, state *State, o Options, out func(lines []byte, n int64) error) (*Batch, error) {
 	b := &builder{
 		Batch: Batch{Counts: map[string]int64{}, End: region.From}, o: o, state: state, enc: serverlog.NewEncoder(o.Encoder),
-		folded: map[foldKey]int{}, interned: map[string]string{},
+		folded: map[foldKey]int{}, interned: map[string]string{}, clients: map[string]string{},
 		seq: serverlog.NewSequence(serverlog.SequenceOptions{Since: state.Since, Latest: state.Latest}, state.Sessions...),
 	}
 	if err := b.look(region); err != nil {
@@ -149,6 +149,7 @@ type builder struct {
 	claimed  []claimed // in the order of the log
 	folded   map[foldKey]int
 	interned map[string]string
+	clients  map[string]string // addresses by remote_host, empty for names
 }
 
 // claimed is a record that says to be one of the schema's lines.
@@ -403,11 +404,12 @@ func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c 
 	if c != nil {
 		tenant, actor, purpose, person, role, xact = c.Tenant, c.Actor, c.Purpose, c.Subject, c.Role, c.Xact
 	}
-	client := ""
-	if ip, err := netip.ParseAddr(string(r.RemoteHost)); err == nil {
-		client = b.intern([]byte(ip.WithZone("").String()))
-	} else if len(r.RemoteHost) == 0 && kind == serverlog.Connect {
-		client = ""
+	client, known := b.clients[string(r.RemoteHost)]
+	if !known {
+		if ip, err := netip.ParseAddr(string(r.RemoteHost)); err == nil {
+			client = ip.WithZone("").String()
+		}
+		b.clients[string(r.RemoteHost)] = client
 	}
 	state := ""
 	if kind == serverlog.Failed || kind == serverlog.LogonFailed {
@@ -435,7 +437,12 @@ func (b *builder) piece() *db.AddAccessEventsParams {
 	if n := len(b.Rows); n > 0 && len(b.Rows[n-1].Lines) < piece {
 		return b.Rows[n-1]
 	}
-	b.Rows = append(b.Rows, &db.AddAccessEventsParams{})
+	texts := func() []string { return make([]string, 0, piece) }
+	b.Rows = append(b.Rows, &db.AddAccessEventsParams{
+		Lines: make([]int32, 0, piece), Parts: make([]int32, 0, piece), Tenants: texts(), OccurredAt: make([]time.Time, 0, piece), Kinds: texts(), Classes: texts(),
+		Actions: texts(), Objects: texts(), Logins: texts(), Roles: texts(), Actors: texts(), Purposes: texts(), People: texts(), Counts: make([]int64, 0, piece),
+		Clients: texts(), Applications: texts(), Sessions: texts(), Vxids: texts(), Xacts: make([]int64, 0, piece), EventLines: texts(), States: texts(),
+	})
 	return b.Rows[len(b.Rows)-1]
 }
 

@@ -147,10 +147,10 @@ begin
         detail = format('The last one is %s.', coalesce(v_last.number, 0)),
         hint = 'Another run was faster: begin again.';
     end if;
-    insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256,
+    insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256,
       lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, recorded_at, expires_at)
     values (v_number, v_source, p_batch ->> 'batch_file', (p_batch ->> 'batch_from')::bigint, (p_batch ->> 'batch_to')::bigint, p_batch ->> 'object_key', p_batch ->> 'manifest_key',
-      decode(p_batch ->> 'sha256', 'hex'), decode(p_batch ->> 'plain_sha256', 'hex'), decode(p_batch ->> 'manifest_sha256', 'hex'), decode(p_batch ->> 'previous_sha256', 'hex'),
+      decode(p_batch ->> 'sha256', 'hex'), decode(p_batch ->> 'compressed_sha256', 'hex'), decode(p_batch ->> 'manifest_sha256', 'hex'), decode(p_batch ->> 'previous_sha256', 'hex'),
       (p_batch ->> 'lines')::bigint, (p_batch ->> 'bytes')::bigint, (p_batch ->> 'stored_bytes')::bigint,
       (p_batch ->> 'first_occurred_at')::timestamptz, (p_batch ->> 'last_occurred_at')::timestamptz, coalesce(p_batch -> 'counts', '{}'), v_now, (p_batch ->> 'retain_until')::timestamptz);
     perform custody_data.append_event('log.ship', 'log_batch', v_number::text, 'success', jsonb_build_object('batch', v_number, 'source', v_source,
@@ -173,7 +173,7 @@ revoke all on function custody.record_log_batch(jsonb, bytea, bytea) from public
 grant execute on function custody.record_log_batch(jsonb, bytea, bytea) to custody_worker;
 comment on function custody.record_log_batch(jsonb, bytea, bytea) is
 'Records that the log of a source has been read up to a place, what was found on the way, and the batch that its lines went into, which lies in the store already. A batch is an event (log.ship) of the same transaction; findings are told on the channel pgcustody_log_findings. Returns the recorded_at of the batch, with which custody.add_access_events goes on in the same transaction.
-p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
+p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
 Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 another run was faster, PC071 the batch does not follow the last one. Callers: custody_worker.';
 
 -- definer: access events are written by this function alone

@@ -1142,7 +1142,7 @@ CREATE TABLE custody_data.log_batches (
     object_key text NOT NULL COLLATE pg_catalog."C",
     manifest_key text NOT NULL COLLATE pg_catalog."C",
     sha256 bytea NOT NULL,
-    plain_sha256 bytea NOT NULL,
+    compressed_sha256 bytea NOT NULL,
     manifest_sha256 bytea NOT NULL,
     previous_sha256 bytea NOT NULL,
     lines bigint NOT NULL,
@@ -1154,7 +1154,7 @@ CREATE TABLE custody_data.log_batches (
     recorded_at timestamp with time zone NOT NULL,
     expires_at timestamp with time zone NOT NULL,
     deleted_at timestamp with time zone,
-    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(plain_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
+    CONSTRAINT log_batches_digests_have_32_bytes_check CHECK (((octet_length(sha256) = 32) AND (octet_length(compressed_sha256) = 32) AND (octet_length(manifest_sha256) = 32) AND (octet_length(previous_sha256) = 32))),
     CONSTRAINT log_batches_number_is_positive_check CHECK ((number > 0)),
     CONSTRAINT log_batches_range_is_not_backwards_check CHECK (((file_from >= 0) AND (file_to >= file_from)))
 );
@@ -1173,9 +1173,9 @@ COMMENT ON COLUMN custody_data.log_batches.file_from IS 'First byte of the file 
 
 COMMENT ON COLUMN custody_data.log_batches.sha256 IS 'Of the object as it is stored.';
 
--- Name: COLUMN log_batches.plain_sha256; Type: COMMENT; Schema: custody_data
+-- Name: COLUMN log_batches.compressed_sha256; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.log_batches.plain_sha256 IS 'Of its lines, before compression and encryption.';
+COMMENT ON COLUMN custody_data.log_batches.compressed_sha256 IS 'Of the zstd frame, as age -d gives it: the same lines give the same.';
 
 -- Name: COLUMN log_batches.manifest_sha256; Type: COMMENT; Schema: custody_data
 
@@ -2379,7 +2379,7 @@ CREATE FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool b
 -- Name: FUNCTION record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea) IS 'Records that the log of a source has been read up to a place, what was found on the way, and the batch that its lines went into, which lies in the store already. A batch is an event (log.ship) of the same transaction; findings are told on the channel pgcustody_log_findings. Returns the recorded_at of the batch, with which custody.add_access_events goes on in the same transaction.
-p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
+p_batch: source, format; from_file and from_offset, the place that it goes on from; file_name, to_offset, to_head, to_tail, the new one; findings; and of a batch, which a place without lines has not: number, batch_file, batch_from, batch_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, retain_until. p_state: of the runner, to go on with. p_spool: the lines, for sinks.
 Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 another run was faster, PC071 the batch does not follow the last one. Callers: custody_worker.';
 
 -- Name: record_segment(date, integer, text, text, jsonb, bytea, timestamp with time zone, bytea); Type: FUNCTION; Schema: custody
@@ -9038,7 +9038,7 @@ ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: log_batches a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.log_batches FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'number', 'source', 'file_name', 'file_from', 'file_to', 'object_key', 'manifest_key', 'sha256', 'plain_sha256', 'manifest_sha256', 'previous_sha256', 'lines', 'bytes', 'stored_bytes', 'first_occurred_at', 'last_occurred_at', 'counts', 'recorded_at', '+deleted_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.log_batches FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'number', 'source', 'file_name', 'file_from', 'file_to', 'object_key', 'manifest_key', 'sha256', 'compressed_sha256', 'manifest_sha256', 'previous_sha256', 'lines', 'bytes', 'stored_bytes', 'first_occurred_at', 'last_occurred_at', 'counts', 'recorded_at', '+deleted_at');
 
 ALTER TABLE custody_data.log_batches ENABLE ALWAYS TRIGGER a_reject_key_change;
 

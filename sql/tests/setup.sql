@@ -246,7 +246,7 @@ begin atomic
   values (1000000000, 0, sha256(''), '', '', now());
   insert into custody_data.log_sources (source, format, file_name, file_offset, file_head, file_tail, state)
   values ('server', 'jsonlog', 'x.json', 0, sha256(''), sha256(''), '');
-  insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256,
+  insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256,
     lines, bytes, stored_bytes, recorded_at, expires_at)
   values (1000000000, 'server', 'x.json', 0, 1, 'x', 'y', sha256(''), sha256(''), sha256(''), sha256(''), 1, 1, 1, now(), now());
   insert into custody_data.log_findings (source, kind) values ('server', 'gap');

@@ -44,6 +44,7 @@ var figures = []figure{
 	{"years", "the daily archive after five years, against that of a young deployment", measureYears},
 	{"import", "import of files against COPY of typed rows", measureImport},
 	{"sealed", "tables of sealed columns: reading, saving, rotating", measureSealed},
+	{"shipping", "shipping the log of a server, against jq", measureShipping},
 	{"sealing", "sealed values against pgp_sym_encrypt, and the rotation of keys", measureSealing},
 }
 

@@ -58,7 +58,7 @@ insert into guards values
   ('canaries', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, planted_at)'),
   ('detection_rules', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, rule, function_name)'),
   ('log_sources', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, source, format)'),
-  ('log_batches', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, recorded_at, +deleted_at)');
+  ('log_batches', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, last_occurred_at, counts, recorded_at, +deleted_at)');
 insert into guards select t, x.trg, x.says
 from unnest(array['ledger_tiles', 'ledger_entries', 'ledger_stretches']) t cross join lateral
   (values ('a_keep_anchored', 'BEFORE DELETE UPDATE ROW ' || replace(t, 'ledger_', 'tg_keep_') || '()'), ('a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()')) x (trg, says);

@@ -9,7 +9,7 @@ select pg_advisory_xact_lock(hashtextextended('pgcustody.ledger', 0));
 create function pg_temp.batch(p_more jsonb default '{}') returns timestamptz language sql as $$
   select custody.record_log_batch(jsonb_build_object('source', 'db1', 'format', 'jsonlog', 'file_name', 'a.json', 'to_offset', 100,
     'to_head', encode(sha256('h'), 'hex'), 'to_tail', encode(sha256('t'), 'hex'), 'number', 1, 'batch_file', 'a.json', 'batch_from', 0, 'batch_to', 100, 'object_key', 'server-logs/1', 'manifest_key', 'server-logs/1m',
-    'sha256', encode(sha256('s'), 'hex'), 'plain_sha256', encode(sha256('p'), 'hex'), 'manifest_sha256', encode(sha256('m1'), 'hex'), 'previous_sha256', repeat('00', 32),
+    'sha256', encode(sha256('s'), 'hex'), 'compressed_sha256', encode(sha256('p'), 'hex'), 'manifest_sha256', encode(sha256('m1'), 'hex'), 'previous_sha256', repeat('00', 32),
     'lines', 3, 'bytes', 100, 'stored_bytes', 50, 'retain_until', '2020-01-01T00:00:00Z', 'last_occurred_at', '2026-01-02T00:00:00Z') || p_more, '\x01', '\x02')
 $$;
 create function pg_temp.events(p_batch bigint) returns bigint language sql as $$

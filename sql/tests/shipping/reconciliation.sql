@@ -12,7 +12,7 @@ insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor
 select 'reconciled', gen_random_uuid(), now() - interval '1 hour', custody_data.require_actor(), current_setting('testing.ada')::uuid, 'record.read', 'user_profiles', jsonb_build_object('line', l)
 from unnest(array['aaaaaaaaaaaaaaa1', 'aaaaaaaaaaaaaaa9']) l;
 insert into custody_data.log_sources (source, format, file_name, file_offset, file_head, file_tail, state, last_line_at) values ('db1', 'jsonlog', 'x', 1, sha256(''), sha256(''), '', now());
-insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, plain_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, recorded_at, expires_at)
+insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, recorded_at, expires_at)
 values (1, 'db1', 'x', 0, 1, 'x', 'y', sha256(''), sha256(''), sha256(''), sha256(''), 1, 1, 1, now() - interval '2 hours', now(), now());
 insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occurred_at, kind, class, object_name, login, identity_id, actor_pseudonym, session_id, event_line) values
   ('reconciled', now(), 1, 1, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa1'),
