@@ -68,7 +68,7 @@ func measureArchive(ctx context.Context, b *bench) error {
 		note: fmt.Sprintf("pgcustody archive run from start to end (check of the store, leaves, zstd, age, lock, read-back, index), 1 to %.1f, against psql copy | zstd -3 -T1 > file and a plain upload of it; median of %d rounds", ratio, rounds)})
 	mib := float64(memory) / (1 << 20)
 	verdict := atMost(mib, 64)
-	b.add(row{figure: "… memory of the worker", target: "< 64 MiB", ratio: fmt.Sprintf("%.0f MiB", mib), verdict: verdict, note: "allocated at most, without the pages of its program; promised of 10 million events (-long)"})
+	b.add(row{figure: "… memory of the worker", target: "< 64 MiB", ratio: fmt.Sprintf("%.0f MiB", mib), verdict: verdict, note: "resident at most, the pages of its program among it; promised of 10 million events (-long)"})
 	return nil
 }
 

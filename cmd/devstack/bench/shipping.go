@@ -62,7 +62,10 @@ func measureShipping(ctx context.Context, b *bench) error {
 		}
 		held := make(chan int64, 1)
 		watching, stop := context.WithCancel(ctx)
-		go func() { held <- highWater(watching, cmd.Process.Pid) }()
+		go func() {
+			resident, _ := highWater(watching, cmd.Process.Pid)
+			held <- resident
+		}()
 		err = cmd.Wait()
 		stop()
 		memory = <-held

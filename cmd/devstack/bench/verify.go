@@ -65,7 +65,7 @@ func (d *database) newAuditor(ctx context.Context) (_ *auditor, err error) {
 func (a *auditor) close() { _ = os.RemoveAll(a.folder) }
 
 // run runs a command of pgcustody and returns what it printed, how long it took, and
-// the most memory that it allocated.
+// the most memory that it held.
 func (a *auditor) run(ctx context.Context, env []string, args ...string) (out []byte, took time.Duration, memory int64, err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -79,11 +79,11 @@ func (a *auditor) run(ctx context.Context, env []string, args ...string) (out []
 	if err := cmd.Start(); err != nil {
 		return nil, 0, 0, err
 	}
-	var all int64
+	var allocated int64
 	watched := make(chan struct{})
 	watching, stop := context.WithCancel(ctx)
 	go func() {
-		memory, all = highWater(watching, cmd.Process.Pid)
+		memory, allocated = highWater(watching, cmd.Process.Pid)
 		close(watched)
 	}()
 	err = cmd.Wait()
@@ -94,16 +94,15 @@ func (a *auditor) run(ctx context.Context, env []string, args ...string) (out []
 	if err != nil {
 		return out, 0, 0, fmt.Errorf("pgcustody %s: %w: %s%s", strings.Join(args, " "), err, out, problems.String())
 	}
-	a.d.log.Info("ran", "command", "pgcustody "+strings.Join(args, " "), "duration", took.Round(time.Millisecond), "allocated_mib", memory>>20, "resident_mib", all>>20)
+	a.d.log.Info("ran", "command", "pgcustody "+strings.Join(args, " "), "duration", took.Round(time.Millisecond), "resident_mib", memory>>20, "allocated_mib", allocated>>20)
 	return out, took, memory, nil
 }
 
-// highWater is the most memory that a process has allocated, and held in all with the
-// pages of its program's file, by the time its watcher's context ends. The latter the
-// kernel shares and takes back as it likes: how many there are says how the file came
-// onto the disk. What it says of a process that ended has in it what its parent held
-// when it began.
-func highWater(ctx context.Context, pid int) (allocated, all int64) {
+// highWater is the most memory that a process held, with the pages of its program's
+// file, and how much of it the process had allocated, by the time its watcher's context
+// ends. What the kernel says of a process that ended has in it what its parent held when
+// it began.
+func highWater(ctx context.Context, pid int) (resident, allocated int64) {
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
@@ -113,11 +112,11 @@ func highWater(ctx context.Context, pid int) (allocated, all int64) {
 			allocated = max(allocated, kib<<10)
 		}
 		if _, err := fmt.Sscanf(procLine(status, "VmHWM"), "%d kB", &kib); err == nil {
-			all = max(all, kib<<10)
+			resident = max(resident, kib<<10)
 		}
 		select {
 		case <-ctx.Done():
-			return allocated, all
+			return resident, allocated
 		case <-tick.C:
 		}
 	}
@@ -142,7 +141,7 @@ func (d *database) ledgerVerification(ctx context.Context, a *auditor) error {
 	d.add(row{figure: "verification of the database, events", target: "≥ 200000/s", ratio: perSecond(rate), verdict: atLeast(rate, 200_000), ours: took.Round(time.Second / 10).String(),
 		note: fmt.Sprintf("%d events in one thread, a server process beside it; pgcustody verify from start to end", report.Events)})
 	mib := float64(memory) / (1 << 20)
-	d.add(row{figure: "… memory", target: "< 64 MiB", ratio: fmt.Sprintf("%.0f MiB", mib), verdict: atMost(mib, 64), note: "allocated at most"})
+	d.add(row{figure: "… memory", target: "< 64 MiB", ratio: fmt.Sprintf("%.0f MiB", mib), verdict: atMost(mib, 64), note: "of the process at most"})
 
 	for _, command := range [][]string{{"archive", "run"}, {"anchor"}} {
 		if _, _, _, err := a.run(ctx, nil, command...); err != nil {
