@@ -283,18 +283,22 @@ comment on function custody.trim_log_spool(text[], text) is
 
 create or replace function custody.due_log_batches(p_limit integer)
 returns setof custody_data.log_batches
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select b.* from custody_data.log_batches b
-  where b.tenant_id = 'system' and b.deleted_at is null and b.expires_at < now() and b.recorded_at < now() - custody_data.keep_of('shipped_logs')
-  order by b.expires_at
-  limit p_limit;
+begin
+  perform custody_data.require_context();
+  return query
+    select b.* from custody_data.log_batches b
+    where b.tenant_id = 'system' and b.deleted_at is null and b.expires_at < now() and b.recorded_at < now() - custody_data.keep_of('shipped_logs')
+    order by b.expires_at
+    limit p_limit;
+end
 $$;
 revoke all on function custody.due_log_batches(integer) from public;
 grant execute on function custody.due_log_batches(integer) to custody_worker;
-comment on function custody.due_log_batches(integer) is 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer. Errors: PC012. Callers: custody_worker.';
+comment on function custody.due_log_batches(integer) is 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer, p_limit of them at most, in the context of tenant system. Errors: PC001, PC012 no policy. Callers: custody_worker.';
 
 -- definer: batches are written by these functions alone
 create or replace function custody.mark_log_batch_deleted(p_number bigint)
@@ -360,25 +364,29 @@ comment on function custody.add_log_findings(text, jsonb) is
 
 create or replace function custody.sealed_entries(p_from bigint, p_to bigint)
 returns table (leaf bigint, entry text)
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 -- nested loops by (xid, log_entry_id): what the planner would make of the map's arrays is far too much
 set enable_hashjoin = off
 set enable_mergejoin = off
 as $$
-  select l.leaf, e.entry
-  from (
-    select t.tile_index * 256 + i as leaf, encode(substr(t.entry_ids, i * 16 + 1, 16), 'hex')::uuid as log_entry_id,
-      ('x' || encode(substr(t.xids, i * 8 + 1, 8), 'hex'))::bit(64)::bigint::text::xid8 as xid
-    from custody_data.ledger_entries t
-    cross join lateral generate_series(0, octet_length(t.entry_ids) / 16 - 1) i
-    where t.tenant_id = 'system' and t.tile_index >= p_from / 256 and t.tile_index <= p_to / 256
-  ) l
-  join custody.audit_entries e on e.xid = l.xid and e.log_entry_id = l.log_entry_id
-  where l.leaf >= p_from and l.leaf < p_to
-  order by l.leaf;
+begin
+  perform custody_data.require_context();
+  return query
+    select l.leaf, e.entry
+    from (
+      select t.tile_index * 256 + i as leaf, encode(substr(t.entry_ids, i * 16 + 1, 16), 'hex')::uuid as log_entry_id,
+        ('x' || encode(substr(t.xids, i * 8 + 1, 8), 'hex'))::bit(64)::bigint::text::xid8 as xid
+      from custody_data.ledger_entries t
+      cross join lateral generate_series(0, octet_length(t.entry_ids) / 16 - 1) i
+      where t.tenant_id = 'system' and t.tile_index >= p_from / 256 and t.tile_index <= p_to / 256
+    ) l
+    join custody.audit_entries e on e.xid = l.xid and e.log_entry_id = l.log_entry_id
+    where l.leaf >= p_from and l.leaf < p_to
+    order by l.leaf;
+end
 $$;
 revoke all on function custody.sealed_entries(bigint, bigint) from public;
 grant execute on function custody.sealed_entries(bigint, bigint) to custody_worker;
-comment on function custody.sealed_entries(bigint, bigint) is 'Canonical entries of the leaves from p_from to before p_to, those whose events are in Postgres still: of all tenants in the context of tenant system. What sinks are sent of the trail: in the order of leaves nothing is missed. Callers: custody_worker.';
+comment on function custody.sealed_entries(bigint, bigint) is 'Canonical entries of the leaves from p_from to before p_to, those whose events are in Postgres still: of all tenants in the context of tenant system. What sinks are sent of the trail: in the order of leaves nothing is missed. Errors: PC001. Callers: custody_worker.';

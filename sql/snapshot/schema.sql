@@ -1196,13 +1196,13 @@ COMMENT ON COLUMN custody_data.log_batches.expires_at IS 'Until when the store l
 -- Name: due_log_batches(integer); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.due_log_batches(p_limit integer) RETURNS SETOF custody_data.log_batches
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION due_log_batches(p_limit integer); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.due_log_batches(p_limit integer) IS 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer. Errors: PC012. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.due_log_batches(p_limit integer) IS 'Batches whose lock has ended and that the policy shipped_logs, as it is now, keeps no longer, p_limit of them at most, in the context of tenant system. Errors: PC001, PC012 no policy. Callers: custody_worker.';
 
 -- Name: requests; Type: TABLE; Schema: custody_data
 
@@ -2820,7 +2820,7 @@ Errors: PC001, PC015 another person than the subject, PC021 erased or unknown, P
 -- Name: sealed_entries(bigint, bigint); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.sealed_entries(p_from bigint, p_to bigint) RETURNS TABLE(leaf bigint, entry text)
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
@@ -2828,7 +2828,7 @@ CREATE FUNCTION custody.sealed_entries(p_from bigint, p_to bigint) RETURNS TABLE
 
 -- Name: FUNCTION sealed_entries(p_from bigint, p_to bigint); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.sealed_entries(p_from bigint, p_to bigint) IS 'Canonical entries of the leaves from p_from to before p_to, those whose events are in Postgres still: of all tenants in the context of tenant system. What sinks are sent of the trail: in the order of leaves nothing is missed. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.sealed_entries(p_from bigint, p_to bigint) IS 'Canonical entries of the leaves from p_from to before p_to, those whose events are in Postgres still: of all tenants in the context of tenant system. What sinks are sent of the trail: in the order of leaves nothing is missed. Errors: PC001. Callers: custody_worker.';
 
 -- Name: sealing_state; Type: VIEW; Schema: custody
 

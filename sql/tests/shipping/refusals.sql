@@ -1,0 +1,21 @@
+-- What ships logs works in the context of tenant system alone, and by a policy that is there.
+begin;
+set local search_path = tap, testing;
+select no_plan();
+select tenant('shipping_refusals');
+set local session authorization custody_runner;
+select custody.set_context('shipping_refusals', 'runner');
+select refuses($$select custody.record_log_batch('{}', '\x01')$$, 'PC015', 'no batch');
+select refuses($$select custody.add_access_events(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')$$, 'PC015', 'no rows');
+select refuses($$select custody.mark_sink('x', 1, 1, 1, 1)$$, 'PC015', 'no sink');
+select refuses($$select custody.trim_log_spool('{}', 'x')$$, 'PC015', 'no spool');
+select refuses($$select custody.add_log_findings('x', '[]')$$, 'PC015', 'no finding');
+select refuses($$select custody.mark_log_batch_deleted(1)$$, 'PC015', 'no deletion');
+reset session authorization;
+alter table custody_data.retention_policies disable trigger all;
+delete from custody_data.retention_policies p where p.class = 'shipped_logs';
+set local session authorization custody_runner;
+select custody.set_context('system', 'runner');
+select refuses($$select custody.due_log_batches(1)$$, 'PC012', 'a policy that is not there');
+select * from finish();
+rollback;
