@@ -449,7 +449,7 @@ as $$
   cross join lateral (select x.is_key as key, x.is_now as value) n
   where p_to > now() - interval '5 minutes' and h.tenant_id = 'system' and h.known <> '{}'
   union all
-  select f.* from custody_data.detect_definitions(p_to, '^(key-exposed|pgaudit|logging)') f
+  select f.* from custody_data.detect_definitions(p_to, '^key-exposed ') f
   union all
   select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', '^ALTER (SYSTEM|DATABASE)$', '') f
   union all
@@ -457,7 +457,7 @@ as $$
 $$;
 revoke all on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
 comment on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
-'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, custody_check.findings has one that hides or leaks, or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
+'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, a setting would log keys (custody_check.findings), or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
 
 create or replace function custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
 returns setof custody_data.detection_finding

@@ -4148,7 +4148,7 @@ CREATE FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detecti
 
 -- Name: FUNCTION detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, custody_check.findings has one that hides or leaks, or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
+COMMENT ON FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, a setting would log keys (custody_check.findings), or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
 
 -- Name: detect_shipping_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
 
