@@ -48,15 +48,26 @@ func (s *session) logRecords(t *testing.T, dir, marker string) (records []record
 			text, err := os.ReadFile(file)
 			require.NoError(t, err)
 			there = there || bytes.Contains(text, []byte(`"message":"`+marker+`"`))
-			for raw := range bytes.Lines(text) {
+			// Other tests log a lot meanwhile: lines of other processes are not looked at.
+			pid := fmt.Appendf(nil, `"pid":%d,`, s.pid)
+			for at := bytes.Index(text, pid); at >= 0; {
+				raw := text[bytes.LastIndexByte(text[:at], '\n')+1:]
+				if end := bytes.IndexByte(raw, '\n'); end >= 0 {
+					raw = raw[:end]
+				}
 				var r record
 				if bytes.Contains(raw, []byte(`"message":"PGCUSTODY `)) && json.Unmarshal(raw, &r) == nil && strings.HasSuffix(r.SessionID, fmt.Sprintf(".%x", s.pid)) {
 					records = append(records, r)
 				}
+				next := bytes.Index(text[at+len(pid):], pid)
+				if next < 0 {
+					break
+				}
+				at += len(pid) + next
 			}
 		}
 		return there
-	}, time.Minute, 20*time.Millisecond)
+	}, time.Minute, 100*time.Millisecond)
 	return records
 }
 
