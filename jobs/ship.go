@@ -142,7 +142,9 @@ func (d Deps) through(ctx context.Context, work func(*pgxpool.Conn) error) error
 type shipping struct {
 	Deps
 	config ShipConfig
-	count  func(string, int64)
+	// database is whose reads are looked for in the log.
+	database string
+	count    func(string, int64)
 
 	known  bool // whether the log has been shipped before
 	format serverlog.Format
@@ -153,10 +155,8 @@ type shipping struct {
 }
 
 func (s *shipping) all(ctx context.Context, src logship.Source) error {
-	if s.config.Location == nil {
-		if err := s.zone(ctx); err != nil {
-			return fail("read log_timezone", err)
-		}
+	if err := s.ask(ctx); err != nil {
+		return fail("read log_timezone", err)
 	}
 	for tries := 0; ; {
 		if s.state == nil {
@@ -184,14 +184,17 @@ func (s *shipping) tx(ctx context.Context, work func(pgx.Tx) error) error {
 	return InContext(ctx, s.Pool, s.scope(SystemTenant, "ship"), work)
 }
 
-func (s *shipping) zone(ctx context.Context) error {
+// ask reads what the server's log has to be read by.
+func (s *shipping) ask(ctx context.Context) error {
 	return s.tx(ctx, func(tx pgx.Tx) error {
-		var name string
-		if err := tx.QueryRow(ctx, "select pg_catalog.current_setting('log_timezone')").Scan(&name); err != nil {
+		var zone string
+		if err := tx.QueryRow(ctx, "select pg_catalog.current_setting('log_timezone'), pg_catalog.current_database()::text").Scan(&zone, &s.database); err != nil {
 			return err
 		}
-		// A zone of the server's that this machine does not know leaves times that have no offset unknown.
-		s.config.Location, _ = time.LoadLocation(name)
+		if s.config.Location == nil {
+			// A zone of the server's that this machine does not know leaves times that have no offset unknown.
+			s.config.Location, _ = time.LoadLocation(zone)
+		}
 		return nil
 	})
 }
@@ -345,7 +348,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 		return false, fail("begin batch", err)
 	}
 	batch, err := logship.Build(part.region, s.state, logship.Options{
-		Encoder: s.config.Encoder, Location: s.config.Location,
+		Encoder: s.config.Encoder, Location: s.config.Location, Database: s.database,
 		Ours: func(messages, sessions []string) ([]bool, error) { return s.ours(ctx, messages, sessions) },
 	}, object.Write)
 	if err = errors.Join(err, object.Close()); err != nil {

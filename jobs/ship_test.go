@@ -53,7 +53,7 @@ func (b *shipBench) line(session, message string, more said) string {
 	b.lines[session]++
 	b.clock = b.clock.Add(10 * time.Millisecond)
 	record := said{
-		"timestamp": b.clock.Format("2006-01-02 15:04:05.000 UTC"), "user": "dr_ada", "dbname": "custody", "pid": 4711, "remote_host": "192.0.2.7", "remote_port": 40000,
+		"timestamp": b.clock.Format("2006-01-02 15:04:05.000 UTC"), "user": "dr_ada", "dbname": b.database.Name, "pid": 4711, "remote_host": "192.0.2.7", "remote_port": 40000,
 		"session_id": session, "line_num": b.lines[session], "ps": "SELECT", "session_start": b.clock.Add(-time.Minute).Format("2006-01-02 15:04:05 UTC"), "vxid": "3/7", "txid": 0,
 		"error_severity": "LOG", "message": message, "application_name": "app", "backend_type": "client backend", "query_id": 0,
 	}
@@ -259,14 +259,30 @@ func TestShipSample(t *testing.T) {
 			b.believe()
 			content, err := os.ReadFile(filepath.Join("serverlog", "testdata", name))
 			require.NoError(t, err)
-			b.write(name, string(content))
+			b.write(name, strings.ReplaceAll(string(content), `"custody"`, `"`+b.database.Name+`"`))
 			b.ship()
 			require.NotEmpty(t, b.shipped())
+			require.NotEmpty(t, b.ask("select 1 from custody_data.access_events e where e.kind = 'forged'"))
+			require.NotEmpty(t, b.ask("select 1 from custody_data.access_events e where e.kind = 'statement'"))
 			kinds[name] = b.ask("select e.kind, count(*) from custody_data.access_events e group by 1 order by 1")
 			require.Empty(t, b.ask("select 1 from custody_data.access_events e where e.object_name = 'public.forged' and e.kind <> 'forged'"))
 			t.Log(kinds[name], b.findings())
 		})
 	}
+}
+
+// What sessions of another database of the server log is shipped: who came, and no more,
+// is an event here, and what they say of reads is neither believed nor called forged.
+func TestShipOtherDatabases(t *testing.T) {
+	b := newShipBench(t)
+	b.believe()
+	other := said{"dbname": "other"}
+	b.write("a.json", b.line("1a.2b", "PGCUSTODY x {}", other), strings.Replace(b.audited("1a.2b", "custody_data.user_profiles"), b.database.Name, "other", 1),
+		b.line("1a.2b", "connection authorized: user=dr_ada database=other", said{"dbname": "other", "ps": "authentication"}))
+	b.ship()
+	require.Len(t, b.shipped(), 3)
+	require.Equal(t, []string{"logon"}, b.ask("select e.kind from custody_data.access_events e"))
+	require.Empty(t, b.ask("select f.kind from custody_data.log_findings f where f.kind = 'forged'"))
 }
 
 func TestShipRotation(t *testing.T) {

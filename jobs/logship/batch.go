@@ -37,6 +37,9 @@ type Finding struct {
 type Options struct {
 	Encoder  serverlog.EncoderOptions
 	Location *time.Location // log_timezone
+	// Database is the one whose reads are looked for: what is logged of others is shipped,
+	// and neither believed nor doubted.
+	Database string
 	// Ours tells which messages are lines of the schema, given the session that each
 	// stands in.
 	Ours func(messages, sessions []string) ([]bool, error)
@@ -74,7 +77,14 @@ var ownContext = []byte("PL/pgSQL function custody_data.write_line(")
 const maxOwn = 128 << 10
 
 // claims tells whether a record says to be one of the schema's lines.
-func claims(r *serverlog.Record) bool { return bytes.HasPrefix(r.Message, ownPrefix) }
+func (b *builder) claims(r *serverlog.Record) bool {
+	return bytes.HasPrefix(r.Message, ownPrefix) && !b.foreign(r)
+}
+
+// foreign tells whether a record is of a session of another database.
+func (b *builder) foreign(r *serverlog.Record) bool {
+	return len(r.DBName) > 0 && string(r.DBName) != b.o.Database
+}
 
 // candidate tells whether it could be.
 func candidate(r *serverlog.Record) bool {
@@ -182,7 +192,7 @@ func (b *builder) look(region Region) error {
 		if err != nil {
 			return err
 		}
-		if !claims(&rec) {
+		if !b.claims(&rec) {
 			continue
 		}
 		c := claimed{message: string(rec.Message), session: string(rec.SessionID)}
@@ -289,7 +299,7 @@ func (b *builder) record(dst []byte, r *serverlog.Record) []byte {
 	}
 	var line own
 	var mac string
-	if claims(r) {
+	if b.claims(r) {
 		kind = serverlog.Forgery
 		// Both passes meet them in the same order; the message says that they did.
 		if len(b.claimed) > 0 {
@@ -357,6 +367,13 @@ var parameterPrefix = []byte(`parameter "`)
 func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c *Context, line *own, mac string) {
 	var class, action, object, what string
 	rows := int64(-1)
+	if b.foreign(r) {
+		switch kind {
+		case serverlog.Connect, serverlog.Authenticated, serverlog.Logon, serverlog.LogonFailed, serverlog.Logoff:
+		default:
+			return
+		}
+	}
 	switch kind {
 	case serverlog.Statement:
 		a := b.enc.Audit()

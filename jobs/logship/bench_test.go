@@ -28,7 +28,7 @@ func BenchmarkBuild(b *testing.B) {
 		require.NoError(b, err)
 		object, err := NewObject([]age.Recipient{identity.Recipient()}, false)
 		require.NoError(b, err)
-		_, err = Build(Region{Format: serverlog.JSON, Data: memory, To: int64(log.Len())}, state, Options{}, object.Write)
+		_, err = Build(Region{Format: serverlog.JSON, Data: memory, To: int64(log.Len())}, state, Options{Database: "custody"}, object.Write)
 		require.NoError(b, err)
 		require.NoError(b, object.Close())
 	}

@@ -186,7 +186,7 @@ func plainLine(n int) string {
 
 func logLine(n int, message string) string {
 	at := time.Date(2026, 11, 21, 22, 0, 0, 0, time.UTC).Add(time.Duration(n) * 50 * time.Microsecond)
-	return fmt.Sprintf(`{"timestamp":"%s UTC","user":"custody_app","dbname":"custody","pid":%d,"remote_host":"127.0.0.1","remote_port":%d,"session_id":"6b021e4d.%x","line_num":%d,`+
+	return fmt.Sprintf(`{"timestamp":"%s UTC","user":"custody_app","dbname":"bench_shipping","pid":%d,"remote_host":"127.0.0.1","remote_port":%d,"session_id":"6b021e4d.%x","line_num":%d,`+
 		`"ps":"SELECT","session_start":"2026-11-21 21:59:59 UTC","vxid":"%d/%d","txid":0,"error_severity":"LOG","message":"%s","application_name":"pgbench","backend_type":"client backend","query_id":-5817492036918223000}`+"\n",
 		at.Format("2006-01-02 15:04:05.000"), 4000+n%16, 40000+n%16, 4000+n%16, n/16+1, 3+n%16, n/16+1, message)
 }
