@@ -26,14 +26,15 @@ with tables as (
   where c.relnamespace in ('custody_data'::regnamespace, 'custody_keys'::regnamespace) and c.relkind in ('r', 'p')
 ), expected_guards (name, trigger_name) as (
   select t.name, 'a_reject_mutation' as trigger_name from tables t
-  where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records', 'restored_events') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
+  where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'consent_records', 'restored_events', 'log_findings') or t.name ~ '^(audit_logs|access_events)_[0-9]{4}_[0-9]{2}$'
   union all
   select t.name, 'a_reject_row_mutation' as trigger_name from tables t
-  where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
+  where t.name in ('audit_logs', 'erasure_certificates', 'stored_certificates', 'imports', 'incarnations', 'partition_drops', 'log_findings') or t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'
   union all
   select t.name, 'a_reject_delete' as trigger_name from tables t
   where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments', 'archive_restores',
-    'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'key_encryption_keys', 'data_keys', 'logins', 'context_keys')
+    'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'key_encryption_keys', 'data_keys', 'logins', 'context_keys',
+    'access_events', 'log_sources', 'log_batches', 'log_sinks', 'alerts', 'canaries', 'detection_rules', 'detection_heads')
   union all
   select t.name, g.trigger_name from tables t
   cross join (values ('a_reject_truncate'), ('a_require_live_identity'), ('a_reject_held'), ('z_audit_insert'), ('z_audit_update'), ('z_audit_delete')) g (trigger_name)
@@ -41,7 +42,9 @@ with tables as (
   union all
   values ('retention_policies', 'a_require_approval'), ('consent_records', 'a_reject_early_delete'), ('consent_records', 'a_require_live_identity'), ('consent_records', 'a_reject_held'),
     ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate'), ('erased_user_ids', 'a_reject_truncate'), ('wrapped_keys', 'a_reject_truncate'),
-    ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change'), ('context_keys', 'a_reject_key_change'), ('logins', 'a_reject_key_change'), ('logins', 'z_list_logins')
+    ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change'), ('context_keys', 'a_reject_key_change'), ('logins', 'a_reject_key_change'), ('logins', 'z_list_logins'),
+    ('access_events', 'a_reject_row_delete'), ('access_events', 'a_reject_key_change'), ('log_batches', 'a_reject_key_change'), ('log_sources', 'a_reject_key_change'), ('log_spool', 'a_reject_truncate'),
+    ('alerts', 'a_reject_key_change'), ('canaries', 'a_reject_key_change'), ('detection_rules', 'a_reject_key_change'), ('detection_networks', 'a_reject_truncate'), ('actor_settings', 'a_reject_truncate')
 ), -- Settings under which a key, bound as a parameter, is written to the server's log: of this session, and of others.
 exposing (place, setting) as (
   select 'this session', l.setting from pg_catalog.unnest(custody_data.leaking_settings()) l (setting)

@@ -6976,17 +6976,17 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_mutation'::text AS trigger_name
            FROM tables t
-          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text, 'restored_events'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
+          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'consent_records'::text, 'restored_events'::text, 'log_findings'::text])) OR (t.name ~ '^(audit_logs|access_events)_[0-9]{4}_[0-9]{2}$'::text))
         UNION ALL
          SELECT t.name,
             'a_reject_row_mutation'::text AS trigger_name
            FROM tables t
-          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
+          WHERE ((t.name = ANY (ARRAY['audit_logs'::text, 'erasure_certificates'::text, 'stored_certificates'::text, 'imports'::text, 'incarnations'::text, 'partition_drops'::text, 'log_findings'::text])) OR (t.name ~ '^audit_logs_[0-9]{4}_[0-9]{2}$'::text))
         UNION ALL
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text, 'access_events'::text, 'log_sources'::text, 'log_batches'::text, 'log_sinks'::text, 'alerts'::text, 'canaries'::text, 'detection_rules'::text, 'detection_heads'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -6994,7 +6994,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text), ('context_keys'::text,'a_reject_key_change'::text), ('logins'::text,'a_reject_key_change'::text), ('logins'::text,'z_list_logins'::text)
+         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text), ('context_keys'::text,'a_reject_key_change'::text), ('logins'::text,'a_reject_key_change'::text), ('logins'::text,'z_list_logins'::text), ('access_events'::text,'a_reject_row_delete'::text), ('access_events'::text,'a_reject_key_change'::text), ('log_batches'::text,'a_reject_key_change'::text), ('log_sources'::text,'a_reject_key_change'::text), ('log_spool'::text,'a_reject_truncate'::text), ('alerts'::text,'a_reject_key_change'::text), ('canaries'::text,'a_reject_key_change'::text), ('detection_rules'::text,'a_reject_key_change'::text), ('detection_networks'::text,'a_reject_truncate'::text), ('actor_settings'::text,'a_reject_truncate'::text)
         ), exposing(place, setting) AS (
          SELECT 'this session'::name AS "?column?",
             l.setting
