@@ -105,6 +105,9 @@ func reads(lines []line, person string) (columns []string) {
 	return columns
 }
 
+// forceParallel goes by another name since Postgres 16.
+const forceParallel = "select pg_catalog.set_config(p.name, 'on', true) from pg_catalog.pg_settings p where p.name in ('force_parallel_mode', 'debug_parallel_query')"
+
 // Whatever way a value comes out, and whatever becomes of the transaction, there is a line.
 func TestEveryReadHasALine(t *testing.T) {
 	t.Parallel()
@@ -201,13 +204,13 @@ func TestEveryReadHasALine(t *testing.T) {
 		{"create table as", "", run("create temp table kept on commit drop as "+list, "rollback"), []string{titles}},
 		{"definer of another", "", run(`create function pg_temp.mine() returns jsonb language sql security definer as 'select custody.get_profile(''pat'')'`, "select pg_temp.mine()", "rollback"), []string{profile}},
 		{"parallel workers", "", func(t *testing.T, s *session) {
-			s.must(t, "set local parallel_setup_cost = 0; set local parallel_tuple_cost = 0; set local min_parallel_table_scan_size = 0; set local force_parallel_mode = on")
+			s.must(t, "set local parallel_setup_cost = 0; set local parallel_tuple_cost = 0; set local min_parallel_table_scan_size = 0; "+forceParallel)
 			require.NotContains(t, s.must(t, "explain (format json) "+list), "Gather")
 			s.must(t, list)
 			s.must(t, "rollback")
 		}, []string{titles}},
 		{"a function that says it is parallel safe", "", func(t *testing.T, s *session) {
-			s.must(t, "set local force_parallel_mode = on")
+			s.must(t, forceParallel)
 			s.must(t, `create function pg_temp.safe() returns jsonb language plpgsql parallel safe as 'begin return custody.get_profile(''pat''); end'`)
 			s.must(t, "savepoint a")
 			_, err := s.try(t.Context(), "select pg_temp.safe()")

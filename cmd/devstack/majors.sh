@@ -4,7 +4,7 @@
 set -euo pipefail
 
 declare -A versions=([16]=16.14.0-beta.17 [17]=17.10.0-beta.17 [18]=18.4.0-beta.17)
-needs_what_is_missing='DumpAndRestore|AnchoringAfterPromotion|PlpgsqlCheck|RoutinesAreAppliedWhenTheyChange|KilledAndRunAgain|DownAndUp|UpgradeEqualsFreshInstall|DatabasesOfOneClusterAtOnce|UpASecondTimeChangesNothing|TwentyAtOnce|EachLoginMayDoWhatItsGroupMay|LivesOfADatabase|PlanIsWhatRuns|PgauditIsReported|NewerDatabase'
+needs_what_is_missing='DumpAndRestore|AnchoringAfterPromotion|PlpgsqlCheck|RoutinesAreAppliedWhenTheyChange|KilledAndRunAgain|DownAndUp|UpgradeEqualsFreshInstall|DatabasesOfOneClusterAtOnce|UpASecondTimeChangesNothing|TwentyAtOnce|EachLoginMayDoWhatItsGroupMay|LivesOfADatabase|PlanIsWhatRuns|PgauditIsReported|NewerDatabase|ADumpHasNoKeysOfContexts|ReadsAndTokensOnAStandby'
 
 command -v npm >/dev/null || { echo "npm is needed to fetch servers of other majors" >&2; exit 2; }
 debian=$(ls -d /usr/lib/postgresql/*/bin | sort -V | tail -n 1)

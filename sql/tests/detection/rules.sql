@@ -163,8 +163,8 @@ alter role detect_plain set log_statement = 'none';
 select alike(pg_temp.finds('settings_changed'), '%setting every database detect_plain log_statement 1%', 'a setting of logging for one login is found');
 alter role detect_plain set work_mem = '5MB';
 select unalike(pg_temp.finds('settings_changed'), '%work_mem%', 'others are not');
-update custody_data.detection_heads set known = jsonb_set(known, '{settings,pgaudit.log}', '"all"');
-select alike(pg_temp.finds('settings_changed'), '%setting pgaudit.log 1%', 'nor is one of the server''s, however it was changed');
+update custody_data.detection_heads set known = jsonb_set(known, '{settings,log_statement}', '"mod"');
+select alike(pg_temp.finds('settings_changed'), '%setting log_statement 1%', 'nor is one of the server''s, however it was changed');
 
 -- Guards and policies.
 alter table custody_data.audit_logs disable trigger a_reject_mutation;
