@@ -30,7 +30,7 @@ var benchEvents = flag.Int("events", 200_000, "how many events benchmarks verify
 // BenchmarkVerify verifies a database on one core, and tells the most memory that it
 // held.
 func BenchmarkVerify(b *testing.B) {
-	verify.ReadBy(16384)
+	verify.ReadBy(4096)
 	f := buildBench(b, *benchEvents)
 	runtime.GOMAXPROCS(1)
 	runtime.GC()

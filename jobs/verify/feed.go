@@ -12,10 +12,10 @@ import (
 )
 
 // rangeLeaves is about how many rows are asked for at once, where two sessions read.
-var rangeLeaves int64 = 16384
+var rangeLeaves int64 = 4096
 
 // A session reads ahead as many chunks, which is more than such a range takes.
-const chunkBytes, chunksAhead = 64 << 10, 96
+const chunkBytes, chunksAhead = 64 << 10, 32
 
 // feed reads the rows of the trail in the order of their keys by two sessions of one
 // snapshot: while those of one range are held against their leaves, the server gets
