@@ -10,8 +10,10 @@ select custody.put_profile(u, '{}') from unnest(array['person1', 'person2', 'per
 select set_config('testing.' || u, request('residue_since', u)::text, true) from unnest(array['person1', 'person2', 'person3']) u;
 set local session authorization custody_dpo;
 select enter('residue_since', 'dpo') /* $1 */;
+select set_config('testing.before', pg_snapshot_xmin(pg_current_snapshot())::text, true);
 select is(custody.search_residue(current_setting('testing.' || u)::uuid), '[]', 'clean') from unnest(array['person1', 'person2', 'person3']) u;
-select is((select r.residue_searched_xid from custody_data.requests r where r.request_id = current_setting('testing.person1')::uuid), pg_snapshot_xmin(pg_current_snapshot()), 'it noted how far it looked');
+-- Other sessions of the server end beside this case, so the horizon may move on while it runs.
+select ok((select r.residue_searched_xid between current_setting('testing.before')::xid8 and pg_snapshot_xmin(pg_current_snapshot()) from custody_data.requests r where r.request_id = current_setting('testing.person1')::uuid), 'it noted how far it looked');
 select is((select r.residue_rows from custody_data.requests r where r.request_id = current_setting('testing.person1')::uuid), 0::bigint, 'and how much it found');
 
 -- Events that earlier transactions wrote, as a search that looked at them would have seen.
