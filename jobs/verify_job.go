@@ -42,6 +42,8 @@ type VerifyConfig struct {
 	Full time.Duration
 	// MaxAge is how old the newest checkpoint may be; default 2 h.
 	MaxAge time.Duration
+	// KnownLost are leaves whose loss somebody has looked into.
+	KnownLost []verify.Leaves
 	// Identities open the archive. The worker needs none: without, archived lines are not
 	// read, and the rest is verified all the same.
 	Identities []age.Identity
@@ -103,7 +105,7 @@ func (w *VerifyWorker) verify(ctx context.Context, run *Run, config VerifyConfig
 		since = nil
 	}
 	report, err := verify.Run(ctx, verify.Options{
-		Database: w.Pool, Store: w.Store, Origin: config.Origin, Keys: config.Keys, MaxAge: config.MaxAge, Since: since, Identities: config.Identities,
+		Database: w.Pool, Store: w.Store, Origin: config.Origin, Keys: config.Keys, MaxAge: config.MaxAge, Since: since, Identities: config.Identities, KnownLost: config.KnownLost,
 		Prepare: func(ctx context.Context, tx pgx.Tx) error {
 			purpose := "verify"
 			return db.New().SetContext(ctx, tx, db.SetContextParams{Tenant: SystemTenant, Actor: w.Actor, Purpose: &purpose})

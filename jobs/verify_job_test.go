@@ -139,6 +139,21 @@ func TestVerifySetBack(t *testing.T) {
 	require.Equal(t, first.Size, *report.Findings[0].Leaf)
 	require.Equal(t, second.Size-1, *report.Findings[0].Last)
 	require.Empty(t, old.verified(true).Findings)
+
+	// Once somebody has looked into it, it is known: exactly that, and nothing besides it.
+	config := &old.deps.Config.Verify
+	for _, known := range []verify.Leaves{{First: first.Size + 1, Last: second.Size - 1}, {First: first.Size, Last: second.Size - 2}} {
+		config.KnownLost = []verify.Leaves{known}
+		require.Equal(t, river.EventKindJobFailed, old.work(VerifyArgs{}).Kind, "%v is not all of it", known)
+	}
+	config.KnownLost = []verify.Leaves{{First: 0, Last: 0}, {First: first.Size, Last: second.Size - 1}}
+	require.Equal(t, river.EventKindJobCompleted, old.work(VerifyArgs{}).Kind)
+	_, err = old.super.Exec(t.Context(), "alter table custody_data."+partitionOf(time.Now().UTC())+" disable trigger all")
+	require.NoError(t, err)
+	_, err = old.super.Exec(t.Context(), "delete from custody_data."+partitionOf(time.Now().UTC())+" where log_entry_id = (select max(a.log_entry_id::text)::uuid from custody_data.audit_logs a where a.action = 'phi.access')")
+	require.NoError(t, err)
+	require.Equal(t, river.EventKindJobFailed, old.work(VerifyArgs{}).Kind)
+	require.Equal(t, "verify: altered: 1 findings, the first is row_missing", *old.lastRun(SystemTenant, "verify").Error)
 }
 
 // While events are written in every way, sealed and anchored, verification finds

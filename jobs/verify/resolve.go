@@ -170,6 +170,10 @@ func (c *check) explainMissing(d *database) error {
 		}
 	}
 	for _, run := range runs {
+		if slices.ContainsFunc(c.KnownLost, func(l Leaves) bool { return l.First <= *run.Leaf && *run.Last <= l.Last }) {
+			c.note("leaves %d to %d are lost, as is known: %s", *run.Leaf, *run.Last, run.Detail)
+			continue
+		}
 		c.find(*run)
 	}
 	return nil

@@ -18,6 +18,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"filippo.io/age"
@@ -163,6 +165,9 @@ type Options struct {
 	// MaxAge is how old the newest checkpoint may be; default 2 h, since there is
 	// one at least each hour.
 	MaxAge time.Duration
+	// KnownLost are leaves of which the verifier knows that their events were lost, and
+	// how: lost leaves among them are a note and no finding.
+	KnownLost []Leaves
 	// Since is the progress of an earlier verification that found nothing: the rows of
 	// the leaves that it covers are not read again, nor the checkpoints; all leaves and
 	// tiles are, and nothing may lie over an object.
@@ -171,6 +176,21 @@ type Options struct {
 	Show func(stage string, done, total int64)
 	// Now is for tests.
 	Now func() time.Time
+}
+
+// Leaves are those from First to Last, both inclusive.
+type Leaves struct{ First, Last int64 }
+
+// ParseLeaves reads FIRST-LAST.
+func ParseLeaves(text string) (l Leaves, err error) {
+	first, last, _ := strings.Cut(text, "-")
+	if l.First, err = strconv.ParseInt(first, 10, 64); err == nil {
+		l.Last, err = strconv.ParseInt(last, 10, 64)
+	}
+	if err != nil || l.First < 0 || l.Last < l.First {
+		return Leaves{}, errors.New("want FIRST-LAST, the first and the last leaf, as in 300-559")
+	}
+	return l, nil
 }
 
 // Progress is what a verification without findings leaves for the next. It must be

@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"pgcustody/db"
 	"pgcustody/jobs"
@@ -39,6 +41,7 @@ consistently: events of the end are lost.`,
 	flags.BoolVar(&v.FromObjects, "from-objects", false, "verify the bucket alone, without a database")
 	addVerifierKeys(flags, &v.VKeys)
 	addIdentities(flags, &v.Identities)
+	addKnownLost(flags, &v.KnownLost)
 	flags.DurationVar(&v.MaxAge, "max-anchor-age", 2*time.Hour, "how old the newest checkpoint may be")
 	return cmd
 }
@@ -48,7 +51,27 @@ type verification struct {
 	FromObjects bool
 	VKeys       []string
 	Identities  []string
+	KnownLost   []string
 	MaxAge      time.Duration
+}
+
+func addKnownLost(flags *pflag.FlagSet, values *[]string) {
+	flags.StringArrayVar(values, "known-lost", nil, "leaves FIRST-LAST that verification reported as lost and whose loss you have looked into: noted and no finding any more; may be given again")
+	fromEnv(flags, "known-lost", "PGCUSTODY_KNOWN_LOST")
+}
+
+// knownLost reads them, several in one value where commas separate them.
+func (c *Config) knownLost(values []string) (known []verify.Leaves, err error) {
+	for _, value := range values {
+		for text := range strings.SplitSeq(value, ",") {
+			leaves, err := verify.ParseLeaves(strings.TrimSpace(text))
+			if err != nil {
+				return nil, c.wrong("known-lost", text, err.Error())
+			}
+			known = append(known, leaves)
+		}
+	}
+	return known, nil
 }
 
 // unchecked is an error as this command's exit status has it.
@@ -74,6 +97,10 @@ func (v *verification) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	known, err := v.knownLost(v.KnownLost)
+	if err != nil {
+		return err
+	}
 	// Settings of the bucket are not asked for: what matters is in it, and the auditor's
 	// credentials need no more than to read.
 	opened, err := v.namedStore(ctx)
@@ -90,7 +117,7 @@ func (v *verification) Run(ctx context.Context) error {
 	bar := v.newProgress()
 	defer bar.Done()
 	options := verify.Options{
-		Store: opened, Origin: origin, Keys: keys, MaxAge: v.MaxAge, Identities: identities,
+		Store: opened, Origin: origin, Keys: keys, MaxAge: v.MaxAge, Identities: identities, KnownLost: known,
 		Show: func(stage string, done, total int64) {
 			bar.Show(jobs.Progress{Job: "verify", Unit: stage, Done: done, Total: total})
 		},

@@ -64,6 +64,7 @@ Prometheus.`,
 		flags.DurationVar(every.at, every.name, every.by, every.what)
 		fromEnv(flags, every.name, every.env)
 	}
+	addKnownLost(flags, &w.KnownLost)
 	return cmd
 }
 
@@ -73,6 +74,7 @@ type work struct {
 	Schedule     jobs.Schedule
 	ErasureGrace time.Duration
 	StopAfter    time.Duration
+	KnownLost    []string
 
 	// onReady is told the address that was bound, by tests.
 	onReady func(address string)
@@ -106,6 +108,10 @@ func (w *work) check() error {
 
 func (w *work) Run(ctx context.Context) error {
 	if err := w.check(); err != nil {
+		return err
+	}
+	known, err := w.knownLost(w.KnownLost)
+	if err != nil {
 		return err
 	}
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", w.Listen)
@@ -149,6 +155,7 @@ func (w *work) Run(ctx context.Context) error {
 				return err
 			}
 			defer deps.Signer.Close()
+			deps.Config.Verify.KnownLost = known
 			deps.Config.Verify.ProgressFile = filepath.Join(w.Signer, "verified.json")
 		}
 		deps.Stopping = ctx.Done()
