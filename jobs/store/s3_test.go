@@ -430,6 +430,14 @@ func TestCheckProvesTheLock(t *testing.T) {
 				answer.Body.Bytes()[0] ^= 1
 			}
 		}), "reads back differently", CanaryOverwritten},
+		"has an access list for everybody": {answer(func(r *http.Request, answer *httptest.ResponseRecorder) {
+			if r.Method == "GET" && r.URL.Query().Has("acl") {
+				// As Amazon documents it.
+				answer.Body = bytes.NewBufferString(`<?xml version="1.0" encoding="UTF-8"?><AccessControlPolicy xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Owner><ID>o</ID></Owner><AccessControlList><Grant>` +
+					`<Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="Group"><URI>http://acs.amazonaws.com/groups/global/AllUsers</URI></Grantee><Permission>READ</Permission></Grant></AccessControlList></AccessControlPolicy>`)
+				answer.Header().Set("Content-Length", fmt.Sprint(answer.Body.Len()))
+			}
+		}), "gives everybody READ", PublicAccess},
 		"encrypts under another key": {func(s *s3Store) {
 			s.opts = Options{SSE: "aws:kms", SSEKMSKey: "1234abcd"}
 			answer(func(r *http.Request, answer *httptest.ResponseRecorder) {
