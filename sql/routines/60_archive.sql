@@ -572,20 +572,28 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, su
 
 create or replace function custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid)
 returns boolean
-language sql
+language plpgsql
 immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  -- A Bloom filter of a power of two bits: each of 8 places is a number in the digest, big-endian, modulo the bits.
-  -- Byte by byte, since it stands uncompressed (00006_runs.sql): of a large one eight pages are read, not all.
-  select not exists (
-    select from (
-      select ('x' || encode(substr(sha256(convert_to(p_tenant || coalesce('/' || p_identity::text, ''), 'UTF8')), n * 4 + 1, 4), 'hex'))::bit(32)::bigint
-        & (octet_length(p_people)::bigint * 8 - 1) as bit
-      from generate_series(0, 7) n
-    ) b
-    where (get_byte(nullif(substr(p_people, (b.bit / 8 + 1)::integer, 1), ''), 0) >> (b.bit % 8)::integer) & 1 = 0);
+declare
+  v_digest constant bytea := sha256(convert_to(p_tenant || coalesce('/' || p_identity::text, ''), 'UTF8'));
+  v_bits constant bigint := octet_length(p_people)::bigint * 8;
+  v_bit bigint;
+begin
+  -- A Bloom filter of a power of two bits: each of 8 places is a number in the digest, big-endian, modulo the bits. Byte
+  -- by byte, since it stands uncompressed (00006_runs.sql): of a large one eight pages are read, not all.
+  if v_bits > 0 then
+    for n in 0 .. 7 loop
+      v_bit := ('x' || encode(substr(v_digest, n * 4 + 1, 4), 'hex'))::bit(32)::bigint & (v_bits - 1);
+      if (get_byte(substr(p_people, (v_bit / 8 + 1)::integer, 1), 0) >> (v_bit % 8)::integer) & 1 = 0 then
+        return false;
+      end if;
+    end loop;
+  end if;
+  return true;
+end
 $$;
 revoke all on function custody.segment_may_hold(bytea, text, uuid) from public;
 grant execute on function custody.segment_may_hold(bytea, text, uuid) to custody_worker, custody_auditor, custody_privacy;

@@ -11,15 +11,16 @@
 
 create or replace function custody_data.hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea)
 returns boolean
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select case
-    when (p_hold).scope in ('tenant', 'person') then custody.segment_may_hold(p_people, (p_hold).tenant_id, (p_hold).identity_id)
-    when (p_hold).event_day = p_day then custody.segment_may_hold(p_people, (p_hold).tenant_id, null)
-      and custody_data.leaves_have(p_leaves, (p_hold).row_id::uuid)
+begin
+  return case
+    when p_hold.scope in ('tenant', 'person') then custody.segment_may_hold(p_people, p_hold.tenant_id, p_hold.identity_id)
+    when p_hold.event_day = p_day then custody.segment_may_hold(p_people, p_hold.tenant_id, null) and custody_data.leaves_have(p_leaves, p_hold.row_id::uuid)
     else false end;
+end
 $$;
 revoke all on function custody_data.hold_covers(custody_data.legal_holds, date, int8multirange, bytea) from public;
 comment on function custody_data.hold_covers(custody_data.legal_holds, date, int8multirange, bytea) is 'Whether a segment may hold an event that a hold covers: of the held tenant, by or about the held person, or the held event itself, which is looked for on its day alone. p_leaves: none of a segment that was superseded, whose leaves are of other events now.';

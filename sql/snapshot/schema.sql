@@ -2910,7 +2910,7 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, PC
 -- Name: segment_may_hold(bytea, text, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -4445,7 +4445,7 @@ COMMENT ON FUNCTION custody_data.held_events(p_from timestamp with time zone, p_
 -- Name: hold_covers(custody_data.legal_holds, date, int8multirange, bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea) RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
