@@ -20,6 +20,10 @@ test: deps build $(addprefix $(TOOLS)/,versitygw gotestsum fake-gcs-server) ## a
 	$(GO) vet ./...
 	bin/devstack with --no-fsync -- $(TOOLS)/gotestsum --format pkgname -- -race -count=1 -timeout 20m $(TESTFLAGS) ./...
 
+.PHONY: long
+long: deps build $(TOOLS)/versitygw ## the archive killed 500 times at random, and a store that does not answer: an hour or more
+	PGCUSTODY_KILLS=500 bin/devstack with --no-fsync -- $(GO) test ./jobs -run 'TestArchiveKilledAtAnyTime|TestArchiveFaultyStore' -count=1 -v -timeout 4h
+
 .PHONY: majors
 majors: deps build $(TOOLS)/versitygw ## the tests of the SQL on Postgres 16, 17 and 18 as well; fetches the servers by npm
 	GO=$(GO) cmd/devstack/majors.sh

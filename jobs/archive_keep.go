@@ -57,10 +57,12 @@ func (w *ArchiveWorker) holdSegment(ctx context.Context, s db.HeldSegmentsRow) e
 		}
 	}
 	fault.Point("before record hold")
-	return InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) error {
+	err = InContext(ctx, w.Pool, w.archiveScope(), func(tx pgx.Tx) error {
 		_, err := db.New().RecordSegmentHold(ctx, tx, db.RecordSegmentHoldParams{Day: s.Day.Format(time.DateOnly), Part: s.Part, IsOn: s.Wanted})
 		return err
 	})
+	fault.Point("after record hold")
+	return err
 }
 
 // expire ends the life of segments whose retention has ended. What the event says is

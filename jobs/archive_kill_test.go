@@ -101,6 +101,9 @@ func (k *killing) whole() {
 	for _, c := range checks {
 		require.Empty(k, c.Finding, c.Object)
 	}
+	unfinished, err := k.deps.Store.Unfinished(k.Context(), segment.Prefix)
+	require.NoError(k, err)
+	require.Empty(k, unfinished, "an upload was not finished, nor ended")
 	// The index lists every segment, once.
 	listed := map[string]int{}
 	last, err := newestIndex(k.Context(), k.deps.Store)
@@ -179,7 +182,7 @@ func TestArchiveKilledAtEachPoint(t *testing.T) {
 	for _, step := range archiveSteps {
 		require.Contains(t, points, step)
 	}
-	for _, step := range []string{"before upload", "sent", "before put index", "after put index", "before set hold", "after set hold", "before record hold", "before drop", "after drop"} {
+	for _, step := range []string{"before upload", "sent", "before put index", "after put index", "before set hold", "after set hold", "before record hold", "after record hold", "before drop", "after drop"} {
 		require.Contains(t, points, step)
 	}
 	for i, point := range points {
@@ -200,7 +203,7 @@ func TestArchiveKilledAtEachPoint(t *testing.T) {
 	require.NotZero(t, k.superseded(), "none was killed between an object and its manifest")
 }
 
-// kills is how many times the binary is killed at random: PGCUSTODY_KILLS for more.
+// kills is how many times the binary is killed at random: PGCUSTODY_KILLS for more, as make long does.
 func kills(t *testing.T) int {
 	t.Helper()
 	text := os.Getenv("PGCUSTODY_KILLS")
@@ -236,7 +239,7 @@ func TestArchiveKilledAtAnyTime(t *testing.T) {
 	t.Logf("seed %d, a run takes %s", seed, long)
 	random := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // a test
 	died, points, rounds := 0, 0, 0
-	for n := range kills(t) {
+	for n := 0; died < kills(t); n++ {
 		// What was found so far is worth more than a test that was cut off.
 		if deadline, ok := t.Deadline(); ok && time.Until(deadline) < 3*time.Minute {
 			t.Logf("time is up after %d rounds", rounds)

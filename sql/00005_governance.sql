@@ -121,6 +121,7 @@ create table custody_data.legal_holds (
   identity_id uuid,
   table_name text,
   row_id text,
+  event_day date,
   reference text not null,
   reason text not null,
   placed_by uuid not null,
@@ -135,6 +136,7 @@ create table custody_data.legal_holds (
     (scope = 'tenant' and identity_id is null and table_name is null and row_id is null)
     or (scope = 'person' and identity_id is not null and table_name is null and row_id is null)
     or (scope = 'row' and table_name is not null and row_id is not null)),
+  constraint legal_holds_event_has_its_day_check check ((event_day is not null) = (table_name is not distinct from 'audit_logs')),
   constraint legal_holds_reference_length_is_1_to_256_check check (pg_catalog.char_length(reference) between 1 and 256)
 );
 create unique index legal_holds_active_idx on custody_data.legal_holds
@@ -142,6 +144,7 @@ create unique index legal_holds_active_idx on custody_data.legal_holds
   where released_at is null;
 create index legal_holds_identity_id_idx on custody_data.legal_holds (tenant_id, identity_id) where released_at is null;
 comment on table custody_data.legal_holds is 'Legal holds: while one stands, neither erasure nor retention takes what it covers. Rows are released, never deleted.';
+comment on column custody_data.legal_holds.event_day is 'UTC day of a held event, by which the segments are found that can have it.';
 comment on column custody_data.legal_holds.reference is 'Case or matter number; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
 comment on column custody_data.legal_holds.reason is 'Why it was placed; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';
 comment on column custody_data.legal_holds.release_reason is 'Why it was released; must not name the person. @custody{"sensitivity":"content","retention":"holds"}';

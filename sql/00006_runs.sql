@@ -61,6 +61,7 @@ create table custody_data.archive_heads (
   opened_to bigint not null default 0,
   days_end date not null default '1970-01-01',
   first_open bigint not null default 0,
+  holds uuid[] not null default '{}',
   constraint archive_heads_pkey primary key (tenant_id),
   constraint archive_heads_first_open_is_looked_at_check check (first_open >= 0 and first_open <= opened_to)
 );
@@ -68,6 +69,7 @@ comment on table custody_data.archive_heads is 'How far the archive is: one row.
 comment on column custody_data.archive_heads.opened_to is 'So many leaves of the ledger were looked at.';
 comment on column custody_data.archive_heads.days_end is 'Of those, all of days before this one have a segment, but for lost leaves.';
 comment on column custody_data.archive_heads.first_open is 'No leaf below this one is still without a segment, but for lost leaves.';
+comment on column custody_data.archive_heads.holds is 'Legal holds that stood at the last look: every segment with a hold_wanted was compared with them.';
 
 create table custody_data.archive_segments (
   tenant_id custody_data.tenant_name not null default 'system',
@@ -93,6 +95,7 @@ create table custody_data.archive_segments (
   retain_until timestamptz,
   recorded_at timestamptz,
   superseded_at timestamptz,
+  hold_wanted boolean,
   legal_hold boolean not null default false,
   expired_at timestamptz,
   objects_deleted_at timestamptz,
@@ -109,11 +112,16 @@ create table custody_data.archive_segments (
 );
 create index archive_segments_open_idx on custody_data.archive_segments (tenant_id, day, part) where recorded_at is null and superseded_at is null;
 create index archive_segments_retain_until_idx on custody_data.archive_segments (tenant_id, retain_until) where objects_deleted_at is null;
+create index archive_segments_holds_idx on custody_data.archive_segments (tenant_id, day, part)
+  where recorded_at is not null and objects_deleted_at is null and (hold_wanted is null or hold_wanted or legal_hold);
+-- Random bits, of which a few are read: compressed, all of them would be.
+alter table custody_data.archive_segments alter column people set storage external;
 comment on table custody_data.archive_segments is 'Which events are in which locked object: the leaves of a UTC day, as the ledger has them. Open until the stored object was read back and checked; then its facts never change, and it stays when the objects are gone.';
 comment on column custody_data.archive_segments.leaves is 'Indexes of its leaves, in the order of its lines; no other segment that is not superseded has one of them.';
 comment on column custody_data.archive_segments.root_hash is 'Root (RFC 6962 section 2.1) over the leaf hashes of its own lines.';
 comment on column custody_data.archive_segments.people is 'Bloom filter over the tenants and identities of its events, by which custody.segment_may_hold passes over it; empty once its objects are gone.';
 comment on column custody_data.archive_segments.superseded_at is 'When its leaves were cut off (custody.take_over_leaves): it stands for nothing any more, and its events get other leaves and another segment.';
+comment on column custody_data.archive_segments.hold_wanted is 'Whether a legal hold covers what it may hold; empty until somebody looked (custody.held_segments).';
 comment on column custody_data.archive_segments.legal_hold is 'Whether the store has its objects under legal hold.';
 comment on column custody_data.archive_segments.expired_at is 'When its retention had ended and its objects were given free to be deleted.';
 

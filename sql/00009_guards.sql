@@ -103,7 +103,7 @@ create trigger a_reject_key_change before update on custody_data.identities
 create trigger a_reject_key_change before update on custody_data.requests
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'request_id', 'kind', 'identity_id', 'reason', 'requested_by', 'received_at', 'xid', '+closed_at');
 create trigger a_reject_key_change before update on custody_data.legal_holds
-  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
+  for each row execute function custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'event_day', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
 create trigger a_reject_key_change before update on custody_data.retention_changes
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'change_id', 'class', 'keep', 'keep_before', 'basis', 'proposed_by', 'proposed_login', 'proposed_at', 'expires_at', '+decided_at');
 create trigger a_reject_key_change before update on custody_data.job_runs

@@ -85,6 +85,22 @@ func TestAMonthLeavesWhileOthersWrite(t *testing.T) {
 			require.Equal(t, "1 0", dropper.run(t, "system", dropMonth), "until it is released")
 			require.Zero(t, b.monthRows(t))
 		},
+		"leaves are taken over meanwhile": func(t *testing.T, b *bed, dropper, importer, _, _ *session, month time.Time) {
+			importer.begin(t, "")
+			importer.must(t, lateEvents(month, 1))
+			dropper.begin(t, "")
+			dropper.must(t, setSystem)
+			drop := dropper.send(t.Context(), dropMonth)
+			b.requireWaiting(t, drop, importer)
+			_, err := b.admin.Exec(t.Context(), `update custody_data.ledger_heads set incarnation_id = pg_catalog.gen_random_uuid()`)
+			require.NoError(t, err)
+			importer.rollback(t)
+			_, err = drop.result(t)
+			requireCode(t, err, "55P03")
+			dropper.rollback(t)
+			require.Equal(t, 3, b.monthRows(t), "nothing went")
+			require.Equal(t, "3 0", dropper.run(t, "system", dropMonth))
+		},
 		"an appender holds the trail": func(t *testing.T, b *bed, dropper, _, app, _ *session, _ time.Time) {
 			app.begin(t, "")
 			app.must(t, `select custody.record_audit_event('account.login')`)

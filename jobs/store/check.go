@@ -138,6 +138,8 @@ func tryCanary(ctx context.Context, s suspect, lock time.Duration) (canary Info,
 		return canary, nil, err
 	case put.Version == "":
 		found(NoVersioning, "an object got no version id", "turn versioning on")
+	case canary.RetainMode == modeGovernance:
+		found(Governance, "asked for COMPLIANCE, the store locked in GOVERNANCE mode, which falls to whoever may bypass it", other)
 	case canary.RetainMode != ModeCompliance || !canary.RetainUntil.Equal(until):
 		found(NoLock, fmt.Sprintf("asked for COMPLIANCE until %s, the store reports %q until %s",
 			until.Format(time.RFC3339), canary.RetainMode, canary.RetainUntil.Format(time.RFC3339)), other)

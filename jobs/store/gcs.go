@@ -261,7 +261,7 @@ func (s *gcsStore) info(attrs *gcs.ObjectAttrs) Info {
 		info.StorageClass = ""
 	}
 	if attrs.Retention != nil {
-		info.RetainUntil, info.RetainMode = attrs.Retention.RetainUntil, "GOVERNANCE"
+		info.RetainUntil, info.RetainMode = attrs.Retention.RetainUntil, modeGovernance
 		if attrs.Retention.Mode == gcsLocked {
 			info.RetainMode = ModeCompliance
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -130,6 +131,8 @@ type holding struct {
 	coming map[string]kept
 	// lets tells what it does not hold to.
 	lets func(r *http.Request) bool
+	// settings of the bucket that are otherwise than they should be.
+	settings map[string]any
 }
 
 type kept struct {
@@ -215,6 +218,7 @@ func (h *holding) overlay(content map[string]any) {
 		content["iamConfiguration"] = map[string]any{
 			"publicAccessPrevention": "enforced", "uniformBucketLevelAccess": map[string]any{"enabled": true},
 		}
+		maps.Copy(content, h.settings)
 	case "storage#object":
 		generation := fmt.Sprint(content["generation"])
 		if n, _ := strconv.Atoi(generation); n == 0 { // not yet an object
@@ -302,6 +306,56 @@ func TestGoogleCheckPasses(t *testing.T) {
 	// Anybody is anybody to the fake server, and overrides what can be overridden.
 	require.Equal(t, []string{NoDefaultRetention, BypassRight, PublicAccess, PublicAccess}, names(findings))
 	require.NoError(t, Accept(findings, []string{BypassRight, PublicAccess}))
+}
+
+// TestGoogleSettings: what a bucket can say of itself that makes it unfit.
+func TestGoogleSettings(t *testing.T) {
+	var bucket *holding
+	s := openGoogle(t, func(next http.Handler) http.Handler {
+		bucket = holdingGoogle(next).(*holding)
+		return bucket
+	})
+	locked := map[string]any{"retentionPeriod": "86400", "isLocked": true, "effectiveTime": "2026-01-01T00:00:00Z"}
+	for name, test := range map[string]struct {
+		settings map[string]any
+		found    []string
+		unfit    bool
+	}{
+		"nothing":                     {map[string]any{"retentionPolicy": locked}, nil, false},
+		"a policy that is not locked": {map[string]any{"retentionPolicy": map[string]any{"retentionPeriod": "86400", "effectiveTime": "2026-01-01T00:00:00Z"}}, []string{Governance}, true},
+		"no versions":                 {map[string]any{"retentionPolicy": locked, "versioning": map[string]any{"enabled": false}}, []string{NoVersioning}, true},
+		"no object retention":         {map[string]any{"retentionPolicy": locked, "objectRetention": nil}, []string{NoLock}, true},
+		"public access not prevented": {map[string]any{"retentionPolicy": locked, "iamConfiguration": map[string]any{"uniformBucketLevelAccess": map[string]any{"enabled": true}}}, []string{PublicAccess}, false},
+		"access lists of their own":   {map[string]any{"retentionPolicy": locked, "iamConfiguration": map[string]any{"publicAccessPrevention": "enforced"}}, []string{PublicAccess}, false},
+	} {
+		bucket.mu.Lock()
+		bucket.settings = test.settings
+		bucket.mu.Unlock()
+		findings, err := s.CheckSettings(t.Context())
+		require.NoError(t, err, name)
+		require.Equal(t, test.found, names(findings), name)
+		require.Equal(t, test.unfit, Accept(findings, nil) != nil, name)
+		if test.unfit {
+			// With the settings accepted or not, the check says so too.
+			findings, err = s.Check(t.Context())
+			require.NoError(t, err, name)
+			require.Contains(t, names(findings), test.found[0], name)
+		}
+	}
+}
+
+// TestGoogleOverrideRefused: credentials without storage.objects.overrideUnlockedRetention.
+func TestGoogleOverrideRefused(t *testing.T) {
+	s := openGoogle(t, breakingGoogle(func(w http.ResponseWriter, r *http.Request) bool {
+		override := r.URL.Query().Get("overrideUnlockedRetention") == "true"
+		if override {
+			refuse(w, http.StatusForbidden, "does not have storage.objects.overrideUnlockedRetention access")
+		}
+		return override
+	}))
+	findings, err := s.Check(t.Context())
+	require.NoError(t, err)
+	require.NotContains(t, names(findings), BypassRight)
 }
 
 // breaking lets a test answer in the fake server's place.

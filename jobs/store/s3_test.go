@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
@@ -394,11 +396,57 @@ func TestCheckProvesTheLock(t *testing.T) {
 			}))
 		}
 	}
+	answer := func(change func(r *http.Request, answer *httptest.ResponseRecorder)) func(*s3Store) {
+		return func(s *s3Store) {
+			setEndpoint(s, newProxy(t, func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				recorded := httptest.NewRecorder()
+				next.ServeHTTP(recorded, r)
+				change(r, recorded)
+				maps.Copy(w.Header(), recorded.Header())
+				w.WriteHeader(recorded.Code)
+				_, _ = w.Write(recorded.Body.Bytes())
+			}))
+		}
+	}
 	for name, lie := range map[string]struct {
 		tell func(*s3Store)
 		what string
 		name string
 	}{
+		"locks in GOVERNANCE mode": {func(s *s3Store) {
+			rewrite(s, func(r *smithyhttp.Request) {
+				if r.Header.Get("X-Amz-Object-Lock-Mode") != "" {
+					r.Header.Set("X-Amz-Object-Lock-Mode", "GOVERNANCE")
+				}
+			})
+		}, "locked in GOVERNANCE mode", Governance},
+		"hands out something else": {answer(func(r *http.Request, answer *httptest.ResponseRecorder) {
+			if r.Method == "GET" && strings.Contains(r.URL.Path, canaryPrefix) {
+				for name := range answer.Header() {
+					if strings.HasPrefix(strings.ToLower(name), "x-amz-checksum") {
+						answer.Header().Del(name)
+					}
+				}
+				answer.Body.Bytes()[0] ^= 1
+			}
+		}), "reads back differently", CanaryOverwritten},
+		"has an access list for everybody": {answer(func(r *http.Request, answer *httptest.ResponseRecorder) {
+			if r.Method == "GET" && r.URL.Query().Has("acl") {
+				// As Amazon documents it.
+				answer.Body = bytes.NewBufferString(`<?xml version="1.0" encoding="UTF-8"?><AccessControlPolicy xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Owner><ID>o</ID></Owner><AccessControlList><Grant>` +
+					`<Grantee xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="Group"><URI>http://acs.amazonaws.com/groups/global/AllUsers</URI></Grantee><Permission>READ</Permission></Grant></AccessControlList></AccessControlPolicy>`)
+				answer.Header().Set("Content-Length", fmt.Sprint(answer.Body.Len()))
+			}
+		}), "gives everybody READ", PublicAccess},
+		"encrypts under another key": {func(s *s3Store) {
+			s.opts = Options{SSE: "aws:kms", SSEKMSKey: "1234abcd"}
+			answer(func(r *http.Request, answer *httptest.ResponseRecorder) {
+				if r.Method == "HEAD" {
+					answer.Header().Set("X-Amz-Server-Side-Encryption", "aws:kms")
+					answer.Header().Set("X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id", "arn:aws:kms:eu-central-1:1:key/other")
+				}
+			})(s)
+		}, "under KMS key 1234abcd", EncryptionIgnored},
 		"writes without the lock":     {drop("X-Amz-Object-Lock-Mode", "X-Amz-Object-Lock-Retain-Until-Date"), "the store reports", NoLock},
 		"ignores If-None-Match":       {drop("If-None-Match"), "written over", CanaryOverwritten},
 		"lets the version be deleted": {pretend(func(r *http.Request) bool { return r.Method == "DELETE" }), "deleted", CanaryDeleted},

@@ -95,6 +95,19 @@ func TestCheckOnARealServer(t *testing.T) {
 		}
 		require.Equal(t, []string{"anybody can list the bucket", "anybody can read an object", "the bucket's policy is public"}, what)
 	})
+	t.Run("public by its access list", func(t *testing.T) {
+		s := open(t, true)
+		_, err := s.client.PutBucketOwnershipControls(t.Context(), &s3.PutBucketOwnershipControlsInput{
+			Bucket: &s.bucket, OwnershipControls: &types.OwnershipControls{Rules: []types.OwnershipControlsRule{{ObjectOwnership: types.ObjectOwnershipBucketOwnerPreferred}}},
+		})
+		require.NoError(t, err)
+		_, err = s.client.PutBucketAcl(t.Context(), &s3.PutBucketAclInput{Bucket: &s.bucket, ACL: types.BucketCannedACLPublicRead})
+		require.NoError(t, err)
+		findings, err := s.Check(t.Context())
+		require.NoError(t, err)
+		require.Equal(t, []string{NoDefaultRetention, PublicAccess, PublicAccess, PublicAccess}, names(findings))
+		require.Equal(t, "the bucket's access list gives everybody READ", findings[3].What)
+	})
 	t.Run("neither versions nor lock", func(t *testing.T) {
 		s := open(t, false)
 		_, err := s.client.PutBucketVersioning(t.Context(), &s3.PutBucketVersioningInput{

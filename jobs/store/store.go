@@ -20,6 +20,8 @@ import (
 // whoever has the right to bypass it.
 const ModeCompliance = "COMPLIANCE"
 
+const modeGovernance = "GOVERNANCE"
+
 // PutOptions says how an object is written.
 type PutOptions struct {
 	// RetainUntil locks the object in COMPLIANCE mode until then. The zero time

@@ -20,7 +20,7 @@ comment on function custody_data.active_holds() is 'Holds of the tenant in conte
 create or replace view custody.holds with (security_invoker = true) as
 select h.tenant_id, h.hold_id, h.scope, h.identity_id, h.table_name, h.row_id, h.reference, h.reason, h.placed_by, h.placed_at,
   h.until_at, h.released_at, h.released_by, h.release_reason,
-  h.released_at is null and (h.until_at is null or h.until_at > pg_catalog.now()) as active
+  h.released_at is null and (h.until_at is null or h.until_at > pg_catalog.now()) as active, h.event_day
 from custody_data.legal_holds h;
 grant select on custody.holds to custody_privacy, custody_worker, custody_auditor;
 comment on view custody.holds is 'All legal holds of the tenant, with whether each stands now. Readers: custody_privacy, custody_worker, custody_auditor.';
@@ -42,18 +42,20 @@ declare
   v_identity_id uuid;
   v_hold_id uuid;
   v_matches bigint;
+  v_day date;
 begin
   v_scope := case
     when p_scope is null or jsonb_typeof(p_scope) <> 'object' then null
     when p_scope = '{"tenant": true}' then 'tenant'
     when p_scope ?& array['table', 'row'] and p_scope - array['table', 'row', 'user_id'] = '{}' then 'row'
+    when p_scope ?& array['table', 'row', 'day'] and p_scope - array['table', 'row', 'day'] = '{}' and v_table = 'audit_logs' then 'row'
     when p_scope ? 'user_id' and p_scope - 'user_id' = '{}' then 'person'
   end;
   if v_scope is null then
     raise exception using
       errcode = 'PC023',
       message = 'invalid scope of a hold',
-      hint = 'Give {"tenant": true}, {"user_id": "…"} or {"table": "…", "row": "…"}, for a conversation with its user_id.';
+      hint = 'Give {"tenant": true}, {"user_id": "…"} or {"table": "…", "row": "…"}, for a conversation with its user_id, for an event that is in the archive alone with its day.';
   end if;
   if coalesce(btrim(p_reference), '') = '' or char_length(p_reference) > 256 or coalesce(btrim(p_reason), '') = '' or char_length(p_reason) > 2000 then
     raise exception using errcode = 'PC023', message = 'a hold needs a reference and a reason',
@@ -86,8 +88,15 @@ begin
       when 'audit_logs' then
         -- in the form in which ids are written, since the row's id is compared as text
         v_row_id := case when v_row_id ~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$' then lower(v_row_id) end;
-        select count(*), null::uuid into v_matches, v_identity_id
+        select count(*), min((a.occurred_at at time zone 'UTC')::date) into v_matches, v_day
         from custody_data.audit_logs a where a.tenant_id = v_tenant and a.log_entry_id = v_row_id::uuid;
+        if v_matches = 0 and p_scope ? 'day' then
+          select count(distinct s.day), min(s.day) into v_matches, v_day
+          from custody_data.archive_segments s
+          where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null and s.superseded_at is null
+            and to_char(s.day, 'YYYY-MM-DD') = p_scope ->> 'day' and custody.segment_may_hold(s.people, v_tenant, null)
+            and custody_data.leaves_have(s.leaves, v_row_id::uuid);
+        end if;
       else
         raise exception using errcode = 'PC023', message = format('no holds on table %s', quote_literal(left(v_table, 64))),
           hint = 'Tables: user_profiles, user_preferences, consent_records, conversations, audit_logs.';
@@ -96,13 +105,16 @@ begin
       raise exception using
         errcode = 'PC023',
         message = format('the scope names %s rows of %s', v_matches, v_table),
-        hint = case when v_matches > 1 then 'Add the user_id: two people have a conversation of that id.' else 'Correct the row''s id.' end;
+        hint = case
+          when v_matches > 1 then 'Add the user_id: two people have a conversation of that id.'
+          when v_table = 'audit_logs' then 'Correct the row''s id; of an event that is in the archive alone give the day too (UTC), as in "2026-11-21".'
+          else 'Correct the row''s id.' end;
     end if;
   end if;
 
   begin
-    insert into custody_data.legal_holds (tenant_id, scope, identity_id, table_name, row_id, reference, reason, placed_by, until_at)
-    values (v_tenant, v_scope, v_identity_id, v_table, v_row_id, p_reference, p_reason, custody_data.require_actor(), p_until)
+    insert into custody_data.legal_holds (tenant_id, scope, identity_id, table_name, row_id, event_day, reference, reason, placed_by, until_at)
+    values (v_tenant, v_scope, v_identity_id, v_table, v_row_id, v_day, p_reference, p_reason, custody_data.require_actor(), p_until)
     returning hold_id into v_hold_id;
   exception when unique_violation then
     raise exception using
@@ -120,7 +132,7 @@ revoke all on function custody.place_hold(jsonb, text, text, timestamptz) from p
 grant execute on function custody.place_hold(jsonb, text, text, timestamptz) to custody_privacy;
 comment on function custody.place_hold(jsonb, text, text, timestamptz) is
 'Places a legal hold and returns its id; waits for deletions of the tenant that are under way.
-p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
+p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id, with "day": "2026-11-21" where the event is in the archive alone). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
 Errors: PC001, PC003, PC009, PC011, PC013 there already, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_privacy.';
 
 -- definer: as place_hold

@@ -572,16 +572,28 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, su
 
 create or replace function custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid)
 returns boolean
-language sql
+language plpgsql
 immutable
 parallel safe
 set search_path = pg_catalog, pg_temp
 as $$
-  -- A Bloom filter of a power of two bits: each of 8 places is a number in the digest, big-endian, modulo the bits.
-  select coalesce(bool_and(get_bit(p_people, ('x' || encode(substr(d.digest, n * 4 + 1, 4), 'hex'))::bit(32)::bigint & (octet_length(p_people)::bigint * 8 - 1)) = 1), true)
-  from (select sha256(convert_to(p_tenant || coalesce('/' || p_identity::text, ''), 'UTF8')) as digest) d
-  cross join generate_series(0, 7) n
-  where octet_length(p_people) > 0;
+declare
+  v_digest constant bytea := sha256(convert_to(p_tenant || coalesce('/' || p_identity::text, ''), 'UTF8'));
+  v_bits constant bigint := octet_length(p_people)::bigint * 8;
+  v_bit bigint;
+begin
+  -- A Bloom filter of a power of two bits: each of 8 places is a number in the digest, big-endian, modulo the bits. Byte
+  -- by byte, since it stands uncompressed (00006_runs.sql): of a large one eight pages are read, not all.
+  if v_bits > 0 then
+    for n in 0 .. 7 loop
+      v_bit := ('x' || encode(substr(v_digest, n * 4 + 1, 4), 'hex'))::bit(32)::bigint & (v_bits - 1);
+      if (get_byte(substr(p_people, (v_bit / 8 + 1)::integer, 1), 0) >> (v_bit % 8)::integer) & 1 = 0 then
+        return false;
+      end if;
+    end loop;
+  end if;
+  return true;
+end
 $$;
 revoke all on function custody.segment_may_hold(bytea, text, uuid) from public;
 grant execute on function custody.segment_may_hold(bytea, text, uuid) to custody_worker, custody_auditor, custody_privacy;
@@ -610,6 +622,31 @@ as $$
 $$;
 revoke all on function custody_data.leaves_of(uuid, timestamptz, timestamptz) from public;
 comment on function custody_data.leaves_of(uuid, timestamptz, timestamptz) is 'Leaves of events of this id, of whatever tenant, that occurred from p_from to before p_to, with their days since 2000-01-01.';
+
+create or replace function custody_data.leaves_have(p_leaves int8multirange, p_log_entry_id uuid)
+returns boolean
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
+set jit = off
+as $$
+  select exists (
+    select from (
+      select distinct n.tile from unnest(p_leaves) u (run)
+      cross join lateral generate_series(lower(u.run) / 256, (upper(u.run) - 1) / 256) n (tile)
+    ) t
+    -- by the key, and fetched once a tile
+    cross join lateral (
+      select (select e.entry_ids || '' from custody_data.ledger_entries e where e.tenant_id = 'system' and e.tile_index = t.tile) as entry_ids
+      offset 0
+    ) e
+    cross join lateral generate_series(0, octet_length(e.entry_ids) / 16 - 1) n (n)
+    where position(uuid_send(p_log_entry_id) in e.entry_ids) > 0
+      and substr(e.entry_ids, n.n * 16 + 1, 16) = uuid_send(p_log_entry_id) and p_leaves @> t.tile * 256 + n.n);
+$$;
+revoke all on function custody_data.leaves_have(int8multirange, uuid) from public;
+comment on function custody_data.leaves_have(int8multirange, uuid) is 'Whether one of these leaves is of an event of this id, of whatever tenant: reads the map of their tiles alone.';
 
 -- definer: as open_segments
 create or replace function custody.find_segments(

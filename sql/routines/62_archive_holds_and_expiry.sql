@@ -9,55 +9,67 @@
 --
 -- locks: rows of the segments alone.
 
-create or replace function custody_data.held_leaves()
-returns table (leaf bigint)
+create or replace function custody_data.hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea)
+returns boolean
 language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-  v_hold custody_data.legal_holds;
-  v_id uuid;
-  v_in_id tstzrange;
 begin
-  for v_hold in
-    select h.* from custody_data.active_holds() h where h.scope = 'row' and h.table_name = 'audit_logs'
-  loop
-    v_id := v_hold.row_id::uuid;
-    -- Where it occurred is known while it is here; the server's own ids say it, and a client's may only look like them.
-    v_in_id := coalesce(
-      (select tstzrange(min(a.occurred_at), max(a.occurred_at) + interval '1 microsecond')
-        from custody_data.audit_logs a where a.tenant_id = v_hold.tenant_id and a.log_entry_id = v_id having count(*) > 0),
-      custody_data.time_in_id(v_id));
-    return query select l.leaf from custody_data.leaves_of(v_id, coalesce(lower(v_in_id), '-infinity'), coalesce(upper(v_in_id), 'infinity')) l;
-    if not found and v_in_id is not null then
-      return query select l.leaf from custody_data.leaves_of(v_id, '-infinity', 'infinity') l;
-    end if;
-  end loop;
+  return case
+    when p_hold.scope in ('tenant', 'person') then custody.segment_may_hold(p_people, p_hold.tenant_id, p_hold.identity_id)
+    when p_hold.event_day = p_day then custody.segment_may_hold(p_people, p_hold.tenant_id, null) and custody_data.leaves_have(p_leaves, p_hold.row_id::uuid)
+    else false end;
 end
 $$;
-revoke all on function custody_data.held_leaves() from public;
-comment on function custody_data.held_leaves() is 'Leaves of events that are themselves under legal hold.';
+revoke all on function custody_data.hold_covers(custody_data.legal_holds, date, int8multirange, bytea) from public;
+comment on function custody_data.hold_covers(custody_data.legal_holds, date, int8multirange, bytea) is 'Whether a segment may hold an event that a hold covers: of the held tenant, by or about the held person, or the held event itself, which is looked for on its day alone. p_leaves: none of a segment that was superseded, whose leaves are of other events now.';
 
-create or replace function custody_data.segments_on_hold()
-returns table (day date, part integer)
-language sql
-stable
+create or replace function custody_data.look_for_holds()
+returns void
+language plpgsql
+volatile
 set search_path = pg_catalog, pg_temp
+set plan_cache_mode = force_custom_plan
 as $$
+declare
+  v_looked uuid[];
+  v_holds uuid[];
+  v_new uuid[];
+begin
+  -- One looks at a time: the answers and the holds they are answers to go together.
+  perform pg_advisory_xact_lock(hashtextextended('pgcustody.segment_holds', 0));
+  v_looked := (select h.holds from custody_data.archive_heads h where h.tenant_id = 'system');
+  v_holds := array(
+    select h.hold_id from custody_data.active_holds() h where h.scope in ('tenant', 'person') or h.table_name = 'audit_logs' order by h.hold_id);
+  v_new := array(select unnest(v_holds) except select unnest(v_looked));
+
+  -- What was looked at is compared with new holds alone; what is new, and what a hold that has ended may have covered, with all.
+  if cardinality(v_new) > 0 then
+    with holds as materialized (
+      select h as hold from custody_data.active_holds() h where h.hold_id = any (v_new)
+    )
+    update custody_data.archive_segments s set hold_wanted = true
+    where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null and not s.hold_wanted
+      and exists (select from holds n where custody_data.hold_covers(n.hold, s.day, case when s.superseded_at is null then s.leaves end, s.people));
+  end if;
   with holds as materialized (
-    select h.tenant_id, h.identity_id from custody_data.active_holds() h where h.scope in ('tenant', 'person')
-  ), held as materialized (
-    select l.leaf from custody_data.held_leaves() l
+    select h as hold from custody_data.active_holds() h where h.hold_id = any (v_holds)
+  ), looked as materialized (
+    select s.day, s.part, s.hold_wanted,
+      exists (select from holds n where custody_data.hold_covers(n.hold, s.day, case when s.superseded_at is null then s.leaves end, s.people)) as wanted
+    from custody_data.archive_segments s
+    where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null
+      and (s.hold_wanted is null or s.hold_wanted and not v_looked <@ v_holds)
   )
-  select s.day, s.part
-  from custody_data.archive_segments s
-  where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null
-    and (exists (select from holds h where custody.segment_may_hold(s.people, h.tenant_id, h.identity_id))
-      or (s.superseded_at is null and exists (select from held l where s.leaves @> l.leaf)));
+  update custody_data.archive_segments s set hold_wanted = l.wanted
+  from looked l
+  where s.tenant_id = 'system' and s.day = l.day and s.part = l.part and l.hold_wanted is distinct from l.wanted;
+  update custody_data.archive_heads h set holds = v_holds where h.tenant_id = 'system' and h.holds <> v_holds;
+end
 $$;
-revoke all on function custody_data.segments_on_hold() from public;
-comment on function custody_data.segments_on_hold() is 'Segments with objects that may hold an event that a legal hold covers: of a held tenant, by or about a held person, or held itself.';
+revoke all on function custody_data.look_for_holds() from public;
+comment on function custody_data.look_for_holds() is 'Notes which segments with objects a legal hold covers (hold_wanted). Reads the filters of segments that are new, with a new hold those of all, once, and with one that has ended those of the segments that were held.';
 
 create or replace view custody.held_segment with (security_invoker = true) as
 select null::date as day, 0 as part, ''::text as object_key, ''::text as manifest_key, false as wanted
@@ -68,25 +80,26 @@ comment on view custody.held_segment is 'Shape of held_segments. wanted: whether
 create or replace function custody.held_segments()
 returns setof custody.held_segment
 language plpgsql
-stable
+volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
   perform custody_data.require_all_tenants('archive');
+  perform custody_data.look_for_holds();
   return query
-  select s.day, s.part, s.object_key, s.manifest_key, h.day is not null
+  select s.day, s.part, s.object_key, s.manifest_key, s.hold_wanted
   from custody_data.archive_segments s
-  left join custody_data.segments_on_hold() h on h.day = s.day and h.part = s.part
-  where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null and s.legal_hold <> (h.day is not null)
+  where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null
+    and (s.hold_wanted is null or s.hold_wanted or s.legal_hold) and s.legal_hold <> s.hold_wanted
   order by s.day, s.part;
 end
 $$;
 revoke all on function custody.held_segments() from public;
-grant execute on function custody.held_segments() to custody_worker, custody_auditor;
+grant execute on function custody.held_segments() to custody_worker;
 comment on function custody.held_segments() is
-'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need.
-Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need. What it found is noted, so that the next look costs what is new: segments, holds, and holds that have ended.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- definer: segments are written by these functions alone
 create or replace function custody.record_segment_hold(p_day date, p_part integer, p_on boolean)
@@ -147,20 +160,17 @@ begin
       message = 'time out of range: p_as_of is in the future',
       hint = 'Nothing goes before its time.';
   end if;
+  perform custody_data.look_for_holds();
   for v_segment in
-    with held as materialized (
-      select h.day, h.part from custody_data.segments_on_hold() h
-    )
     select s.*
     from custody_data.archive_segments s
     where s.tenant_id = 'system' and s.recorded_at is not null and s.objects_deleted_at is null
-      and s.retain_until < p_as_of and not s.legal_hold
+      and s.retain_until < p_as_of and not s.legal_hold and not s.hold_wanted
       and (s.expired_at is not null or (
         custody_data.audit_ends_at(custody_data.segment_kept_from(s)) < p_as_of
         and not exists (
           select from custody_data.audit_partitions() m
           where m.range_from is null or (m.range_from < (s.day + 1)::timestamp at time zone 'UTC' and m.range_to > s.day::timestamp at time zone 'UTC'))))
-      and not exists (select from held h where h.day = s.day and h.part = s.part)
     order by s.day, s.part
     limit p_limit
     for update of s

@@ -95,11 +95,11 @@ begin
     raise exception using errcode = 'PC009', message = 'time out of range: p_as_of', hint = 'Give a finite time.';
   end if;
   return query
-  with held as materialized (
-    select h.day, h.part from custody_data.segments_on_hold() h
+  with holds as materialized (
+    select h as hold from custody_data.active_holds() h where h.scope in ('tenant', 'person') or h.table_name = 'audit_logs'
   )
   select s.day, s.part, s.events, s.stored_bytes, s.retain_until, case
-    when s.legal_hold or exists (select from held h where h.day = s.day and h.part = s.part) then 'held'
+    when s.legal_hold or exists (select from holds h where custody_data.hold_covers(h.hold, s.day, case when s.superseded_at is null then s.leaves end, s.people)) then 'held'
     when s.expired_at is not null then 'due'
     when custody_data.audit_ends_at(custody_data.segment_kept_from(s)) >= p_as_of then 'by_policy'
     when exists (

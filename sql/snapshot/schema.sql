@@ -1374,6 +1374,7 @@ CREATE TABLE custody_data.archive_segments (
     retain_until timestamp with time zone,
     recorded_at timestamp with time zone,
     superseded_at timestamp with time zone,
+    hold_wanted boolean,
     legal_hold boolean DEFAULT false NOT NULL,
     expired_at timestamp with time zone,
     objects_deleted_at timestamp with time zone,
@@ -1382,6 +1383,7 @@ CREATE TABLE custody_data.archive_segments (
     CONSTRAINT archive_segments_part_starts_at_1_check CHECK ((part >= 1)),
     CONSTRAINT archive_segments_recorded_whole_check CHECK (((recorded_at IS NULL) OR ((object_key IS NOT NULL) AND (manifest_key IS NOT NULL) AND (plain_bytes IS NOT NULL) AND (compressed_bytes IS NOT NULL) AND (stored_bytes IS NOT NULL) AND (plain_sha256 IS NOT NULL) AND (compressed_sha256 IS NOT NULL) AND (stored_sha256 IS NOT NULL) AND (manifest_sha256 IS NOT NULL) AND (root_hash IS NOT NULL) AND (first_occurred_at IS NOT NULL) AND (last_occurred_at IS NOT NULL) AND ((people IS NOT NULL) OR (objects_deleted_at IS NOT NULL)) AND (recipients IS NOT NULL) AND (retain_until IS NOT NULL))))
 );
+ALTER TABLE ONLY custody_data.archive_segments ALTER COLUMN people SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.archive_segments FORCE ROW LEVEL SECURITY;
 
@@ -1404,6 +1406,10 @@ COMMENT ON COLUMN custody_data.archive_segments.people IS 'Bloom filter over the
 -- Name: COLUMN archive_segments.superseded_at; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.archive_segments.superseded_at IS 'When its leaves were cut off (custody.take_over_leaves): it stands for nothing any more, and its events get other leaves and another segment.';
+
+-- Name: COLUMN archive_segments.hold_wanted; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.hold_wanted IS 'Whether a legal hold covers what it may hold; empty until somebody looked (custody.held_segments).';
 
 -- Name: COLUMN archive_segments.legal_hold; Type: COMMENT; Schema: custody_data
 
@@ -1639,14 +1645,14 @@ COMMENT ON VIEW custody.held_segment IS 'Shape of held_segments. wanted: whether
 -- Name: held_segments(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.held_segments() RETURNS SETOF custody.held_segment
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION held_segments(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.held_segments() IS 'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need.
-Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+COMMENT ON FUNCTION custody.held_segments() IS 'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need. What it found is noted, so that the next look costs what is new: segments, holds, and holds that have ended.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: import_audit_events(uuid, bytea, boolean); Type: FUNCTION; Schema: custody
 
@@ -2181,7 +2187,7 @@ CREATE FUNCTION custody.place_hold(p_scope jsonb, p_reference text, p_reason tex
 -- Name: FUNCTION place_hold(p_scope jsonb, p_reference text, p_reason text, p_until timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.place_hold(p_scope jsonb, p_reference text, p_reason text, p_until timestamp with time zone) IS 'Places a legal hold and returns its id; waits for deletions of the tenant that are under way.
-p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
+p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id, with "day": "2026-11-21" where the event is in the archive alone). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
 Errors: PC001, PC003, PC009, PC011, PC013 there already, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_privacy.';
 
 -- Name: plan_erasure(text); Type: FUNCTION; Schema: custody
@@ -2904,7 +2910,7 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, PC
 -- Name: segment_may_hold(bytea, text, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -3153,6 +3159,7 @@ CREATE TABLE custody_data.legal_holds (
     identity_id uuid,
     table_name text,
     row_id text,
+    event_day date,
     reference text NOT NULL,
     reason text NOT NULL,
     placed_by uuid NOT NULL,
@@ -3161,6 +3168,7 @@ CREATE TABLE custody_data.legal_holds (
     released_at timestamp with time zone,
     released_by uuid,
     release_reason text,
+    CONSTRAINT legal_holds_event_has_its_day_check CHECK (((event_day IS NOT NULL) = (NOT (table_name IS DISTINCT FROM 'audit_logs'::text)))),
     CONSTRAINT legal_holds_reference_length_is_1_to_256_check CHECK (((char_length(reference) >= 1) AND (char_length(reference) <= 256))),
     CONSTRAINT legal_holds_scope_is_known_check CHECK ((scope = ANY (ARRAY['tenant'::text, 'person'::text, 'row'::text]))),
     CONSTRAINT legal_holds_scope_names_its_object_check CHECK ((((scope = 'tenant'::text) AND (identity_id IS NULL) AND (table_name IS NULL) AND (row_id IS NULL)) OR ((scope = 'person'::text) AND (identity_id IS NOT NULL) AND (table_name IS NULL) AND (row_id IS NULL)) OR ((scope = 'row'::text) AND (table_name IS NOT NULL) AND (row_id IS NOT NULL))))
@@ -3171,6 +3179,10 @@ ALTER TABLE ONLY custody_data.legal_holds FORCE ROW LEVEL SECURITY;
 -- Name: TABLE legal_holds; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.legal_holds IS 'Legal holds: while one stands, neither erasure nor retention takes what it covers. Rows are released, never deleted.';
+
+-- Name: COLUMN legal_holds.event_day; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.legal_holds.event_day IS 'UTC day of a held event, by which the segments are found that can have it.';
 
 -- Name: COLUMN legal_holds.reference; Type: COMMENT; Schema: custody_data
 
@@ -4430,16 +4442,16 @@ CREATE FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to t
 
 COMMENT ON FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Where in the partition of p_from to p_to the events stand that a legal hold of any tenant covers.';
 
--- Name: held_leaves(); Type: FUNCTION; Schema: custody_data
+-- Name: hold_covers(custody_data.legal_holds, date, int8multirange, bytea); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.held_leaves() RETURNS TABLE(leaf bigint)
+CREATE FUNCTION custody_data.hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION held_leaves(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.held_leaves() IS 'Leaves of events that are themselves under legal hold.';
+COMMENT ON FUNCTION custody_data.hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea) IS 'Whether a segment may hold an event that a hold covers: of the held tenant, by or about the held person, or the held event itself, which is looked for on its day alone. p_leaves: none of a segment that was superseded, whose leaves are of other events now.';
 
 -- Name: holds_in(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -4744,6 +4756,19 @@ CREATE FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) RETURNS 
 
 COMMENT ON FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) IS 'Leaves of events whose xid lies between two, both inclusive; lost leaves have xid 0.';
 
+-- Name: leaves_have(int8multirange, uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaves_have(p_leaves int8multirange, p_log_entry_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaves_have(p_leaves int8multirange, p_log_entry_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaves_have(p_leaves int8multirange, p_log_entry_id uuid) IS 'Whether one of these leaves is of an event of this id, of whatever tenant: reads the map of their tiles alone.';
+
 -- Name: leaves_of(uuid, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone) RETURNS TABLE(leaf bigint, day integer)
@@ -4865,6 +4890,18 @@ CREATE FUNCTION custody_data.logins_here() RETURNS TABLE(login text, kind text, 
 -- Name: FUNCTION logins_here(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.logins_here() IS 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether each of its statements is to be logged; whether pgaudit.sql has excepted it from that.';
+
+-- Name: look_for_holds(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.look_for_holds() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION look_for_holds(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.look_for_holds() IS 'Notes which segments with objects a legal hold covers (hold_wanted). Reads the filters of segments that are new, with a new hold those of all, once, and with one that has ended those of the segments that were held.';
 
 -- Name: make_context_key(); Type: FUNCTION; Schema: custody_data
 
@@ -5832,17 +5869,6 @@ CREATE FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) RE
 
 COMMENT ON FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) IS 'Until when a segment''s objects must at least be locked, if it is recorded now.';
 
--- Name: segments_on_hold(); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.segments_on_hold() RETURNS TABLE(day date, part integer)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION segments_on_hold(); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.segments_on_hold() IS 'Segments with objects that may hold an event that a legal hold covers: of a held tenant, by or about a held person, or held itself.';
-
 -- Name: settle_refused(text, boolean); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.settle_refused(p_table text, p_skip_refused boolean) RETURNS bigint
@@ -6536,7 +6562,8 @@ CREATE VIEW custody.holds WITH (security_invoker='true') AS
     h.released_at,
     h.released_by,
     h.release_reason,
-    ((h.released_at IS NULL) AND ((h.until_at IS NULL) OR (h.until_at > now()))) AS active
+    ((h.released_at IS NULL) AND ((h.until_at IS NULL) OR (h.until_at > now()))) AS active,
+    h.event_day
    FROM custody_data.legal_holds h;
 
 -- Name: VIEW holds; Type: COMMENT; Schema: custody
@@ -7675,6 +7702,7 @@ CREATE TABLE custody_data.archive_heads (
     opened_to bigint DEFAULT 0 NOT NULL,
     days_end date DEFAULT '1970-01-01'::date NOT NULL,
     first_open bigint DEFAULT 0 NOT NULL,
+    holds uuid[] DEFAULT '{}'::uuid[] NOT NULL,
     CONSTRAINT archive_heads_first_open_is_looked_at_check CHECK (((first_open >= 0) AND (first_open <= opened_to)))
 );
 
@@ -7695,6 +7723,10 @@ COMMENT ON COLUMN custody_data.archive_heads.days_end IS 'Of those, all of days 
 -- Name: COLUMN archive_heads.first_open; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.archive_heads.first_open IS 'No leaf below this one is still without a segment, but for lost leaves.';
+
+-- Name: COLUMN archive_heads.holds; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.holds IS 'Legal holds that stood at the last look: every segment with a hold_wanted was compared with them.';
 
 -- Name: audit_actions; Type: TABLE; Schema: custody_data
 
@@ -8610,6 +8642,10 @@ CREATE INDEX alerts_rule_idx ON custody_data.alerts USING btree (tenant_id, rule
 
 CREATE INDEX archive_restores_begun_at_idx ON custody_data.archive_restores USING btree (tenant_id, begun_at DESC);
 
+-- Name: archive_segments_holds_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX archive_segments_holds_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE ((recorded_at IS NOT NULL) AND (objects_deleted_at IS NULL) AND ((hold_wanted IS NULL) OR hold_wanted OR legal_hold));
+
 -- Name: archive_segments_open_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX archive_segments_open_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE ((recorded_at IS NULL) AND (superseded_at IS NULL));
@@ -9032,7 +9068,7 @@ ALTER TABLE custody_data.job_runs ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: legal_holds a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.legal_holds FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.legal_holds FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'event_day', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
 

@@ -11,6 +11,8 @@ select enter('endings', 'ada') /* $1 */;
 select custody_data.require_actor(), custody.ensure_audit_partitions('2001-03-01 00:00:00+00', '2001-03-01 00:00:00+00');
 select enter('endings', 'bob') /* $1 */;
 select custody_data.require_actor();
+select enter('endings', 'cid') /* $1 */;
+select custody_data.require_actor();
 reset session authorization;
 -- An event a day: of nobody, about ada, by ada, with an id of the client's.
 insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, recorded_at, actor_id, subject_id, action, import_id, xid)
@@ -83,6 +85,23 @@ select is(pg_temp.held(), '3-', 'released, the store is to let it go');
 select is(custody.record_segment_hold('2001-03-03', 1, false), true, 'which it did');
 select pg_temp.place('{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000001"}') as hold \gset
 select is(pg_temp.held(), '2', 'the day of an event that is in the trail');
+-- What was compared once is not read again: a filter that holds everybody and one that holds nobody change nothing.
+select pg_temp.place('{"user_id": "ada"}') as other \gset
+select is(pg_temp.held(), '2 3 4', 'a hold beside it');
+reset session authorization;
+update custody_data.archive_segments s set people = case when s.day = '2001-03-03' then decode(repeat('00', 128), 'hex') else decode(repeat('ff', 128), 'hex') end where s.day in ('2001-03-02', '2001-03-03', '2001-03-04');
+update custody_data.archive_segments s set hold_wanted = false where s.day = '2001-03-04';
+set local session authorization custody_runner;
+select is(pg_temp.held(), '2 3', 'what was compared is not compared again');
+select pg_temp.place('{"user_id": "cid"}') as third \gset
+select is(pg_temp.held(), '2 3 4', 'but with what is new');
+select pg_temp.release(:'third') \g /dev/null
+select is(pg_temp.held(), '2 4', 'and, where one has ended, what was held with all that are left');
+select pg_temp.release(:'other') \g /dev/null
+reset session authorization;
+update custody_data.archive_segments s set people = pg_temp.people(s.day), hold_wanted = null where s.day in ('2001-03-02', '2001-03-03', '2001-03-04');
+set local session authorization custody_runner;
+select is(pg_temp.held(), '2', 'a new segment is compared with every hold');
 select refuses($$select custody.record_segment_hold('2001-03-05', 1, true)$$, 'PC029', 'holding what was never recorded');
 select refuses($$select custody.record_segment_hold('2001-03-03', 1, null)$$, 'PC023', 'holding or not');
 
@@ -91,6 +110,21 @@ reset session authorization;
 drop table custody_data.audit_logs_2001_03;
 set local session authorization custody_runner;
 select is(pg_temp.held(), '2', 'the day of an event that is in the archive alone');
+select pg_temp.release(:'hold') \g /dev/null
+select is(pg_temp.held(), null, 'which nobody holds any more');
+set local session authorization custody_dpo;
+select custody.set_context('endings', 'dpo');
+select refuses(format('select custody.place_hold(%L, %L, %L)', s, 'case', 'litigation'), 'PC023', 'an event of the archive by ' || s)
+from unnest(array['{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000001"}', '{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000001", "day": "2001-03-03"}',
+  '{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000001", "day": "2001-03-32"}', '{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000001", "day": "2. March"}',
+  '{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000004", "day": "2001-03-05"}', '{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000009", "day": "2001-03-02"}',
+  '{"table": "conversations", "row": "c1", "day": "2001-03-02"}']) s;
+select custody.set_context('endings_other', 'dpo');
+select refuses($$select custody.place_hold('{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000001", "day": "2001-03-02"}', 'case', 'litigation')$$, 'PC023', 'one of another tenant');
+set local session authorization custody_runner;
+select custody.set_context('system', 'runner');
+select pg_temp.place('{"table": "audit_logs", "row": "11111111-1111-4111-8111-000000000001", "day": "2001-03-02"}') as hold \gset
+select is(pg_temp.held(), '2', 'an event of the archive is held by its day');
 select is_empty($$select 1 from custody.expire_segments(100, now() - interval '2 minutes')$$, 'or whose lock has not ended');
 reset session authorization;
 select custody.set_context('endings_other', 'dpo');

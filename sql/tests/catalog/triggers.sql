@@ -22,7 +22,7 @@ insert into guards values
   ('erased_user_ids', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('identities', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, kind, created_at, +erased_at)'),
   ('requests', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, request_id, kind, identity_id, reason, requested_by, received_at, xid, +closed_at)'),
-  ('legal_holds', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, hold_id, scope, identity_id, table_name, row_id, reference, reason, placed_by, placed_at, +released_at)'),
+  ('legal_holds', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, hold_id, scope, identity_id, table_name, row_id, event_day, reference, reason, placed_by, placed_at, +released_at)'),
   ('retention_policies', 'a_require_approval', 'BEFORE INSERT UPDATE ROW tg_require_approval()'),
   ('retention_changes', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, change_id, class, keep, keep_before, basis, proposed_by, proposed_login, proposed_at, expires_at, +decided_at)'),
   ('job_runs', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, run_id, job, river_job_id, started_at, +ended_at)'),

@@ -50,14 +50,14 @@ from (values
   ('custody', 'auditor privacy worker', 'unstored_certificates'),
   -- the runner
   ('custody', 'admin worker', 'ensure_audit_partitions list_tenants register_tenant'),
-  ('custody', 'auditor worker', 'archive_due archive_totals audit_months held_segments ledger_head plan_expiry plan_months sealing_status verify_ledger'),
+  ('custody', 'auditor worker', 'archive_due archive_totals audit_months ledger_head plan_expiry plan_months sealing_status verify_ledger'),
   ('custody', 'auditor privacy worker', 'add_restored_events begin_restore finish_restore find_segments ledger_root segment_leaves segment_may_hold'),
   ('custody', 'auditor privacy readwrite worker', 'consistency_proof inclusion_proof'),
   ('custody', 'admin', 'adopt_events register_login register_token_key require_tokens retire_login retire_token_key'),
   ('custody', 'admin worker', 'rotate_context_key'),
   ('custody', 'worker', 'add_access_events add_log_findings drop_access_months due_log_batches mark_log_batch_deleted mark_sink reconcile_logs record_log_batch sealed_entries trim_log_spool'),
   ('custody_data', 'worker', 'ensure_access_partitions'),
-  ('custody', 'worker', 'drop_archived_partitions expire_segments mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
+  ('custody', 'worker', 'drop_archived_partitions expire_segments held_segments mark_certificate_stored exports_of_erased finish_import finish_run import_audit_events import_consents import_conversations import_known import_preferences import_profiles mark_notice_sent open_incarnation '
     'open_segments prepare_import record_checkpoint record_segment record_segment_gone record_segment_hold refuse_import seal_audit_log start_run take_over_leaves'),
   -- helpers that functions with the caller's rights need
   ('custody_data', 'auditor privacy readonly readwrite worker', 'entry_time find_identity'),

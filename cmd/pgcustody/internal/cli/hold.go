@@ -32,6 +32,7 @@ one row. Name exactly one of --all, --user and --table with --row; --user beside
 	placeCmd.Flags().StringVar(&place.User, "user", "", "hold everything of this person")
 	placeCmd.Flags().StringVar(&place.Table, "table", "", "table of the row to hold")
 	placeCmd.Flags().StringVar(&place.Row, "row", "", "id of the row to hold")
+	placeCmd.Flags().StringVar(&place.Day, "day", "", "day (UTC) of a row of audit_logs that is in the archive alone, as in 2026-11-21")
 	placeCmd.Flags().StringVar(&place.Reference, "reference", "", "number of the case, without naming a person (required)")
 	placeCmd.Flags().StringVar(&place.Reason, "reason", "", "why the data is needed, without naming a person (required)")
 	placeCmd.Flags().StringVar(&place.Until, "until", "", "when the hold ends by itself, as in 2027-01-31T00:00:00Z; default never")
@@ -59,14 +60,16 @@ one row. Name exactly one of --all, --user and --table with --row; --user beside
 
 type holdPlace struct {
 	*App
-	All                                        bool
-	User, Table, Row, Reference, Reason, Until string
+	All                                             bool
+	User, Table, Row, Day, Reference, Reason, Until string
 }
 
 // scope is the hold's scope as custody.place_hold takes it.
 func (h *holdPlace) scope() (json.RawMessage, error) {
 	scope := map[string]any{}
 	switch {
+	case h.Day != "" && (h.Row == "" || h.User != ""):
+		return nil, usagef("hold place: --day goes with --table audit_logs and --row")
 	case h.All && h.User == "" && h.Table == "" && h.Row == "":
 		scope["tenant"] = true
 	case !h.All && h.User != "" && h.Table == "" && h.Row == "":
@@ -75,6 +78,9 @@ func (h *holdPlace) scope() (json.RawMessage, error) {
 		scope["table"], scope["row"] = h.Table, h.Row
 		if h.User != "" {
 			scope["user_id"] = h.User
+		}
+		if h.Day != "" {
+			scope["day"] = h.Day
 		}
 	default:
 		return nil, usagef("hold place: name exactly one of --all, --user, and --table with --row")
