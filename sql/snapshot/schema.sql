@@ -287,11 +287,11 @@ Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: cust
 CREATE FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
 -- Name: FUNCTION add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym; an event line is followed by a blank and the transaction of its event. COPY, which would be as fast, is refused by Postgres under row-level security.
 Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
 
 -- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
@@ -1082,17 +1082,19 @@ COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timesta
 p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: finds and writes nothing.
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 
--- Name: drop_access_months(timestamp with time zone); Type: FUNCTION; Schema: custody
+-- Name: drop_access_months(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.drop_access_months(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF text
+CREATE FUNCTION custody.drop_access_months(p_limit integer DEFAULT 1, p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION drop_access_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+-- Name: FUNCTION drop_access_months(p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.drop_access_months(p_as_of timestamp with time zone) IS 'Drops the months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
-Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.drop_access_months(p_limit integer, p_as_of timestamp with time zone) IS 'Drops the oldest months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
+Set lock_timeout before, as for custody.drop_archived_partitions: a drop locks access_events, and who ships or asks queues behind it.
+p_limit: 1 to 100 months. p_as_of: not in the future.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- Name: partition_drops; Type: TABLE; Schema: custody_data
 
@@ -2312,7 +2314,7 @@ CREATE FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until
 
 -- Name: FUNCTION reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whether its transaction was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whose transaction has ended, prepared ones included, whether it was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
 Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
@@ -6632,6 +6634,7 @@ CREATE TABLE custody_data.access_events (
     vxid text COLLATE pg_catalog."C",
     xact_at timestamp with time zone,
     event_line text COLLATE pg_catalog."C",
+    event_xid xid8,
     rolled_back boolean,
     state_code text COLLATE pg_catalog."C",
     CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
@@ -6730,11 +6733,15 @@ COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction be
 
 -- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
+COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; read only or standby where it could write none, and the line alone is the record.';
+
+-- Name: COLUMN access_events.event_xid; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.event_xid IS 'The transaction that wrote the event.';
 
 -- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
+COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_xid.';
 
 -- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
 
@@ -6756,7 +6763,12 @@ CREATE VIEW custody.log_reconciliation WITH (security_invoker='true') AS
   WHERE ((e.kind = 'statement'::text) AND (e.actor_id IS NULL) AND (e.actor_pseudonym IS NULL) AND (e.class = ANY (ARRAY['READ'::text, 'WRITE'::text])) AND (e.object_name = ANY (ARRAY['custody_data.user_profiles'::text, 'custody_data.user_preferences'::text, 'custody_data.consent_records'::text, 'custody_data.conversations'::text])))
 UNION ALL
  SELECT e.tenant_id,
-    'rolled_back'::text AS kind,
+        CASE
+            WHEN e.rolled_back THEN 'rolled_back'::text
+            WHEN (e.event_xid IS NOT NULL) THEN 'open'::text
+            WHEN (e.event_line = 'standby'::text) THEN 'standby'::text
+            ELSE 'read_only'::text
+        END AS kind,
     e.occurred_at,
     e.batch,
     e.line,
@@ -6765,11 +6777,11 @@ UNION ALL
     e.object_name,
     NULL::uuid AS log_entry_id
    FROM custody_data.access_events e
-  WHERE e.rolled_back;
+  WHERE (e.rolled_back OR ((e.rolled_back IS NULL) AND (e.event_line IS NOT NULL)));
 
 -- Name: VIEW log_reconciliation; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads whose transaction was rolled back. Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
+COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads of which the trail has no event: the transaction was rolled back (rolled_back), had not ended when it was last looked, or was not looked at yet (open), or could write none (read_only, standby: not to be verified, the line is the record). Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: logins; Type: VIEW; Schema: custody
 
@@ -8592,7 +8604,7 @@ CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USI
 
 -- Name: access_events_unreconciled_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_line IS NOT NULL) AND (rolled_back IS NULL));
+CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_xid IS NOT NULL) AND (rolled_back IS NULL));
 
 -- Name: alerts_object_key_idx; Type: INDEX; Schema: custody_data
 
@@ -8972,7 +8984,7 @@ ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
 -- Name: access_events a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'state_code', '=rolled_back');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'event_xid', 'state_code', '=rolled_back');
 
 ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_key_change;
 
