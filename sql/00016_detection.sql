@@ -20,6 +20,9 @@ create type custody_data.access_hour as (
 );
 comment on type custody_data.access_hour is 'What an actor read of an object in an hour.';
 
+create type custody_data.detection_input as (groups custody_data.access_group[], hours custody_data.access_hour[], definitions text[]);
+comment on type custody_data.detection_input is 'What a run of detection computes once for all rules. definitions: findings of custody_check as they are now, id and object with a blank between; none where past data is tried.';
+
 create type custody_data.bulk_read as (
   tenant_id text, actor text, actor_id uuid, login text, hour timestamptz, events bigint, rows bigint, people bigint, usual_rows bigint, usual_people bigint,
   objects text[], first_at timestamptz, last_at timestamptz, recorded_to timestamptz
@@ -52,7 +55,7 @@ create table custody_data.detection_rules (
 comment on table custody_data.detection_rules is 'The rules of detection. Severity, look_back, threshold and enabled are set by custody.set_detection_rule.';
 comment on column custody_data.detection_rules.look_back is 'How far back the rule looks: its baseline, or the time in which events count together.';
 comment on column custody_data.detection_rules.threshold is 'From how many on the rule fires; what is counted the description says.';
-comment on column custody_data.detection_rules.function_name is 'Function of custody_data (rule, from, to, groups) that returns setof detection_finding.';
+comment on column custody_data.detection_rules.function_name is 'Function of custody_data (rule, from, to, seen) that returns setof detection_finding.';
 
 create table custody_data.detection_heads (
   tenant_id custody_data.tenant_name not null default 'system',
@@ -265,5 +268,6 @@ drop table custody_data.alerts, custody_data.canaries, custody_data.access_basel
   custody_data.detection_heads, custody_data.detection_rules cascade;
 drop type custody_data.detection_finding cascade;
 drop type custody_data.bulk_read cascade;
+drop type custody_data.detection_input cascade;
 drop type custody_data.access_hour cascade;
 drop type custody_data.access_group cascade;

@@ -121,6 +121,18 @@ CREATE TYPE custody_data.detection_finding AS (
 
 COMMENT ON TYPE custody_data.detection_finding IS 'What a rule found, in the one shape that all give: whose tenant, what it folds by, who acted, how many events from when to when, and facts without personal data. recorded_to: when the last of the events was shipped, by which what was found before is known.';
 
+-- Name: detection_input; Type: TYPE; Schema: custody_data
+
+CREATE TYPE custody_data.detection_input AS (
+	groups custody_data.access_group[],
+	hours custody_data.access_hour[],
+	definitions text[]
+);
+
+-- Name: TYPE detection_input; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TYPE custody_data.detection_input IS 'What a run of detection computes once for all rules. definitions: findings of custody_check as they are now, id and object with a blank between; none where past data is tried.';
+
 -- Name: sealed_value; Type: DOMAIN; Schema: custody_data
 
 CREATE DOMAIN custody_data.sealed_value AS bytea
@@ -3438,16 +3450,16 @@ CREATE FUNCTION custody_data.blind_indexes(p_field text, p_value text) RETURNS b
 
 COMMENT ON FUNCTION custody_data.blind_indexes(p_field text, p_value text) IS 'Blind indexes of a value of field email or phone, normalised, or of a user_id: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 
--- Name: bulk_reads(timestamp with time zone, interval, bigint, bigint, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: bulk_reads(timestamp with time zone, interval, bigint, bigint, custody_data.access_hour[]); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.bulk_read
+CREATE FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_hours custody_data.access_hour[]) RETURNS SETOF custody_data.bulk_read
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_hours custody_data.access_hour[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]) IS 'Hours in which an actor read as much, with the most that they read in an hour of the days before: rows and reads that name a person.';
+COMMENT ON FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_hours custody_data.access_hour[]) IS 'Hours in which an actor read as much, with the most that they read in an hour of the days before: rows and reads that name a person.';
 
 -- Name: caller_role(); Type: FUNCTION; Schema: custody_data
 
@@ -3974,194 +3986,194 @@ COMMENT ON COLUMN custody_data.detection_rules.threshold IS 'From how many on th
 
 -- Name: COLUMN detection_rules.function_name; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.detection_rules.function_name IS 'Function of custody_data (rule, from, to, groups) that returns setof detection_finding.';
+COMMENT ON COLUMN custody_data.detection_rules.function_name IS 'Function of custody_data (rule, from, to, seen) that returns setof detection_finding.';
 
--- Name: detect_after_hours(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_after_hours(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
 
--- Name: detect_bulk_people(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_bulk_people(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor read at least threshold different people within one clock hour, in more than three times as many reads as in any hour of the days before (look_back). Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor read at least threshold different people within one clock hour, in more than three times as many reads as in any hour of the days before (look_back). Folds by actor.';
 
--- Name: detect_bulk_rows(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_bulk_rows(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor read at least threshold rows within one clock hour, and more than three times the most that they read in an hour of the days before (look_back). Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor read at least threshold rows within one clock hour, and more than three times the most that they read in an hour of the days before (look_back). Folds by actor.';
 
--- Name: detect_canary(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_canary(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold reads of people who were planted. Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of people who were planted. Folds by actor.';
 
--- Name: detect_definitions(timestamp with time zone, text); Type: FUNCTION; Schema: custody_data
+-- Name: detect_definitions(text[], text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_definitions(p_to timestamp with time zone, p_match text) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_definitions(p_definitions text[], p_match text) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_definitions(p_to timestamp with time zone, p_match text); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_definitions(p_definitions text[], p_match text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_definitions(p_to timestamp with time zone, p_match text) IS 'Findings of custody_check of which id and object, a blank between, match; where p_to is now.';
+COMMENT ON FUNCTION custody_data.detect_definitions(p_definitions text[], p_match text) IS 'Findings of custody_check, as id and object with a blank between, that match.';
 
--- Name: detect_failed_logins(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_failed_logins(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold failed logins within look_back, at one login or from one network (/24, /48). Folds by each.';
+COMMENT ON FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold failed logins within look_back, at one login or from one network (/24, /48). Folds by each.';
 
--- Name: detect_first_table(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_first_table(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor who has read on at least threshold days of look_back reads a table for the first time in it. Folds by actor and table.';
+COMMENT ON FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor who has read on at least threshold days of look_back reads a table for the first time in it. Folds by actor and table.';
 
--- Name: detect_log_finding(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_log_finding(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold findings of one kind about the log of a source, forged lines, gaps and lost files among them (log_findings). Folds by kind and source.';
+COMMENT ON FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold findings of one kind about the log of a source, forged lines, gaps and lost files among them (log_findings). Folds by kind and source.';
 
--- Name: detect_network(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_network(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold events of a login from an address that no list of it, or of a role of its, has (detection_networks); without a list anywhere is expected. Folds by login and network (/24, /48).';
+COMMENT ON FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold events of a login from an address that no list of it, or of a role of its, has (detection_networks); without a list anywhere is expected. Folds by login and network (/24, /48).';
 
--- Name: detect_new_superuser(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_new_superuser(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
+COMMENT ON FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
 
--- Name: detect_policy_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_policy_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: row-level security is off, or a policy is not as the last migration left it (custody_check.findings), or threshold CREATE, ALTER or DROP POLICY on our tables were logged. Folds by finding and by login.';
+COMMENT ON FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: row-level security is off, or a policy is not as the last migration left it (custody_check.findings), or threshold CREATE, ALTER or DROP POLICY on our tables were logged. Folds by finding and by login.';
 
--- Name: detect_privileged_read(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_privileged_read(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
+COMMENT ON FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
 
--- Name: detect_role_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_role_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold statements that make, change or grant roles. Folds by login.';
+COMMENT ON FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold statements that make, change or grant roles. Folds by login.';
 
--- Name: detect_schema_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_schema_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold DDL statements on our schemas; each migration is one. Folds by login.';
+COMMENT ON FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold DDL statements on our schemas; each migration is one. Folds by login.';
 
--- Name: detect_sealing_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_sealing_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: at least threshold events of the trail have no leaf in the ledger, the oldest for longer than look_back.';
+COMMENT ON FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: at least threshold events of the trail have no leaf in the ledger, the oldest for longer than look_back.';
 
--- Name: detect_settings_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_settings_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, a setting would log keys (custody_check.findings), or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
+COMMENT ON FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, a setting would log keys (custody_check.findings), or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
 
--- Name: detect_shipping_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_shipping_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: of a source that was shipped before, nothing has been for longer than look_back. Folds by source.';
+COMMENT ON FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: of a source that was shipped before, nothing has been for longer than look_back. Folds by source.';
 
 -- Name: detect_statements(timestamp with time zone, timestamp with time zone, bigint, text, text, text); Type: FUNCTION; Schema: custody_data
 
@@ -4174,16 +4186,16 @@ CREATE FUNCTION custody_data.detect_statements(p_from timestamp with time zone, 
 
 COMMENT ON FUNCTION custody_data.detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text) IS 'Logged statements of a class whose command and object match, by login.';
 
--- Name: detect_trigger_disabled(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_trigger_disabled(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a guard is disabled, gone, replaced or changed (custody_check.findings), or threshold CREATE, ALTER or DROP TRIGGER on our tables were logged. Folds by finding and by login.';
+COMMENT ON FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a guard is disabled, gone, replaced or changed (custody_check.findings), or threshold CREATE, ALTER or DROP TRIGGER on our tables were logged. Folds by finding and by login.';
 
 -- Name: detection_knows(); Type: FUNCTION; Schema: custody_data
 
@@ -4624,16 +4636,16 @@ CREATE FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) RETURNS 
 
 COMMENT ON FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) IS 'Whether a string somewhere in a JSON value matches a regular expression, without regard to case.';
 
--- Name: keep_baselines(custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: keep_baselines(custody_data.access_hour[]); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.keep_baselines(p_groups custody_data.access_group[]) RETURNS void
+CREATE FUNCTION custody_data.keep_baselines(p_hours custody_data.access_hour[]) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION keep_baselines(p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION keep_baselines(p_hours custody_data.access_hour[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.keep_baselines(p_groups custody_data.access_group[]) IS 'Keeps what each actor read at most in an hour of each day. The same hour twice changes nothing.';
+COMMENT ON FUNCTION custody_data.keep_baselines(p_hours custody_data.access_hour[]) IS 'Keeps what each actor read at most in an hour of each day. The same hour twice changes nothing.';
 
 -- Name: keep_of(text); Type: FUNCTION; Schema: custody_data
 

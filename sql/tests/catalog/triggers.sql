@@ -48,7 +48,7 @@ from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders',
 insert into guards select t, x.trg, x.says
 from unnest(array['access_events'] || array(select p.name from partitions p where p.parent = 'custody_data.access_events'::regclass)) t cross join (values
   ('a_reject_row_delete', 'BEFORE DELETE ROW tg_reject_mutation()'),
-  ('a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, action, object_name, login, role, actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, state_code, =rolled_back)')) x (trg, says);
+  ('a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, action, object_name, login, role, actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, event_xid, state_code, =rolled_back)')) x (trg, says);
 insert into guards values
   ('log_spool', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('detection_networks', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
