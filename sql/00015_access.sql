@@ -230,8 +230,12 @@ create policy access_events_owner_update on custody_data.access_events for updat
 comment on policy access_events_owner_update on custody_data.access_events is 'The reconciliation says what was rolled back, of all tenants.';
 create policy access_events_backup_select on custody_data.access_events for select to custody_backup using (true);
 comment on policy access_events_backup_select on custody_data.access_events is 'pg_dump --enable-row-security reads every row.';
--- Written by functions alone. Who administers the database does not read who read what.
-grant select on custody_data.access_events to custody_worker, custody_privacy, custody_auditor, custody_backup;
+-- Written by functions alone, and asked through functions that make an event of the question (76_access.sql): directly,
+-- officers and auditors see what custody.log_reconciliation shows, which is not whose records were read, from where or why.
+-- Who administers the database does not read who read what.
+grant select on custody_data.access_events to custody_worker, custody_backup;
+grant select (tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, object_name, login, actor_id, actor_pseudonym, session_id, event_line, event_xid, rolled_back)
+  on custody_data.access_events to custody_privacy, custody_auditor;
 
 create trigger a_reject_delete before delete or truncate on custody_data.access_events
   for each statement execute function custody_data.tg_reject_mutation();

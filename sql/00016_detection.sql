@@ -148,8 +148,9 @@ create table custody_data.alerts (
 -- At most one that is not closed.
 create unique index alerts_object_key_idx on custody_data.alerts (tenant_id, rule, object_key) where closed_at is null;
 create index alerts_opened_at_idx on custody_data.alerts (tenant_id, opened_at);
+create index alerts_closed_at_idx on custody_data.alerts (tenant_id, closed_at) where closed_at is not null;
 create index alerts_rule_idx on custody_data.alerts (tenant_id, rule, object_key, recorded_to);
-comment on table custody_data.alerts is 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Never deleted.';
+comment on table custody_data.alerts is 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Closed ones are kept for the policy alerts.';
 comment on column custody_data.alerts.object_key is 'What findings of the rule fold by: an actor, a login, a table.';
 comment on column custody_data.alerts.first_at is 'Time of the first event.';
 comment on column custody_data.alerts.last_at is 'Time of the last event.';
@@ -203,8 +204,10 @@ grant select on custody_data.detection_rules, custody_data.detection_heads, cust
 grant select on custody_data.canaries to custody_auditor;
 grant select on custody_data.alerts to custody_worker, custody_privacy, custody_auditor;
 
-create trigger a_reject_delete before delete or truncate on custody_data.alerts
+create trigger a_reject_truncate before truncate on custody_data.alerts
   for each statement execute function custody_data.tg_reject_mutation();
+create trigger a_reject_early_delete before delete on custody_data.alerts
+  for each row execute function custody_data.tg_keep_alerts();
 create trigger a_reject_key_change before update on custody_data.alerts
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'alert_id', 'rule', 'severity', 'object_key', 'actor_id', 'login', 'first_at', 'opened_at',
     '=acknowledged_at', '=acknowledged_by', '=closed_at', '=closed_by', '=close_reason', '=sent_at');

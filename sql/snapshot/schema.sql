@@ -1319,7 +1319,7 @@ CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, alerts, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -2992,7 +2992,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids, alerts (from when they were closed); access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -5451,7 +5451,7 @@ ALTER TABLE ONLY custody_data.alerts FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE alerts; Type: COMMENT; Schema: custody_data
 
-COMMENT ON TABLE custody_data.alerts IS 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Never deleted.';
+COMMENT ON TABLE custody_data.alerts IS 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Closed ones are kept for the policy alerts.';
 
 -- Name: COLUMN alerts.object_key; Type: COMMENT; Schema: custody_data
 
@@ -6017,6 +6017,17 @@ CREATE FUNCTION custody_data.tg_audit_people() RETURNS trigger
 -- Name: FUNCTION tg_audit_people(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_audit_people() IS 'Statement trigger of tables with one row a person: appends record events.';
+
+-- Name: tg_keep_alerts(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_keep_alerts() RETURNS trigger
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_keep_alerts(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_keep_alerts() IS 'Row guard of alerts: lets go only closed ones that the policy has released (PC020).';
 
 -- Name: tg_keep_entries(); Type: FUNCTION; Schema: custody_data
 
@@ -6950,7 +6961,7 @@ CREATE TABLE custody_data.retention_policies (
     change_id uuid,
     CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text, 'access'::text, 'shipped_logs'::text]))),
+    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text, 'access'::text, 'shipped_logs'::text, 'alerts'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
 );
 
@@ -7010,7 +7021,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text, 'access_events'::text, 'log_sources'::text, 'log_batches'::text, 'log_sinks'::text, 'alerts'::text, 'canaries'::text, 'detection_rules'::text, 'detection_heads'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text, 'access_events'::text, 'log_sources'::text, 'log_batches'::text, 'log_sinks'::text, 'canaries'::text, 'detection_rules'::text, 'detection_heads'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -7018,7 +7029,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text), ('context_keys'::text,'a_reject_key_change'::text), ('logins'::text,'a_reject_key_change'::text), ('logins'::text,'z_list_logins'::text), ('access_events'::text,'a_reject_row_delete'::text), ('access_events'::text,'a_reject_key_change'::text), ('log_batches'::text,'a_reject_key_change'::text), ('log_sources'::text,'a_reject_key_change'::text), ('log_spool'::text,'a_reject_truncate'::text), ('alerts'::text,'a_reject_key_change'::text), ('canaries'::text,'a_reject_key_change'::text), ('detection_rules'::text,'a_reject_key_change'::text), ('detection_networks'::text,'a_reject_truncate'::text), ('actor_settings'::text,'a_reject_truncate'::text)
+         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text), ('context_keys'::text,'a_reject_key_change'::text), ('logins'::text,'a_reject_key_change'::text), ('logins'::text,'z_list_logins'::text), ('access_events'::text,'a_reject_row_delete'::text), ('access_events'::text,'a_reject_key_change'::text), ('log_batches'::text,'a_reject_key_change'::text), ('log_sources'::text,'a_reject_key_change'::text), ('log_spool'::text,'a_reject_truncate'::text), ('alerts'::text,'a_reject_key_change'::text), ('alerts'::text,'a_reject_truncate'::text), ('alerts'::text,'a_reject_early_delete'::text), ('canaries'::text,'a_reject_key_change'::text), ('detection_rules'::text,'a_reject_key_change'::text), ('detection_networks'::text,'a_reject_truncate'::text), ('actor_settings'::text,'a_reject_truncate'::text)
         ), exposing(place, setting) AS (
          SELECT 'this session'::name AS "?column?",
             l.setting
@@ -8618,6 +8629,10 @@ CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USI
 
 CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_xid IS NOT NULL) AND (rolled_back IS NULL));
 
+-- Name: alerts_closed_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX alerts_closed_at_idx ON custody_data.alerts USING btree (tenant_id, closed_at) WHERE (closed_at IS NOT NULL);
+
 -- Name: alerts_object_key_idx; Type: INDEX; Schema: custody_data
 
 CREATE UNIQUE INDEX alerts_object_key_idx ON custody_data.alerts USING btree (tenant_id, rule, object_key) WHERE (closed_at IS NULL);
@@ -8826,12 +8841,6 @@ CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.access_
 
 ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_delete;
 
--- Name: alerts a_reject_delete; Type: TRIGGER; Schema: custody_data
-
-CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.alerts FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
-
-ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_delete;
-
 -- Name: archive_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -8963,6 +8972,12 @@ ALTER TABLE custody_data.retention_policies ENABLE ALWAYS TRIGGER a_reject_delet
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.tenants FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.tenants ENABLE ALWAYS TRIGGER a_reject_delete;
+
+-- Name: alerts a_reject_early_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_early_delete BEFORE DELETE ON custody_data.alerts FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_alerts();
+
+ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_early_delete;
 
 -- Name: consent_records a_reject_early_delete; Type: TRIGGER; Schema: custody_data
 
@@ -9227,6 +9242,12 @@ ALTER TABLE custody_data.access_baselines ENABLE ALWAYS TRIGGER a_reject_truncat
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.actor_settings FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.actor_settings ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: alerts a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.alerts FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: audit_entry_ids a_reject_truncate; Type: TRIGGER; Schema: custody_data
 
