@@ -5335,7 +5335,7 @@ CREATE FUNCTION custody_data.record_question(p_question text, p_from timestamp w
 
 -- Name: FUNCTION record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid) IS 'Appends the event of a question: which, about whom, and how many rows were the answer.';
+COMMENT ON FUNCTION custody_data.record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid) IS 'Says in the server log that a question was asked, and appends its event: which, about whom, and how many rows were the answer.';
 
 -- Name: record_read(uuid, text, text[], bigint); Type: FUNCTION; Schema: custody_data
 
