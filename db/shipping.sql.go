@@ -88,11 +88,11 @@ func (q *Queries) AddLogFindings(ctx context.Context, db DBTX, arg AddLogFinding
 }
 
 const dropAccessMonths = `-- name: DropAccessMonths :many
-select m::text as month from custody.drop_access_months() m
+select m::text as month from custody.drop_access_months($1) m
 `
 
-func (q *Queries) DropAccessMonths(ctx context.Context, db DBTX) ([]string, error) {
-	rows, err := db.Query(ctx, dropAccessMonths)
+func (q *Queries) DropAccessMonths(ctx context.Context, db DBTX, maxMonths int32) ([]string, error) {
+	rows, err := db.Query(ctx, dropAccessMonths, maxMonths)
 	if err != nil {
 		return nil, err
 	}

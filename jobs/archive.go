@@ -11,7 +11,6 @@ import (
 	"github.com/riverqueue/river"
 
 	"pgcustody/db"
-	"pgcustody/jobs/fault"
 	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
 )
@@ -126,7 +125,7 @@ func (w *ArchiveWorker) all(ctx context.Context, run *Run, config ArchiveConfig)
 		{"expire", func(ctx context.Context) error { return w.expire(ctx, run) }},
 		{"index", func(ctx context.Context) error { return w.index(ctx, run) }},
 		{"remove", func(ctx context.Context) error { return w.remove(ctx, run) }},
-		{"drop", func(ctx context.Context) error { return w.drop(ctx, run, config) }},
+		{"drop", func(ctx context.Context) error { return w.drop(ctx, run) }},
 		{"totals", func(ctx context.Context) error { return w.totals(ctx, run) }},
 	} {
 		err := timed(ctx, run, part.name, part.do)
@@ -270,46 +269,23 @@ func (w *ArchiveWorker) sweep(ctx context.Context, run *Run) error {
 	return nil
 }
 
-// drop drops the months whose events are all on record, one a transaction, and
-// says what keeps the others that are past the hot period.
-func (w *ArchiveWorker) drop(ctx context.Context, run *Run, config ArchiveConfig) error {
-	pause := config.DropPause
-	for attempt := 1; ; {
-		var dropped []db.DropArchivedPartitionsRow
-		scope := w.archiveScope()
-		scope.LockTimeout = config.DropLockTimeout
-		err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) (err error) {
-			fault.Point("before drop")
-			dropped, err = db.New().DropArchivedPartitions(ctx, tx, 1)
-			return err
-		})
-		fault.Point("after drop")
-		switch {
-		case err == nil && len(dropped) == 0:
-			return w.kept(ctx, run)
-		case err == nil:
-			attempt, pause = 1, config.DropPause
-			for _, month := range dropped {
-				run.Count("months_dropped", 1)
-				run.Count("events_dropped", month.RowsDropped)
-				run.Count("events_kept", month.RowsKept)
-				w.Log.Info("month dropped", "partition", month.PartitionName, "events", month.RowsDropped)
-			}
-		case state(err) != lockNotAvailable && state(err) != deadlockDetected:
-			return fail("drop month", err)
-		case attempt >= config.DropAttempts:
-			// Whoever holds the trail goes before: the next run tries again.
-			run.Count("drops_put_off", 1)
-			w.Log.Warn("month not dropped: the trail is busy", "attempts", attempt)
-			return nil
-		default:
-			if err := sleep(ctx, pause); err != nil {
-				return err
-			}
-			attempt++
-			pause *= 2
+// drop drops the months whose events are all on record, and says what keeps the others
+// that are past the hot period.
+func (w *ArchiveWorker) drop(ctx context.Context, run *Run) error {
+	done, err := w.dropMonths(ctx, run, w.archiveScope(), func(tx pgx.Tx) (months []string, counts map[string]int64, err error) {
+		dropped, err := db.New().DropArchivedPartitions(ctx, tx, 1)
+		counts = map[string]int64{}
+		for _, month := range dropped {
+			months = append(months, month.PartitionName)
+			counts["events_dropped"] += month.RowsDropped
+			counts["events_kept"] += month.RowsKept
 		}
+		return months, counts, err
+	})
+	if err != nil || !done {
+		return err
 	}
+	return w.kept(ctx, run)
 }
 
 const (

@@ -144,7 +144,7 @@ func TestAlertsWaitForTheWebhook(t *testing.T) {
 
 func TestDetectionThatFailsIsOnRecord(t *testing.T) {
 	b := newWatched(t)
-	_, err := b.database.Conn(t, stack.Superuser).Exec(t.Context(), "alter function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) rename to detect_nothing")
+	_, err := b.database.Conn(t, stack.Superuser).Exec(t.Context(), "alter function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) rename to detect_nothing")
 	require.NoError(t, err)
 	require.Equal(t, river.EventKindJobFailed, b.work(DetectArgs{}).Kind)
 	require.EqualValues(t, 1, b.number(SystemTenant, "select count(*) from custody_data.job_runs where job = 'detect' and status = 'failed'"))

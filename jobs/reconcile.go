@@ -31,7 +31,7 @@ func (ReconcileArgs) InsertOpts() river.InsertOpts {
 const reconcileBack = 3 * 24 * time.Hour
 
 // ReconcileWorker records what log and trail have not in common, and which batches the
-// store does not have; and lets batches and months go whose time is over.
+// store does not have; and lets months of access events and batches go whose time is over.
 type ReconcileWorker struct {
 	river.WorkerDefaults[ReconcileArgs]
 	Deps
@@ -52,6 +52,12 @@ func (w *ReconcileWorker) Work(ctx context.Context, job *river.Job[ReconcileArgs
 		if err != nil {
 			return fail("reconcile", err)
 		}
+		if _, err := w.dropMonths(ctx, run, w.scope(SystemTenant, "retention"), func(tx pgx.Tx) ([]string, map[string]int64, error) {
+			months, err := db.New().DropAccessMonths(ctx, tx, 1)
+			return months, nil, err
+		}); err != nil {
+			return err
+		}
 		if w.Store == nil {
 			return nil
 		}
@@ -65,8 +71,7 @@ func (w *ReconcileWorker) Work(ctx context.Context, job *river.Job[ReconcileArgs
 	})
 }
 
-// expire deletes the objects of batches that nothing keeps any more, and drops months of
-// access events.
+// expire deletes the objects of batches that nothing keeps any more.
 func (w *ReconcileWorker) expire(ctx context.Context, run *Run) error {
 	for {
 		var due []db.CustodyDataLogBatch
@@ -96,14 +101,7 @@ func (w *ReconcileWorker) expire(ctx context.Context, run *Run) error {
 			run.Count("batches_deleted", 1)
 		}
 	}
-	return fail("drop months", InContext(ctx, w.Pool, w.scope(SystemTenant, "retention"), func(tx pgx.Tx) error {
-		if err := db.New().SetTimeouts(ctx, tx, db.SetTimeoutsParams{LockTimeout: "5s"}); err != nil {
-			return err
-		}
-		months, err := db.New().DropAccessMonths(ctx, tx)
-		run.Count("months_dropped", int64(len(months)))
-		return err
-	}))
+	return nil
 }
 
 // LogReport is what a look at the batches in the store found.

@@ -145,7 +145,7 @@ func (w *RetentionWorker) Work(ctx context.Context, job *river.Job[RetentionArgs
 
 // deletedClasses are those that retention deletes rows of; audit partitions are the
 // archive's to drop.
-var deletedClasses = []string{"conversations", "consent", "entry_ids", "erased_ids", "restored"}
+var deletedClasses = []string{"conversations", "consent", "entry_ids", "erased_ids", "alerts", "restored"}
 
 var errNoTime = errors.New("no time left")
 

@@ -214,7 +214,7 @@ func TestShip(t *testing.T) {
 		b.own("1a.2b", "0", said{"v": 1, "what": "context", "tenant": tenant, "actor": actor, "purpose": "care", "login": "dr_ada", "role": "dr_ada", "pid": 43, "xact": 1795305600000000}),
 		b.audited("1a.2b", "custody_data.user_profiles"),
 		b.own("1a.2b", "0", said{"v": 1, "what": "read", "tenant": tenant, "actor": "~0123456789abcdef", "purpose": "care", "role": "dr_ada", "pid": 43, "xact": 1795305600000000,
-			"table": "user_profiles", "columns": []string{"email"}, "people": []string{person, actor}, "rows": 2, "event": true}),
+			"table": "user_profiles", "columns": []string{"email"}, "people": []string{person, actor}, "rows": 2, "event": "4711"}),
 		b.own("1a.2b", "1", said{"v": 1, "what": "read", "tenant": tenant, "actor": actor, "people": []string{person}}), // a wrong MAC
 		b.line("1a.2b", "PGCUSTODY by hand", nil),
 		b.line("1a.2b", "AUDIT: SESSION,1,1,READ,SELECT,TABLE,public.forged,select 1,<not logged>", said{"context": "PL/pgSQL function inline_code_block line 1 at RAISE"}),
@@ -222,10 +222,13 @@ func TestShip(t *testing.T) {
 	)
 	require.EqualValues(t, 1, b.ship()["batches"])
 	b.write("a.json", b.audited("1a.2b", "public.other"), strings.Replace(b.audited("1a.2b", "public.later"), "3/7", "3/8", 1),
+		b.own("1a.2b", "0", said{"v": 1, "what": "read", "tenant": tenant, "actor": actor, "pid": 43, "table": "t", "people": []string{person}, "event": "read only"}),
+		b.own("1a.2b", "0", said{"v": 1, "what": "read", "tenant": tenant, "actor": actor, "pid": 43, "table": "t", "people": []string{person}, "event": "standby"}),
+		b.own("1a.2b", "0", said{"v": 1, "what": "read", "tenant": tenant, "actor": actor, "pid": 43, "table": "t", "people": []string{person}, "event": "18446744073709551616"}),
 		b.line("1a.2b", "disconnection: session time: 0:00:01", nil), b.line("1a.2c", `password authentication failed for user "x"`, said{"error_severity": "FATAL", "state_code": "28P01", "ps": "authentication"}))
 	counts := b.ship()
 	require.EqualValues(t, 1, counts["batches"])
-	require.EqualValues(t, 4, counts["events"])
+	require.EqualValues(t, 7, counts["events"])
 	require.Zero(t, b.ship()["batches"], "nothing is shipped twice")
 
 	require.Equal(t, []string{
@@ -235,13 +238,16 @@ func TestShip(t *testing.T) {
 		// Whose transaction it was that forged, the server says.
 		"1 6 0 forged acme <nil> ~0123456789abcdef <nil> <nil>", "1 7 0 forged acme <nil> ~0123456789abcdef <nil> <nil>", "1 8 0 forged acme <nil> ~0123456789abcdef <nil> <nil>", "1 9 0 message acme <nil> ~0123456789abcdef <nil> <nil>",
 		"2 1 0 statement acme <nil> ~0123456789abcdef public.other <nil>", "2 2 0 statement system <nil> <nil> public.later <nil>",
-		"2 3 0 logoff system <nil> <nil> <nil> <nil>", "2 4 0 logon_failed system <nil> <nil> <nil> <nil>",
+		"2 3 0 read acme " + actor + " <nil> custody_data.t " + person, "2 4 0 read acme " + actor + " <nil> custody_data.t " + person, "2 5 0 read acme " + actor + " <nil> custody_data.t " + person,
+		"2 6 0 logoff system <nil> <nil> <nil> <nil>", "2 7 0 logon_failed system <nil> <nil> <nil> <nil>",
 	}, b.ask(`select e.batch, e.line, e.part, e.kind, e.tenant_id, e.actor_id::text, e.actor_pseudonym, e.object_name, e.identity_id::text
 		from custody_data.access_events e order by e.batch, e.line, e.part`), "a context is of its transaction, in the next batch too")
 	require.Equal(t, []string{"forged 1a.2b 6 8 3"}, b.findings())
-	require.Equal(t, []string{"log.ship 1 9", "log.ship 2 4"}, b.ask(`select a.action, a.metadata ->> 'batch', a.metadata ->> 'lines' from custody_data.audit_logs a where a.action = 'log.ship' order by a.log_entry_id`))
+	require.Equal(t, []string{"log.ship 1 9", "log.ship 2 7"}, b.ask(`select a.action, a.metadata ->> 'batch', a.metadata ->> 'lines' from custody_data.audit_logs a where a.action = 'log.ship' order by a.log_entry_id`))
 	lines := b.shipped()
-	require.Len(t, lines, 13)
+	require.Len(t, lines, 16)
+	require.Equal(t, []string{"1 5 0 0000000000000000 4711", "1 5 1 0000000000000000 4711", "2 3 0 read only <nil>", "2 4 0 standby <nil>", "2 5 0 <nil> <nil>"},
+		b.ask("select e.batch, e.line, e.part, e.event_line, e.event_xid::text from custody_data.access_events e where e.kind = 'read' order by e.batch, e.line, e.part"), "whose event there is, or that none can be")
 	require.Contains(t, lines[3], `"tenant_uid":"acme"`)
 	require.Contains(t, lines[3], `select ? from t`)
 	require.NotContains(t, strings.Join(lines, ""), "s3cret")
@@ -444,28 +450,54 @@ func TestShipRealServer(t *testing.T) {
 		_, err := tx.Exec(t.Context(), "select custody.get_profile('bob')")
 		return errors.Join(undone, err)
 	}), undone)
+	// Read in transactions that are prepared, and end when everybody has forgotten them.
+	prepared := map[string]string{}
+	for _, who := range []string{"kim", "lee"} {
+		b.exec("select custody.put_profile('" + who + "', '{\"full_name\": \"X\"}')")
+		prepared[who] = "pgcustody " + uuid.NewString()
+		require.NoError(t, b.unlock.InContext(t.Context(), b.app, Scope{Tenant: tenant, Actor: "tester", Purpose: "test"}, func(tx pgx.Tx) error {
+			_, err := tx.Exec(t.Context(), "select custody.get_profile('"+who+"')")
+			return errors.Join(err, func() error {
+				_, err := tx.Exec(t.Context(), "prepare transaction '"+prepared[who]+"'")
+				return err
+			}())
+		}))
+		t.Cleanup(func() {
+			// The database cannot go while one is open, should the test have failed.
+			_, _ = b.super.Exec(context.WithoutCancel(t.Context()), "rollback prepared '"+prepared[who]+"'")
+		})
+	}
 	b.exec(`do $$ begin raise log 'PGCUSTODY forged-by-hand %', current_database(); end $$`)
-	for begun := time.Now(); len(b.ask("select 1 from custody_data.access_events e where e.kind = 'read'")) < 2; time.Sleep(200 * time.Millisecond) {
+	for begun := time.Now(); len(b.ask("select 1 from custody_data.access_events e where e.kind = 'read'")) < 4; time.Sleep(200 * time.Millisecond) {
 		require.Less(t, time.Since(begun), 3*time.Minute)
 		b.ship()
 	}
-	require.Equal(t, []string{"read acme true custody_data.user_profiles 1", "read acme true custody_data.user_profiles 1"},
+	require.Equal(t, slices.Repeat([]string{"read acme true custody_data.user_profiles 1"}, 4),
 		b.ask("select e.kind, e.tenant_id, e.actor_id is not null, e.object_name, e.rows from custody_data.access_events e where e.kind = 'read'"))
 	require.NotEmpty(t, b.ask("select 1 from custody_data.access_events e where e.kind = 'forged' and e.login = 'custody_app'"))
-	require.Eventually(t, func() bool {
+	// What became of each read, whoever else is at work on this server.
+	became := func() map[string]any {
 		b.ask("select * from custody.reconcile_logs(now() - interval '1 hour', now())")
-		return len(b.ask("select 1 from custody_data.access_events e where e.rolled_back is null and e.event_line is not null")) == 0
-	}, 30*time.Second, 200*time.Millisecond)
-	who := "select i.user_id, e.rolled_back from custody_data.access_events e join custody_data.identities i on i.tenant_id = e.tenant_id and i.identity_id = e.identity_id where e.kind = 'read' order by 1"
-	rows, err := b.super.Query(t.Context(), who)
-	require.NoError(t, err)
-	read, err := pgx.CollectRows(rows, pgx.RowToMap)
-	require.NoError(t, err)
-	require.Equal(t, []map[string]any{{"user_id": "ada", "rolled_back": false}, {"user_id": "bob", "rolled_back": true}}, read)
+		rows, err := b.super.Query(t.Context(), "select i.user_id, e.rolled_back from custody_data.access_events e join custody_data.identities i on i.tenant_id = e.tenant_id and i.identity_id = e.identity_id where e.kind = 'read'")
+		require.NoError(t, err)
+		reads, err := pgx.CollectRows(rows, pgx.RowToMap)
+		require.NoError(t, err)
+		found := map[string]any{}
+		for _, read := range reads {
+			found[read["user_id"].(string)] = read["rolled_back"]
+		}
+		return found
+	}
+	require.Equal(t, map[string]any{"ada": false, "bob": true, "kim": nil, "lee": nil}, became(), "a prepared transaction has not ended, though no session has it")
+	for who, how := range map[string]string{"kim": "commit", "lee": "rollback"} {
+		_, err := b.super.Exec(t.Context(), how+" prepared '"+prepared[who]+"'")
+		require.NoError(t, err)
+	}
+	require.Equal(t, map[string]any{"ada": false, "bob": true, "kim": false, "lee": true}, became())
 	require.Empty(t, b.ask("select 1 from custody_data.log_findings f where f.kind = 'row_without_line'"))
 
 	// The same through the connection, where that right was granted.
-	_, err = b.super.Exec(t.Context(), `grant execute on function pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean), pg_catalog.pg_stat_file(text, boolean) to custody_runner;
+	_, err := b.super.Exec(t.Context(), `grant execute on function pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean), pg_catalog.pg_stat_file(text, boolean) to custody_runner;
 		grant pg_monitor, pg_read_server_files to custody_runner`)
 	require.NoError(t, err)
 	t.Cleanup(func() {
@@ -474,5 +506,5 @@ func TestShipRealServer(t *testing.T) {
 	})
 	b.deps.Config.Ship = ShipConfig{Source: "server", Name: "by-connection"}
 	b.ship()
-	require.Len(t, b.ask("select 1 from custody_data.access_events e join custody_data.log_batches b on b.number = e.batch where e.kind = 'read' and b.source = 'by-connection'"), 2)
+	require.Len(t, b.ask("select 1 from custody_data.access_events e join custody_data.log_batches b on b.number = e.batch where e.kind = 'read' and b.source = 'by-connection'"), 4)
 }

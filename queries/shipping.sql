@@ -55,7 +55,7 @@ select custody.mark_log_batch_deleted(@number);
 select custody.add_log_findings(@source, @findings::jsonb)::bigint as rows;
 
 -- name: DropAccessMonths :many
-select m::text as month from custody.drop_access_months() m;
+select m::text as month from custody.drop_access_months(@max_months) m;
 
 -- name: EnsureAccessPartitions :one
 select custody_data.ensure_access_partitions(@from_at, @to_at)::bigint as created;

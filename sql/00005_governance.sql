@@ -160,7 +160,7 @@ create table custody_data.retention_policies (
   constraint retention_policies_pkey primary key (tenant_id, class),
   constraint retention_policies_class_is_known_check check (class in
     ('audit', 'audit_hot', 'consent', 'conversations', 'entry_ids', 'erased_ids', 'restored', 'key_age', 'kek_generation', 'key_backup',
-     'access', 'shipped_logs')),
+     'access', 'shipped_logs', 'alerts')),
   constraint retention_policies_keep_is_positive_check check (keep > interval '0'),
   constraint retention_policies_audit_hot_is_7_days_or_more_check check (class <> 'audit_hot' or keep >= interval '7 days'),
   constraint retention_policies_basis_is_given_check check (pg_catalog.char_length(basis) between 1 and 1000)

@@ -123,7 +123,8 @@ insert into custody_data.retention_policies (tenant_id, class, keep, basis) valu
   ('system', 'kek_generation', interval '7 days', 'GDPR Art. 17: how long a key-encryption key wraps; a physical backup that is older than this and the backups of keys opens nothing'),
   ('system', 'key_backup', interval '7 days', 'GDPR Art. 17, 32(1)(c): how long a backup of wrapped keys is kept'),
   ('system', 'access', interval '12 months', 'HIPAA 45 CFR 164.308(a)(1)(ii)(D), PCI DSS 10.5.1: access events in Postgres, to be reviewed and asked about'),
-  ('system', 'shipped_logs', interval '3 years', 'GDPR Art. 5(2), 32(1): the server''s log in the store, for the limitation period; deployments under HIPAA 6 years (45 CFR 164.316(b)(2)(i))')
+  ('system', 'shipped_logs', interval '3 years', 'GDPR Art. 5(2), 32(1): the server''s log in the store, for the limitation period; deployments under HIPAA 6 years (45 CFR 164.316(b)(2)(i))'),
+  ('system', 'alerts', interval '6 years', 'HIPAA 45 CFR 164.308(a)(6)(ii), 164.316(b)(2)(i), GDPR Art. 33(5): what was found and what became of it, after it was closed')
 on conflict do nothing;
 
 alter table custody_data.tenants force row level security;

@@ -36,6 +36,7 @@ create table custody_data.access_events (
   vxid text collate "C",
   xact_at timestamptz,
   event_line text collate "C",
+  event_xid xid8,
   rolled_back boolean,
   state_code text collate "C",
   constraint access_events_pkey primary key (tenant_id, recorded_at, batch, line, part),
@@ -46,7 +47,7 @@ create index access_events_identity_id_idx on custody_data.access_events (tenant
 create index access_events_actor_id_idx on custody_data.access_events (tenant_id, actor_id, occurred_at) where actor_id is not null;
 create index access_events_session_id_idx on custody_data.access_events (session_id, vxid);
 create index access_events_occurred_at_idx on custody_data.access_events using brin (occurred_at);
-create index access_events_unreconciled_idx on custody_data.access_events (recorded_at) where event_line is not null and rolled_back is null;
+create index access_events_unreconciled_idx on custody_data.access_events (recorded_at) where event_xid is not null and rolled_back is null;
 comment on table custody_data.access_events is 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
 comment on column custody_data.access_events.tenant_id is 'As the transaction''s own line says; system where none does.';
 comment on column custody_data.access_events.recorded_at is 'When its batch was recorded.';
@@ -69,8 +70,9 @@ comment on column custody_data.access_events.application is 'application_name, t
 comment on column custody_data.access_events.session_id is 'Start and pid of the process, hexadecimal: %c of the log.';
 comment on column custody_data.access_events.vxid is 'Virtual transaction, within its session.';
 comment on column custody_data.access_events.xact_at is 'When the transaction began, where its own line says.';
-comment on column custody_data.access_events.event_line is 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
-comment on column custody_data.access_events.rolled_back is 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
+comment on column custody_data.access_events.event_line is 'metadata.line of the event record.read that the transaction wrote; read only or standby where it could write none, and the line alone is the record.';
+comment on column custody_data.access_events.event_xid is 'The transaction that wrote the event.';
+comment on column custody_data.access_events.rolled_back is 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_xid.';
 comment on column custody_data.access_events.state_code is 'SQLSTATE of what failed.';
 
 create table custody_data.log_sources (
@@ -228,8 +230,12 @@ create policy access_events_owner_update on custody_data.access_events for updat
 comment on policy access_events_owner_update on custody_data.access_events is 'The reconciliation says what was rolled back, of all tenants.';
 create policy access_events_backup_select on custody_data.access_events for select to custody_backup using (true);
 comment on policy access_events_backup_select on custody_data.access_events is 'pg_dump --enable-row-security reads every row.';
--- Written by functions alone. Who administers the database does not read who read what.
-grant select on custody_data.access_events to custody_worker, custody_privacy, custody_auditor, custody_backup;
+-- Written by functions alone, and asked through functions that make an event of the question (76_access.sql): directly,
+-- officers and auditors see what custody.log_reconciliation shows, which is not whose records were read, from where or why.
+-- Who administers the database does not read who read what.
+grant select on custody_data.access_events to custody_worker, custody_backup;
+grant select (tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, object_name, login, actor_id, actor_pseudonym, session_id, event_line, event_xid, rolled_back)
+  on custody_data.access_events to custody_privacy, custody_auditor;
 
 create trigger a_reject_delete before delete or truncate on custody_data.access_events
   for each statement execute function custody_data.tg_reject_mutation();
@@ -237,7 +243,7 @@ create trigger a_reject_row_delete before delete on custody_data.access_events
   for each row execute function custody_data.tg_reject_mutation();
 create trigger a_reject_key_change before update on custody_data.access_events
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name',
-    'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'state_code', '=rolled_back');
+    'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'event_xid', 'state_code', '=rolled_back');
 create trigger a_reject_delete before delete or truncate on custody_data.log_sources
   for each statement execute function custody_data.tg_reject_mutation();
 create trigger a_reject_key_change before update on custody_data.log_sources

@@ -20,6 +20,9 @@ create type custody_data.access_hour as (
 );
 comment on type custody_data.access_hour is 'What an actor read of an object in an hour.';
 
+create type custody_data.detection_input as (groups custody_data.access_group[], hours custody_data.access_hour[], definitions text[]);
+comment on type custody_data.detection_input is 'What a run of detection computes once for all rules. definitions: findings of custody_check as they are now, id and object with a blank between; none where past data is tried.';
+
 create type custody_data.bulk_read as (
   tenant_id text, actor text, actor_id uuid, login text, hour timestamptz, events bigint, rows bigint, people bigint, usual_rows bigint, usual_people bigint,
   objects text[], first_at timestamptz, last_at timestamptz, recorded_to timestamptz
@@ -52,7 +55,7 @@ create table custody_data.detection_rules (
 comment on table custody_data.detection_rules is 'The rules of detection. Severity, look_back, threshold and enabled are set by custody.set_detection_rule.';
 comment on column custody_data.detection_rules.look_back is 'How far back the rule looks: its baseline, or the time in which events count together.';
 comment on column custody_data.detection_rules.threshold is 'From how many on the rule fires; what is counted the description says.';
-comment on column custody_data.detection_rules.function_name is 'Function of custody_data (rule, from, to, groups) that returns setof detection_finding.';
+comment on column custody_data.detection_rules.function_name is 'Function of custody_data (rule, from, to, seen) that returns setof detection_finding.';
 
 create table custody_data.detection_heads (
   tenant_id custody_data.tenant_name not null default 'system',
@@ -145,8 +148,9 @@ create table custody_data.alerts (
 -- At most one that is not closed.
 create unique index alerts_object_key_idx on custody_data.alerts (tenant_id, rule, object_key) where closed_at is null;
 create index alerts_opened_at_idx on custody_data.alerts (tenant_id, opened_at);
+create index alerts_closed_at_idx on custody_data.alerts (tenant_id, closed_at) where closed_at is not null;
 create index alerts_rule_idx on custody_data.alerts (tenant_id, rule, object_key, recorded_to);
-comment on table custody_data.alerts is 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Never deleted.';
+comment on table custody_data.alerts is 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Closed ones are kept for the policy alerts.';
 comment on column custody_data.alerts.object_key is 'What findings of the rule fold by: an actor, a login, a table.';
 comment on column custody_data.alerts.first_at is 'Time of the first event.';
 comment on column custody_data.alerts.last_at is 'Time of the last event.';
@@ -200,8 +204,10 @@ grant select on custody_data.detection_rules, custody_data.detection_heads, cust
 grant select on custody_data.canaries to custody_auditor;
 grant select on custody_data.alerts to custody_worker, custody_privacy, custody_auditor;
 
-create trigger a_reject_delete before delete or truncate on custody_data.alerts
+create trigger a_reject_truncate before truncate on custody_data.alerts
   for each statement execute function custody_data.tg_reject_mutation();
+create trigger a_reject_early_delete before delete on custody_data.alerts
+  for each row execute function custody_data.tg_keep_alerts();
 create trigger a_reject_key_change before update on custody_data.alerts
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'alert_id', 'rule', 'severity', 'object_key', 'actor_id', 'login', 'first_at', 'opened_at',
     '=acknowledged_at', '=acknowledged_by', '=closed_at', '=closed_by', '=close_reason', '=sent_at');
@@ -265,5 +271,6 @@ drop table custody_data.alerts, custody_data.canaries, custody_data.access_basel
   custody_data.detection_heads, custody_data.detection_rules cascade;
 drop type custody_data.detection_finding cascade;
 drop type custody_data.bulk_read cascade;
+drop type custody_data.detection_input cascade;
 drop type custody_data.access_hour cascade;
 drop type custody_data.access_group cascade;

@@ -31,7 +31,7 @@ type line struct {
 	What, Tenant, Actor, Purpose, Subject, Login, Role, Table string
 	Columns, People                                           []string
 	Rows                                                      int
-	Event                                                     bool
+	Event                                                     string // the transaction's id, read only, standby
 }
 
 // logRecords are those of the server's log up to now that begin with PGCUSTODY and were
@@ -233,10 +233,35 @@ func TestEveryReadHasALine(t *testing.T) {
 			for _, l := range lines {
 				require.Equal(t, "acme|custody_app|custody_app", l.Tenant+"|"+l.Login+"|"+l.Role)
 				if l.What == "read" {
-					require.Equal(t, !strings.Contains(w.begin, "read only"), l.Event)
+					require.Equal(t, strings.Contains(w.begin, "read only"), l.Event == "read only")
+					require.NotEmpty(t, l.Event)
 				}
 			}
 		})
+	}
+}
+
+// Who asks about the trail, or who read what, and rolls back, has a line for it.
+func TestLinesOfQuestions(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.session(t, "custody_app").run(t, tenant, `select custody.put_profile('pat', '{}')`)
+	pat := b.identity(t, "pat")
+	s := b.session(t, "custody_audit")
+	for question, want := range map[string]string{
+		`custody.access_to_person(now() - interval '1 day', now(), 'pat')`: "access_events " + pat,
+		`custody.access_summary(now() - interval '1 day', now())`:          "access_events ",
+		`custody.audit_events(now() - interval '1 day', now(), 'pat')`:     "audit_logs " + pat,
+		`custody.audit_event('99999999-9999-4999-8999-999999999999')`:      "audit_logs ",
+	} {
+		require.NoError(t, s.tryBegin(t.Context(), "", tenant, ""))
+		s.must(t, "select * from "+question)
+		s.must(t, "rollback")
+		lines, forged := b.ours(t, s)
+		require.Zero(t, forged)
+		last := lines[len(lines)-1]
+		require.Equal(t, "read "+want, last.What+" "+last.Table+" "+strings.Join(last.People, ","), question)
+		require.Empty(t, last.Event, "there is none of a read to look for")
 	}
 }
 
@@ -306,7 +331,7 @@ func TestLinesOfManyPeople(t *testing.T) {
 	require.Equal(t, "wrapped_keys", lines[0].Table)
 	require.Len(t, lines[0].People, 60)
 	require.Equal(t, 60, lines[0].Rows)
-	require.False(t, lines[0].Event)
+	require.Empty(t, lines[0].Event)
 }
 
 // Where pgaudit logs statements, contexts have a line to join them with, in which an identity or a pseudonym acts.
@@ -379,7 +404,7 @@ func TestReadsAndTokensOnAStandby(t *testing.T) {
 	var said []string
 	for _, l := range lines {
 		said = append(said, l.What+" "+l.Tenant)
-		require.False(t, l.Event)
+		require.Equal(t, map[string]string{"read": "standby"}[l.What], l.Event)
 	}
 	require.Equal(t, []string{"context acme", "read acme", "context other", "read other"}, said)
 	require.Equal(t, []string{"user_profiles full_name"}, reads(lines, ask[string](t, b, `select identity_id::text from custody_data.identities where tenant_id = 'other' and user_id = 'pat'`)))

@@ -251,7 +251,7 @@ type own struct {
 	Table   string   `json:"table"`
 	People  []string `json:"people"`
 	Rows    *int64   `json:"rows"`
-	Event   bool     `json:"event"`
+	Event   string   `json:"event"`
 }
 
 // parse reads a line that was found to be the schema's.
@@ -404,7 +404,12 @@ func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c 
 		if line.Rows != nil {
 			rows = *line.Rows
 		}
-		if !line.Event {
+		switch {
+		case line.Event == "" || line.Event == "read only" || line.Event == "standby":
+			mac = line.Event
+		case strings.Trim(line.Event, "0123456789") == "" && len(line.Event) < 20:
+			mac += " " + line.Event
+		default:
 			mac = ""
 		}
 	case serverlog.Other:

@@ -272,6 +272,34 @@ end
 $$;
 comment on function custody_data.tg_reject_early_delete() is 'Row guard of consent_records: lets go only what the policy has released (PC020).';
 
+-- definer: as tg_reject_early_delete
+create or replace function custody_data.tg_keep_alerts()
+returns trigger
+language plpgsql
+stable
+security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_expires_at constant timestamptz := old.closed_at + (
+    select p.keep from custody_data.retention_policies p
+    where p.class = 'alerts' and p.tenant_id in (old.tenant_id, 'system')
+    order by p.tenant_id = 'system' limit 1);
+begin
+  if v_expires_at is null or v_expires_at >= now() then
+    raise exception using
+      errcode = 'PC020',
+      message = format('delete of %I.%I refused: alerts stay until their retention ends', tg_table_schema, tg_table_name),
+      detail = case when v_expires_at is null then 'The alert is not closed.' else format('It is kept until %s.', v_expires_at at time zone 'UTC') end,
+      hint = 'custody.enforce_retention(''alerts'', …) deletes what is due.',
+      schema = tg_table_schema,
+      table = tg_table_name;
+  end if;
+  return old;
+end
+$$;
+comment on function custody_data.tg_keep_alerts() is 'Row guard of alerts: lets go only closed ones that the policy has released (PC020).';
+
 -- Holds are placed one at a time and against deletions of the tenant: whoever deletes shares this lock, whoever
 -- places a hold takes it alone, so each sees the other's work or waits for it.
 create or replace function custody_data.lock_holds(p_tenant text, p_exclusive boolean default false)

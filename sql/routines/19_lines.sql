@@ -25,7 +25,8 @@
 --   columns  of the values
 --   people   identities whose values they are, at most 1000; more make more lines
 --   rows     how many are known to be opened when the line is written, at least
---   event    true where the transaction writes the event too: without it, it was rolled back
+--   event    where the read has one: the transaction's id, whose event it is, without which it was rolled back; read only or standby
+--            where none can be written, and this line is all there is
 -- There is one line for a (transaction, context, person, table, columns); a second one where a rollback to a savepoint took
 -- the memory of the first with it. The event has in metadata.line the first 16 digits of MAC.
 --
@@ -120,7 +121,8 @@ begin
   v_json := json_strip_nulls(json_build_object('v', 1, 'what', p_what, 'tenant', v_tenant, 'actor', v_actor,
     'purpose', left(nullif(current_setting('custody.purpose', true), ''), 1000), 'subject', nullif(current_setting('custody.subject_id', true), '')::uuid,
     'login', session_user, 'role', custody_data.caller_role(), 'pid', pg_backend_pid(), 'xact', (extract(epoch from transaction_timestamp()) * 1000000)::bigint,
-    'table', p_table, 'columns', p_columns, 'people', p_people, 'rows', p_rows, 'event', p_event))::text;
+    'table', p_table, 'columns', p_columns, 'people', p_people, 'rows', p_rows,
+    'event', case when p_event then pg_current_xact_id()::text when pg_is_in_recovery() and not p_event then 'standby' when not p_event then 'read only' end))::text;
   v_mac := encode(custody_data.hmac_sha256(convert_to(v_json, 'UTF8'), v_key.secret), 'hex');
   if position(v_mac in v_written) > 0 then
     return null;
@@ -145,7 +147,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_writes constant boolean := current_setting('transaction_read_only') = 'off';
-  v_mac constant text := custody_data.write_line('read', p_table, p_columns, array[p_identity_id], p_rows, nullif(v_writes, false));
+  v_mac constant text := custody_data.write_line('read', p_table, p_columns, array[p_identity_id], p_rows, v_writes);
 begin
   if v_mac is not null and v_writes then
     perform custody_data.append_event('record.read', p_table, null, 'success',

@@ -787,6 +787,8 @@ begin
     offset 0) o
   order by t.occurred_at desc, t.log_entry_id desc;
   get diagnostics v_count = row_count;
+  -- A rollback takes the event back, the line not.
+  perform custody_data.write_line('read', 'audit_logs', null, array_remove(array[v_identity_id], null), v_count);
   perform custody_data.append_event('audit.read', 'audit_logs', null, 'success',
     jsonb_strip_nulls(jsonb_build_object('from', custody_data.entry_time(p_from), 'to', custody_data.entry_time(p_to),
       'rows', v_count, 'by_person', v_identity_id is not null, 'action', p_action)), v_identity_id);
@@ -833,6 +835,7 @@ begin
     where a.tenant_id = v_tenant and a.log_entry_id = p_log_entry_id;
     v_event := v_event || jsonb_build_object('personal', v_personal, 'personal_erased', v_personal is null);
   end if;
+  perform custody_data.write_line('read', 'audit_logs', null, array_remove(array[v_subject_id], null), case when v_event is null then 0 else 1 end);
   perform custody_data.append_event('audit.read', 'audit_logs', p_log_entry_id::text, 'success',
     jsonb_build_object('rows', case when v_event is null then 0 else 1 end), v_subject_id);
   return v_event;

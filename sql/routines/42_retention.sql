@@ -129,7 +129,7 @@ revoke all on function custody.set_retention_policy(text, interval, text) from p
 grant execute on function custody.set_retention_policy(text, interval, text) to custody_privacy, custody_admin;
 comment on function custody.set_retention_policy(text, interval, text) is
 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids, alerts (from when they were closed); access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 create or replace function custody_data.require_open_change(p_change_id uuid)
@@ -429,6 +429,22 @@ begin
   from custody_data.erased_user_ids e
   where e.tenant_id = v_tenant and e.erased_at < p_as_of - v_keep;
 
+  v_keep := custody_data.keep_of('alerts');
+  return query
+  with due as (
+    select a.closed_at as at, v_all_held or exists (
+        select from custody_data.active_holds() h where h.tenant_id = v_tenant and h.scope = 'person' and h.identity_id = a.actor_id) as held
+    from custody_data.alerts a
+    where a.tenant_id = v_tenant and a.closed_at < p_as_of - v_keep
+  )
+  select v_tenant, 'alerts'::text, 'alerts'::text, v_keep, count(*) filter (where not d.held), count(*) filter (where d.held), min(d.at) filter (where not d.held),
+    count(*) filter (where not d.held) * 600, case when bool_or(d.held) then v_by_tenant else '{}' end || array(
+      select distinct h.reference from custody_data.active_holds() h
+      where h.tenant_id = v_tenant and h.scope = 'person'
+        and exists (select from custody_data.alerts a where a.tenant_id = v_tenant and a.closed_at < p_as_of - v_keep and a.actor_id = h.identity_id)
+      order by 1)
+  from due d;
+
   -- Each copy says when it goes; a hold keeps what is in the archive, not copies of it.
   v_keep := custody_data.keep_of('restored');
   return query
@@ -592,6 +608,18 @@ begin
       delete from custody_data.erased_user_ids e using due d
       where e.tenant_id = v_tenant and e.request_id = d.request_id;
       get diagnostics v_rows = row_count;
+    when 'alerts' then
+      with due as (
+        select a.alert_id from custody_data.alerts a
+        where a.tenant_id = v_tenant and a.closed_at < p_as_of - v_keep and not v_all_held
+          and not exists (select from custody_data.active_holds() h where h.tenant_id = v_tenant and h.scope = 'person' and h.identity_id = a.actor_id)
+        order by a.closed_at
+        limit p_limit
+        for update of a skip locked
+      )
+      delete from custody_data.alerts a using due d
+      where a.tenant_id = v_tenant and a.alert_id = d.alert_id;
+      get diagnostics v_rows = row_count;
     when 'restored' then
       with due as (
         select e.restore_id, e.leaf_index from custody_data.restored_events e
@@ -621,5 +649,5 @@ revoke all on function custody.enforce_retention(text, integer, timestamptz) fro
 grant execute on function custody.enforce_retention(text, integer, timestamptz) to custody_worker, custody_privacy;
 comment on function custody.enforce_retention(text, integer, timestamptz) is
 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, alerts, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';

@@ -55,7 +55,7 @@ comment on function custody_data.ensure_access_partitions(timestamptz, timestamp
 'Makes the months of access_events from p_from to p_to, both inclusive, and returns how many it made; with a context the making is an event. Errors: PC009 for a range that is not finite, lies behind or more than 13 months ahead.';
 
 -- definer: DDL on access_events
-create or replace function custody.drop_access_months(p_as_of timestamptz default now())
+create or replace function custody.drop_access_months(p_limit integer default 1, p_as_of timestamptz default now())
 returns setof text
 language plpgsql
 volatile
@@ -68,6 +68,9 @@ declare
   v_rows bigint;
 begin
   perform custody_data.require_all_tenants('dropping of months');
+  if p_limit is null or p_limit not between 1 and 100 then
+    raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 100 months.';
+  end if;
   if p_as_of is null or not isfinite(p_as_of) or p_as_of > now() then
     raise exception using errcode = 'PC009', message = 'time out of range: p_as_of is in the future', hint = 'Nothing goes before its time.';
   end if;
@@ -77,6 +80,7 @@ begin
     where i.inhparent = 'custody_data.access_events'::regclass and c.relnamespace = 'custody_data'::regnamespace and c.relname ~ '^access_events_\d{4}_\d\d$'
       and (to_date(right(c.relname, 7), 'YYYY_MM') + interval '1 month' + v_keep) at time zone 'UTC' <= p_as_of
     order by c.relname
+    limit p_limit
   loop
     select greatest(c.reltuples, 0)::bigint into v_rows from pg_class c where c.oid = format('custody_data.%I', v_name)::regclass;
     execute format('drop table custody_data.%I', v_name);
@@ -87,11 +91,13 @@ begin
   end loop;
 end
 $$;
-revoke all on function custody.drop_access_months(timestamptz) from public;
-grant execute on function custody.drop_access_months(timestamptz) to custody_worker;
-comment on function custody.drop_access_months(timestamptz) is
-'Drops the months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
-Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+revoke all on function custody.drop_access_months(integer, timestamptz) from public;
+grant execute on function custody.drop_access_months(integer, timestamptz) to custody_worker;
+comment on function custody.drop_access_months(integer, timestamptz) is
+'Drops the oldest months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
+Set lock_timeout before, as for custody.drop_archived_partitions: a drop locks access_events, and who ships or asks queues behind it.
+p_limit: 1 to 100 months. p_as_of: not in the future.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- definer: batches, places and findings are written by this function alone
 create or replace function custody.record_log_batch(p_batch jsonb, p_state bytea, p_spool bytea default null)
@@ -201,11 +207,12 @@ begin
       hint = 'Access events go with their batch: custody.record_log_batch comes first, in the same transaction.';
   end if;
   insert into custody_data.access_events (tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, action, object_name, login, role,
-    actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, state_code)
+    actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, event_xid, state_code)
   select coalesce(nullif(u.tenant, ''), 'system'), v_recorded_at, p_batch, u.line, u.part, u.occurred_at, u.kind, nullif(u.class, ''), nullif(u.action, ''), nullif(u.object, ''),
     nullif(u.login, ''), nullif(u.role, ''), case when u.actor <> '' and left(u.actor, 1) <> '~' then u.actor::uuid end, case when left(u.actor, 1) = '~' then u.actor end,
     nullif(u.purpose, ''), nullif(u.person, '')::uuid, nullif(u.n, -1), nullif(u.client, '')::inet, nullif(u.application, ''), u.session, nullif(u.vxid, ''),
-    case when u.xact > 0 then timestamptz 'epoch' + u.xact * interval '1 microsecond' end, nullif(u.event_line, ''), nullif(u.state, '')
+    case when u.xact > 0 then timestamptz 'epoch' + u.xact * interval '1 microsecond' end, nullif(regexp_replace(u.event_line, ' \d+$', ''), ''),
+    substring(u.event_line from ' (\d+)$')::xid8, nullif(u.state, '')
   from unnest(p_lines, p_parts, p_tenants, p_occurred_at, p_kinds, p_classes, p_actions, p_objects, p_logins, p_roles, p_actors, p_purposes, p_people, p_rows,
     p_clients, p_applications, p_sessions, p_vxids, p_xacts, p_event_lines, p_states)
     u (line, part, tenant, occurred_at, kind, class, action, object, login, role, actor, purpose, person, n, client, application, session, vxid, xact, event_line, state);
@@ -216,7 +223,7 @@ $$;
 revoke all on function custody.add_access_events(bigint, integer[], integer[], text[], timestamptz[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]) from public;
 grant execute on function custody.add_access_events(bigint, integer[], integer[], text[], timestamptz[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]) to custody_worker;
 comment on function custody.add_access_events(bigint, integer[], integer[], text[], timestamptz[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]) is
-'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym; an event line is followed by a blank and the transaction of its event. COPY, which would be as fast, is refused by Postgres under row-level security.
 Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
 
 -- definer: places of sinks are written by this function alone

@@ -6,8 +6,11 @@
 -- names the line. A statement that pgaudit logged on a table of record has the line of its context in the same transaction.
 -- What has one and not the other is a finding; so is a batch that the store does not have (pgcustody logs verify looks).
 --
--- A line without its event was rolled back: that is no fault, and is noted on the row. An event without its line means that
--- lines were lost, or kept from the log. Lines come later than events: what is newer than the last line that was shipped is
+-- A line without its event was rolled back: that is no fault, and is noted on the row, once its transaction has ended: it may
+-- be open for long, or prepared and committed a week later. The line has the transaction's id, and whether that ended before
+-- the look at the trail the look's own snapshot says, of every session and of prepared ones, so what was noted stays true.
+-- Lines from READ ONLY transactions and from standbys say so: there the line is all there is. An event without its line means
+-- that lines were lost, or kept from the log. Lines come later than events: what is newer than the last line that was shipped is
 -- not asked about.
 
 create or replace view custody.log_reconciliation with (security_invoker = true) as
@@ -16,12 +19,13 @@ from custody_data.access_events e
 where e.kind = 'statement' and e.actor_id is null and e.actor_pseudonym is null and e.class in ('READ', 'WRITE')
   and e.object_name in ('custody_data.user_profiles', 'custody_data.user_preferences', 'custody_data.consent_records', 'custody_data.conversations')
 union all
-select e.tenant_id, 'rolled_back', e.occurred_at, e.batch, e.line, e.session_id, e.login, e.object_name, null
+select e.tenant_id, case when e.rolled_back then 'rolled_back' when e.event_xid is not null then 'open' when e.event_line = 'standby' then 'standby' else 'read_only' end,
+  e.occurred_at, e.batch, e.line, e.session_id, e.login, e.object_name, null
 from custody_data.access_events e
-where e.rolled_back;
+where e.rolled_back or e.rolled_back is null and e.event_line is not null;
 grant select on custody.log_reconciliation to custody_worker, custody_privacy, custody_auditor;
 comment on view custody.log_reconciliation is
-'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads whose transaction was rolled back. Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
+'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads of which the trail has no event: the transaction was rolled back (rolled_back), had not ended when it was last looked, or was not looked at yet (open), or could write none (read_only, standby: not to be verified, the line is the record). Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
 
 -- definer: reads the trail of all tenants, and says of its own rows what was rolled back
 create or replace function custody.reconcile_logs(p_since timestamptz, p_until timestamptz)
@@ -48,12 +52,13 @@ begin
     return;
   end if;
 
-  -- A transaction that began an hour ago may be open yet, and its event is not seen.
   with reads as materialized (
-    select e.tenant_id, e.recorded_at, e.batch, e.line, e.part, e.event_line, e.identity_id, e.occurred_at
+    select e.tenant_id, e.recorded_at, e.batch, e.line, e.part, e.event_line, e.identity_id, e.occurred_at,
+      -- The snapshot is the statement's own, so an event that came after it belongs to a transaction that had not ended. Months
+      -- that may have left the trail say nothing.
+      pg_visible_in_snapshot(e.event_xid, pg_current_snapshot()) and e.occurred_at > now() - custody_data.hot_period() as ended
     from custody_data.access_events e
-    where e.event_line is not null and e.rolled_back is null and e.occurred_at >= p_since and e.occurred_at < p_until
-      and not exists (select from pg_stat_activity a where a.xact_start <= coalesce(e.xact_at, e.occurred_at) and a.backend_type = 'client backend' and a.pid <> pg_backend_pid() and a.datname = current_database())
+    where e.event_xid is not null and e.rolled_back is null and e.occurred_at >= p_since and e.occurred_at < p_until
   ), known as (
     select r.*, exists (
         select from custody_data.audit_logs a
@@ -64,7 +69,7 @@ begin
   update custody_data.access_events e
   set rolled_back = not k.found
   from known k
-  where e.tenant_id = k.tenant_id and e.recorded_at = k.recorded_at and e.batch = k.batch and e.line = k.line and e.part = k.part;
+  where (k.found or k.ended) and e.tenant_id = k.tenant_id and e.recorded_at = k.recorded_at and e.batch = k.batch and e.line = k.line and e.part = k.part;
   select count(*) into v_rolled_back from custody_data.access_events e where e.rolled_back and e.occurred_at >= p_since and e.occurred_at < p_until;
 
   v_statements := custody.add_log_findings('reconciliation', (
@@ -99,5 +104,5 @@ $$;
 revoke all on function custody.reconcile_logs(timestamptz, timestamptz) from public;
 grant execute on function custody.reconcile_logs(timestamptz, timestamptz) to custody_worker;
 comment on function custody.reconcile_logs(timestamptz, timestamptz) is
-'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whether its transaction was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whose transaction has ended, prepared ones included, whether it was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
 Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';

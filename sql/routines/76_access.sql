@@ -74,13 +74,15 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+  -- A rollback takes the event back, the line not.
+  perform custody_data.write_line('read', 'access_events', null, array_remove(array[p_about], null), p_rows);
   perform custody_data.append_event('access.read', 'access_events', null, 'success',
     jsonb_build_object('question', p_question, 'from', custody_data.entry_time(p_from), 'to', custody_data.entry_time(p_to), 'rows', p_rows,
       'by_person', p_question in ('person', 'own'), 'by_actor', p_question = 'actor'), p_about);
 end
 $$;
 revoke all on function custody_data.record_question(text, timestamptz, timestamptz, bigint, uuid) from public;
-comment on function custody_data.record_question(text, timestamptz, timestamptz, bigint, uuid) is 'Appends the event of a question: which, about whom, and how many rows were the answer.';
+comment on function custody_data.record_question(text, timestamptz, timestamptz, bigint, uuid) is 'Says in the server log that a question was asked, and appends its event: which, about whom, and how many rows were the answer.';
 
 -- definer: asking is an event, which auditors append through functions alone
 create or replace function custody.access_to_person(

@@ -34,7 +34,7 @@ with tables as (
   select t.name, 'a_reject_delete' as trigger_name from tables t
   where t.name in ('tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments', 'archive_restores',
     'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'key_encryption_keys', 'data_keys', 'logins', 'context_keys',
-    'access_events', 'log_sources', 'log_batches', 'log_sinks', 'alerts', 'canaries', 'detection_rules', 'detection_heads')
+    'access_events', 'log_sources', 'log_batches', 'log_sinks', 'canaries', 'detection_rules', 'detection_heads')
   union all
   select t.name, g.trigger_name from tables t
   cross join (values ('a_reject_truncate'), ('a_require_live_identity'), ('a_reject_held'), ('z_audit_insert'), ('z_audit_update'), ('z_audit_delete')) g (trigger_name)
@@ -44,7 +44,7 @@ with tables as (
     ('consent_records', 'z_audit_insert'), ('consent_records', 'z_audit_delete'), ('audit_entry_ids', 'a_reject_truncate'), ('erased_user_ids', 'a_reject_truncate'), ('wrapped_keys', 'a_reject_truncate'),
     ('key_encryption_keys', 'a_reject_key_change'), ('data_keys', 'a_reject_key_change'), ('wrapped_keys', 'a_reject_key_change'), ('context_keys', 'a_reject_key_change'), ('logins', 'a_reject_key_change'), ('logins', 'z_list_logins'),
     ('access_events', 'a_reject_row_delete'), ('access_events', 'a_reject_key_change'), ('log_batches', 'a_reject_key_change'), ('log_sources', 'a_reject_key_change'), ('log_spool', 'a_reject_truncate'),
-    ('alerts', 'a_reject_key_change'), ('canaries', 'a_reject_key_change'), ('detection_rules', 'a_reject_key_change'), ('detection_networks', 'a_reject_truncate'), ('actor_settings', 'a_reject_truncate')
+    ('alerts', 'a_reject_key_change'), ('alerts', 'a_reject_truncate'), ('alerts', 'a_reject_early_delete'), ('canaries', 'a_reject_key_change'), ('detection_rules', 'a_reject_key_change'), ('detection_networks', 'a_reject_truncate'), ('actor_settings', 'a_reject_truncate')
 ), -- Settings under which a key, bound as a parameter, is written to the server's log: of this session, and of others.
 exposing (place, setting) as (
   select 'this session', l.setting from pg_catalog.unnest(custody_data.leaking_settings()) l (setting)

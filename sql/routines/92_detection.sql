@@ -7,11 +7,13 @@
 --   p_rule    its row: threshold and look_back
 --   p_from    what was shipped from here on is new (by recorded_at: a late log is new when it comes)
 --   p_to      up to here
---   p_groups  access events since an hour before p_from, counted by actor, login, role, client, object and hour
+--   p_seen    what more than one rule looks at, computed once a run: access events since an hour before p_from, counted by
+--             actor, login, role, client, object and hour; what each actor read in each hour; findings of custody_check
 --
--- that returns rows of detection_finding. Events are read once, for p_groups, and a rule that needs single ones finds
--- them by an index: that is what detection may cost. A finding whose newest event was known is no news, so runs may
--- overlap; they do, since a transaction that ships may end after the run that should have seen it.
+-- that returns rows of detection_finding. Events are read once, and a rule that needs single ones finds them by an index:
+-- that is what detection may cost. What is counted stands in memory meanwhile: some 400 bytes for each actor, login, client,
+-- object and hour, a gigabyte at most (Postgres refuses more: try a shorter time). A finding whose newest event was known is
+-- no news, so runs may overlap; they do, since a transaction that ships may end after the run that should have seen it.
 --
 -- Logs say what was done by class and command, not in words (literals are dropped): that a role became superuser, a
 -- trigger was disabled or a setting changed is found in the catalog, by comparing, and the log says who was at work.
@@ -70,18 +72,16 @@ $$;
 revoke all on function custody_data.access_hours(custody_data.access_group[]) from public;
 comment on function custody_data.access_hours(custody_data.access_group[]) is 'What each actor read of each object in each hour, other than of themselves.';
 
-create or replace function custody_data.bulk_reads(p_from timestamptz, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[])
+create or replace function custody_data.bulk_reads(p_from timestamptz, p_look_back interval, p_rows bigint, p_people bigint, p_hours custody_data.access_hour[])
 returns setof custody_data.bulk_read
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with objects as materialized (
-    select h.* from custody_data.access_hours(p_groups) h
-  ), hours as materialized (
+  with hours as materialized (
     select o.tenant_id, o.actor, o.actor_id, min(o.login) as login, o.hour, sum(o.events)::bigint as events, sum(o.rows)::bigint as rows, sum(o.people)::bigint as people,
       array_agg(o.object_name order by o.object_name) as objects, min(o.first_at) as first_at, max(o.last_at) as last_at, max(o.recorded_to) as recorded_to
-    from objects o
+    from unnest(p_hours) o
     group by 1, 2, 3, 5
   ), days as materialized (
     -- what past data that is tried says of the days before
@@ -108,11 +108,11 @@ as $$
     ) x
   ) k on true;
 $$;
-revoke all on function custody_data.bulk_reads(timestamptz, interval, bigint, bigint, custody_data.access_group[]) from public;
-comment on function custody_data.bulk_reads(timestamptz, interval, bigint, bigint, custody_data.access_group[]) is
+revoke all on function custody_data.bulk_reads(timestamptz, interval, bigint, bigint, custody_data.access_hour[]) from public;
+comment on function custody_data.bulk_reads(timestamptz, interval, bigint, bigint, custody_data.access_hour[]) is
 'Hours in which an actor read as much, with the most that they read in an hour of the days before: rows and reads that name a person.';
 
-create or replace function custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -120,14 +120,14 @@ set search_path = pg_catalog, pg_temp
 as $$
   select b.tenant_id, b.actor, b.actor_id, b.login, b.events, b.first_at, b.last_at, b.recorded_to,
     jsonb_build_object('hour', b.hour, 'rows', b.rows, 'usual_rows', b.usual_rows, 'objects', b.objects)
-  from custody_data.bulk_reads(p_from, p_rule.look_back, p_rule.threshold, null, p_groups) b
+  from custody_data.bulk_reads(p_from, p_rule.look_back, p_rule.threshold, null, p_seen.hours) b
   where b.rows > 3 * b.usual_rows;
 $$;
-revoke all on function custody_data.detect_bulk_rows(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_bulk_rows(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_bulk_rows(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_bulk_rows(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: an actor read at least threshold rows within one clock hour, and more than three times the most that they read in an hour of the days before (look_back). Folds by actor.';
 
-create or replace function custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language plpgsql
 stable
@@ -139,13 +139,17 @@ declare
 begin
   -- Reads that name a person are at least as many as the people. Only where there are enough of them is it worth telling them apart.
   for v_hour in
-    select b.* from custody_data.bulk_reads(p_from, p_rule.look_back, null, p_rule.threshold, p_groups) b where b.people > 3 * b.usual_people
+    select b.* from custody_data.bulk_reads(p_from, p_rule.look_back, null, p_rule.threshold, p_seen.hours) b where b.people > 3 * b.usual_people
   loop
     if v_hour.actor_id is not null then
-      select count(distinct e.identity_id) into v_people
-      from custody_data.access_events e
-      where e.tenant_id = v_hour.tenant_id and e.actor_id = v_hour.actor_id and e.occurred_at >= v_hour.first_at and e.occurred_at <= v_hour.last_at
-        and e.recorded_at < p_to and e.kind = 'read' and e.identity_id <> e.actor_id;
+      select count(*) into v_people
+      from (
+        select e.identity_id
+        from custody_data.access_events e
+        where e.tenant_id = v_hour.tenant_id and e.actor_id = v_hour.actor_id and e.occurred_at >= v_hour.first_at and e.occurred_at <= v_hour.last_at
+          and e.recorded_at < p_to and e.kind = 'read' and e.identity_id <> e.actor_id
+        group by e.identity_id
+      ) p;
     else
       select count(distinct e.identity_id) into v_people
       from custody_data.access_events e
@@ -159,11 +163,11 @@ begin
   end loop;
 end
 $$;
-revoke all on function custody_data.detect_bulk_people(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_bulk_people(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_bulk_people(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_bulk_people(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: an actor read at least threshold different people within one clock hour, in more than three times as many reads as in any hour of the days before (look_back). Folds by actor.';
 
-create or replace function custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -171,7 +175,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select g.tenant_id, g.actor_id::text, g.actor_id, min(g.login), sum(g.events)::bigint, min(g.first_at), max(g.last_at), max(g.recorded_to),
     jsonb_build_object('time_zone', s.time_zone, 'from', min(s.work_from), 'to', min(s.work_to), 'objects', array_agg(distinct g.object_name) filter (where g.object_name is not null))
-  from unnest(p_groups) g
+  from unnest(p_seen.groups) g
   join lateral (
     -- their own, or those of the tenant
     select s.* from custody_data.actor_settings s
@@ -185,11 +189,11 @@ as $$
   group by g.tenant_id, g.actor_id, s.time_zone
   having sum(g.events) >= p_rule.threshold;
 $$;
-revoke all on function custody_data.detect_after_hours(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_after_hours(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_after_hours(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_after_hours(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
 
-create or replace function custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -197,7 +201,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   with places as materialized (
     select g.tenant_id, g.login, g.role, g.client, sum(g.events)::bigint as events, min(g.first_at) as first_at, max(g.last_at) as last_at, max(g.recorded_to) as recorded_to
-    from unnest(p_groups) g
+    from unnest(p_seen.groups) g
     where g.client is not null and g.recorded_to >= p_from
     group by 1, 2, 3, 4
   )
@@ -218,24 +222,22 @@ as $$
   group by p.tenant_id, p.login, p.network
   having sum(p.events) >= p_rule.threshold;
 $$;
-revoke all on function custody_data.detect_network(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_network(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_network(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_network(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: threshold events of a login from an address that no list of it, or of a role of its, has (detection_networks); without a list anywhere is expected. Folds by login and network (/24, /48).';
 
-create or replace function custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  with hours as materialized (
-    select h.* from custody_data.access_hours(p_groups) h
-  ), days as materialized (
-    select h.tenant_id, h.actor, array_agg(distinct (h.hour at time zone 'UTC')::date) as days from hours h group by 1, 2
+  with days as materialized (
+    select h.tenant_id, h.actor, array_agg(distinct (h.hour at time zone 'UTC')::date) as days from unnest(p_seen.hours) h group by 1, 2
   ), objects as materialized (
     select h.tenant_id, h.actor, h.actor_id, h.object_name, min(h.login) as login, sum(h.events)::bigint as events, min(h.first_at) as first_at, max(h.last_at) as last_at,
       max(h.recorded_to) as recorded_to, (min(h.hour) at time zone 'UTC')::date as day
-    from hours h
+    from unnest(p_seen.hours) h
     group by 1, 2, 3, 4
   ), first_reads as materialized (
     select o.* from objects o
@@ -256,11 +258,11 @@ as $$
   ) k
   where k.known_days >= p_rule.threshold;
 $$;
-revoke all on function custody_data.detect_first_table(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_first_table(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_first_table(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_first_table(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: an actor who has read on at least threshold days of look_back reads a table for the first time in it. Folds by actor and table.';
 
-create or replace function custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -273,17 +275,17 @@ as $$
   )
   select g.tenant_id, g.login, null::uuid, g.login, sum(g.events)::bigint, min(g.first_at), max(g.last_at), max(g.recorded_to),
     jsonb_build_object('objects', array_agg(distinct g.object_name), 'rows', sum(g.rows))
-  from unnest(p_groups) g
+  from unnest(p_seen.groups) g
   where g.recorded_to >= p_from and g.object_name in (select p.name from personal p)
     and (g.login in (select p.name from privileged p) or g.role in (select p.name from privileged p))
   group by g.tenant_id, g.login
   having sum(g.events) >= p_rule.threshold;
 $$;
-revoke all on function custody_data.detect_privileged_read(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_privileged_read(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_privileged_read(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_privileged_read(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
 
-create or replace function custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -297,8 +299,8 @@ as $$
   group by e.tenant_id, 2, e.actor_id
   having count(*) >= p_rule.threshold;
 $$;
-revoke all on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: threshold reads of people who were planted. Folds by actor.';
 
 create or replace function custody_data.detect_statements(p_from timestamptz, p_to timestamptz, p_threshold bigint, p_class text, p_action text, p_object text)
@@ -318,21 +320,20 @@ $$;
 revoke all on function custody_data.detect_statements(timestamptz, timestamptz, bigint, text, text, text) from public;
 comment on function custody_data.detect_statements(timestamptz, timestamptz, bigint, text, text, text) is 'Logged statements of a class whose command and object match, by login.';
 
-create or replace function custody_data.detect_definitions(p_to timestamptz, p_match text)
+create or replace function custody_data.detect_definitions(p_definitions text[], p_match text)
 returns setof custody_data.detection_finding
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  -- How things stand now says nothing of the past.
-  select 'system', f.id || ' ' || f.object, null::uuid, null::text, 1::bigint, now(), now(), now(), jsonb_build_object('finding', f.id, 'object', f.object)
-  from custody_check.findings f
-  where p_to > now() - interval '5 minutes' and f.id || ' ' || f.object ~ p_match;
+  select 'system', d.finding, null::uuid, null::text, 1::bigint, now(), now(), now(), jsonb_build_object('finding', split_part(d.finding, ' ', 1), 'object', substr(d.finding, position(' ' in d.finding) + 1))
+  from unnest(p_definitions) d (finding)
+  where d.finding ~ p_match;
 $$;
-revoke all on function custody_data.detect_definitions(timestamptz, text) from public;
-comment on function custody_data.detect_definitions(timestamptz, text) is 'Findings of custody_check of which id and object, a blank between, match; where p_to is now.';
+revoke all on function custody_data.detect_definitions(text[], text) from public;
+comment on function custody_data.detect_definitions(text[], text) is 'Findings of custody_check, as id and object with a blank between, that match.';
 
-create or replace function custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -340,11 +341,11 @@ set search_path = pg_catalog, pg_temp
 as $$
   select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'ROLE', '', '') f;
 $$;
-revoke all on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: threshold statements that make, change or grant roles. Folds by login.';
 
-create or replace function custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -352,36 +353,36 @@ set search_path = pg_catalog, pg_temp
 as $$
   select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', '', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
-revoke all on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: threshold DDL statements on our schemas; each migration is one. Folds by login.';
 
-create or replace function custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select f.* from custody_data.detect_definitions(p_to, '^(guard-|changed trigger )') f
+  select f.* from custody_data.detect_definitions(p_seen.definitions, '^(guard-|changed trigger )') f
   union all
   select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', ' TRIGGER$', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
-revoke all on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: a guard is disabled, gone, replaced or changed (custody_check.findings), or threshold CREATE, ALTER or DROP TRIGGER on our tables were logged. Folds by finding and by login.';
 
-create or replace function custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select f.* from custody_data.detect_definitions(p_to, '^(rls-forced|partition-policy|changed policy) ') f
+  select f.* from custody_data.detect_definitions(p_seen.definitions, '^(rls-forced|partition-policy|changed policy) ') f
   union all
   select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', ' POLICY$', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
-revoke all on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: row-level security is off, or a policy is not as the last migration left it (custody_check.findings), or threshold CREATE, ALTER or DROP POLICY on our tables were logged. Folds by finding and by login.';
 
 create or replace function custody_data.detection_knows()
@@ -412,7 +413,7 @@ $$;
 revoke all on function custody_data.detection_knows() from public;
 comment on function custody_data.detection_knows() is 'Superusers, logins that pass row-level security, members of the owner, and settings of logging as they are now.';
 
-create or replace function custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -425,11 +426,11 @@ as $$
   -- What stood when detection looked for the first time is nothing new.
   where p_to > now() - interval '5 minutes' and h.tenant_id = 'system' and h.known <> '{}' and not h.known -> k.kind ? n.name;
 $$;
-revoke all on function custody_data.detect_new_superuser(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_new_superuser(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_new_superuser(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_new_superuser(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
 
-create or replace function custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -449,17 +450,17 @@ as $$
   cross join lateral (select x.is_key as key, x.is_now as value) n
   where p_to > now() - interval '5 minutes' and h.tenant_id = 'system' and h.known <> '{}'
   union all
-  select f.* from custody_data.detect_definitions(p_to, '^key-exposed ') f
+  select f.* from custody_data.detect_definitions(p_seen.definitions, '^key-exposed ') f
   union all
   select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', '^ALTER (SYSTEM|DATABASE)$', '') f
   union all
   select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'SETTING', '', '^(pgaudit\.|log_|logging_|shared_preload_|session_preload_)') f;
 $$;
-revoke all on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, a setting would log keys (custody_check.findings), or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
 
-create or replace function custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -480,11 +481,11 @@ as $$
   where b.n >= p_rule.threshold and b.recorded_at >= p_from
   group by b.tenant_id, b.object_key;
 $$;
-revoke all on function custody_data.detect_failed_logins(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_failed_logins(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_failed_logins(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_failed_logins(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: threshold failed logins within look_back, at one login or from one network (/24, /48). Folds by each.';
 
-create or replace function custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -495,11 +496,11 @@ as $$
   from custody.sealing_status() s
   where p_to > now() - interval '5 minutes' and s.age > p_rule.look_back and s.unsealed_events >= p_rule.threshold;
 $$;
-revoke all on function custody_data.detect_sealing_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_sealing_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_sealing_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_sealing_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: at least threshold events of the trail have no leaf in the ledger, the oldest for longer than look_back.';
 
-create or replace function custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -509,11 +510,11 @@ as $$
   from custody_data.log_sources s
   where p_to > now() - interval '5 minutes' and s.updated_at < now() - p_rule.look_back;
 $$;
-revoke all on function custody_data.detect_shipping_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_shipping_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_shipping_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_shipping_behind(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: of a source that was shipped before, nothing has been for longer than look_back. Folds by source.';
 
-create or replace function custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_groups custody_data.access_group[])
+create or replace function custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -526,8 +527,8 @@ as $$
   group by f.kind, f.source
   having sum(f.occurrences) >= p_rule.threshold;
 $$;
-revoke all on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) from public;
-comment on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[]) is
+revoke all on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
+comment on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
 'Rule: threshold findings of one kind about the log of a source, forged lines, gaps and lost files among them (log_findings). Folds by kind and source.';
 
 create or replace view custody.detection with (security_invoker = true) as
@@ -549,7 +550,7 @@ declare
   v_head custody_data.detection_heads;
   v_from timestamptz;
   v_to constant timestamptz := coalesce(p_to, clock_timestamp());
-  v_groups custody_data.access_group[];
+  v_seen custody_data.detection_input;
   v_rule custody_data.detection_rules;
   v_findings custody_data.detection_finding[];
   v_finding custody_data.detection_finding;
@@ -572,13 +573,16 @@ begin
       hint = 'Leave both out to look at what is new.';
   end if;
   -- An hour that has begun is looked at as a whole.
-  v_groups := custody_data.access_groups(date_bin('1 hour', v_from, 'epoch') - interval '10 minutes', v_to);
+  v_seen.groups := custody_data.access_groups(date_bin('1 hour', v_from, 'epoch') - interval '10 minutes', v_to);
+  v_seen.hours := array(select h from custody_data.access_hours(v_seen.groups) h);
+  -- How things stand now says nothing of the past.
+  v_seen.definitions := case when v_to > now() - interval '5 minutes' then array(select f.id || ' ' || f.object from custody_check.findings f) else '{}' end;
 
   for v_rule in
     select r.* from custody_data.detection_rules r where r.tenant_id = 'system' and r.enabled order by r.rule
   loop
     execute format('select coalesce(array_agg(f order by f.last_at, f.object_key), %L) from custody_data.%I($1, $2, $3, $4) f', '{}', v_rule.function_name)
-    into v_findings using v_rule, v_from, v_to, v_groups;
+    into v_findings using v_rule, v_from, v_to, v_seen;
     foreach v_finding in array v_findings
     loop
       select a.* into v_alert
@@ -613,7 +617,7 @@ begin
   end loop;
 
   if not p_dry_run then
-    perform custody_data.keep_baselines(v_groups);
+    perform custody_data.keep_baselines(v_seen.hours);
     if v_head.detected_to is null or (v_head.detected_to at time zone 'UTC')::date < (v_to at time zone 'UTC')::date then
       delete from custody_data.access_baselines b where b.day < (v_to at time zone 'UTC' - interval '1 year')::date;
     end if;
@@ -630,7 +634,7 @@ comment on function custody.detect(timestamptz, timestamptz, boolean) is
 p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: finds and writes nothing.
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 
-create or replace function custody_data.keep_baselines(p_groups custody_data.access_group[])
+create or replace function custody_data.keep_baselines(p_hours custody_data.access_hour[])
 returns void
 language sql
 volatile
@@ -638,14 +642,14 @@ set search_path = pg_catalog, pg_temp
 as $$
   insert into custody_data.access_baselines as b (tenant_id, actor, object_name, day, peak_rows, peak_people)
   select h.tenant_id, h.actor, h.object_name, (h.hour at time zone 'UTC')::date, max(h.rows), max(h.people)
-  from custody_data.access_hours(p_groups) h
+  from unnest(p_hours) h
   group by 1, 2, 3, 4
   on conflict on constraint access_baselines_pkey do update
   set peak_rows = greatest(b.peak_rows, excluded.peak_rows), peak_people = greatest(b.peak_people, excluded.peak_people)
   where b.peak_rows < excluded.peak_rows or b.peak_people < excluded.peak_people;
 $$;
-revoke all on function custody_data.keep_baselines(custody_data.access_group[]) from public;
-comment on function custody_data.keep_baselines(custody_data.access_group[]) is 'Keeps what each actor read at most in an hour of each day. The same hour twice changes nothing.';
+revoke all on function custody_data.keep_baselines(custody_data.access_hour[]) from public;
+comment on function custody_data.keep_baselines(custody_data.access_hour[]) is 'Keeps what each actor read at most in an hour of each day. The same hour twice changes nothing.';
 
 -- definer: rules are written by these functions alone
 create or replace function custody.set_detection_rule(

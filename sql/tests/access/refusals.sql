@@ -14,5 +14,11 @@ select refuses($$select custody.access_by_actor(now() - interval '1 day', now(),
 select refuses($$select custody.access_by_actor(null, now(), 'ada')$$, 'PC009', 'no beginning');
 select refuses($$select custody.access_by_actor(now() - interval '1 day', now(), 'nobody')$$, 'PC011', 'of an unknown actor');
 select refuses($$select custody.access_by_actor(now() - interval '1 day', now())$$, 'PC023', 'of no actor');
+-- Past the functions nobody is told whose records were read, from where or why: asking is an event.
+reset session authorization;
+select is(attempt(g, format('select %I from custody_data.access_events limit 0', c)), '42501', format('%s and %s', g, c))
+from unnest(array['custody_auditor', 'custody_privacy', 'custody_readonly', 'custody_readwrite']) g, unnest(array['identity_id', 'purpose', 'client', 'application', 'action', 'rows', 'role', 'vxid', 'xact_at', 'state_code']) c;
+select is(attempt(g, 'select * from custody_data.access_events limit 0'), '42501', g || ' and all of it') from unnest(array['custody_auditor', 'custody_privacy']) g;
+select is(attempt(g, 'select * from custody.log_reconciliation limit 0'), 'ok', g || ' and what reconciliation shows') from unnest(array['custody_auditor', 'custody_privacy', 'custody_worker']) g;
 select * from finish();
 rollback;

@@ -11,13 +11,13 @@ select format('custody_data.%I', n) as relation from unnest(array['audit_logs', 
 create temp table undeletable as
 select format('custody_data.%I', n) as relation from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_heads', 'archive_segments', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes']
   || array['access_events', 'log_sources', 'log_batches', 'log_findings', 'log_sinks']
-  || array['alerts', 'canaries', 'detection_rules', 'detection_heads']) n;
+  || array['canaries', 'detection_rules', 'detection_heads']) n;
 create temp table statements as
 select format(s, a.relation) as sql from append_only a, unnest(array['update %s set tenant_id = tenant_id', 'update only %s set tenant_id = tenant_id where false', 'delete from %s', 'delete from only %s where false', 'truncate %s', 'truncate only %s',
   'truncate %s cascade', 'truncate custody_data.audit_entry_ids, %s']) s where not (a.relation = 'custody_data.audit_logs' and s = 'truncate only %s')
 union all select format(s, u.relation) from undeletable u, unnest(array['delete from %s', 'delete from only %s where false', 'truncate %s', 'truncate %s restart identity cascade']) s
 union all select format('truncate custody_data.%s', t) from unnest(array['user_profiles', 'user_preferences', 'conversations', 'consent_records', 'audit_entry_ids']) t
-union all values ('update custody_data.consent_records set granted = not granted'), ('update custody_data.consent_records set granted = false where false'),
+union all values ('truncate custody_data.alerts'), ('delete from custody_data.alerts'), ('update custody_data.consent_records set granted = not granted'), ('update custody_data.consent_records set granted = false where false'),
   ('insert into custody_data.partition_drops (partition_name, range_from, range_to, rows_dropped) values (''x'', now(), now(), 1) on conflict (tenant_id, partition_name, dropped_at) do update set rows_dropped = 0'),
   ('insert into custody_data.consent_records (tenant_id, identity_id, purpose, granted, policy_version, legal_basis, occurred_at) values (''append_owner'', gen_random_uuid(), ''x'', true, ''1'', ''consent'', now()) on conflict (tenant_id, consent_id) do update set granted = false'),
   ('merge into custody_data.imports i using (select 1) s on true when matched then delete'), ('merge into custody_data.erasure_certificates c using (select 1) s on true when matched then update set certificate = ''{}''');

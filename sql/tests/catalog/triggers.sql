@@ -43,17 +43,19 @@ from unnest(array['audit_logs', 'erasure_certificates', 'stored_certificates', '
 insert into guards select t, 'a_reject_delete', 'BEFORE DELETE TRUNCATE STATEMENT tg_reject_mutation()'
 from unnest(array['tenants', 'identities', 'requests', 'legal_holds', 'holders', 'erasure_notices', 'job_runs', 'archive_restores', 'archive_heads', 'archive_segments', 'archive_restores', 'audit_actions', 'audit_resource_types', 'retention_policies', 'retention_changes', 'ledger_heads', 'logins']
   || array['access_events', 'log_sources', 'log_batches', 'log_sinks']
-  || array['alerts', 'canaries', 'detection_rules', 'detection_heads']) t;
+  || array['canaries', 'detection_rules', 'detection_heads']) t;
 -- Months of access events have from their parent what holds for each row.
 insert into guards select t, x.trg, x.says
 from unnest(array['access_events'] || array(select p.name from partitions p where p.parent = 'custody_data.access_events'::regclass)) t cross join (values
   ('a_reject_row_delete', 'BEFORE DELETE ROW tg_reject_mutation()'),
-  ('a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, action, object_name, login, role, actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, state_code, =rolled_back)')) x (trg, says);
+  ('a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, action, object_name, login, role, actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, event_xid, state_code, =rolled_back)')) x (trg, says);
 insert into guards values
   ('log_spool', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('detection_networks', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('actor_settings', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
   ('access_baselines', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('alerts', 'a_reject_truncate', 'BEFORE TRUNCATE STATEMENT tg_reject_mutation()'),
+  ('alerts', 'a_reject_early_delete', 'BEFORE DELETE ROW tg_keep_alerts()'),
   ('alerts', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, alert_id, rule, severity, object_key, actor_id, login, first_at, opened_at, =acknowledged_at, =acknowledged_by, =closed_at, =closed_by, =close_reason, =sent_at)'),
   ('canaries', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, identity_id, planted_at)'),
   ('detection_rules', 'a_reject_key_change', 'BEFORE UPDATE ROW tg_reject_column_change(tenant_id, rule, function_name)'),

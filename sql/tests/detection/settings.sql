@@ -39,7 +39,7 @@ select refuses($$select custody.set_detection_networks('custody_app', array_fill
 
 -- Each rule has its function, its words, and a control.
 reset session authorization;
-select ok(to_regprocedure(format('custody_data.%I(custody_data.detection_rules, timestamptz, timestamptz, custody_data.access_group[])', r.function_name)) is not null, format('rule %s has its function', r.rule)) from custody_data.detection_rules r;
+select ok(to_regprocedure(format('custody_data.%I(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input)', r.function_name)) is not null, format('rule %s has its function', r.rule)) from custody_data.detection_rules r;
 select is((select count(*) from custody_data.detection_rules r where '' in (r.title, r.description) or r.control !~ 'HIPAA|SOC|ISO|GDPR' or r.description !~ '\.$'), 0::bigint, 'says what it is, and for which control');
 select is((select count(*) from custody_data.detection_rules), 17::bigint, 'there are seventeen');
 select * from finish();

@@ -129,7 +129,7 @@ from (values ('361 days', '1 year', true), ('365 days', '1 year', true), ('366 d
   ('30 days', '1 month', true), ('31 days', '1 month', false), ('1 month', '30 days', true), ('1 month', '28 days', false), ('7 years', '7 years', false), ('7 years 1 day', '7 years', false),
   ('6 years 11 months', '7 years', true), ('89 days 23:59:59', '90 days', true), ('2160 hours', '90 days', false), ('100 years', '7 years', false), ('1 month', '1 month 1 day', true), ('1 second', '1 microsecond', false)) v (keep, before, shortens);
 select is(custody_data.shortens(k, '1 day', '1 year'), false, format('%s: no data goes by it', k)) from unnest(array['key_age', 'kek_generation', 'key_backup']) k;
-select is(custody_data.shortens(k, '1 day', '1 year'), true, format('%s: data go by it', k)) from unnest(array['audit', 'audit_hot', 'consent', 'conversations', 'entry_ids', 'erased_ids']) k;
+select is(custody_data.shortens(k, '1 day', '1 year'), true, format('%s: data go by it', k)) from unnest(array['audit', 'audit_hot', 'consent', 'conversations', 'entry_ids', 'erased_ids', 'alerts']) k;
 set local session authorization custody_dpo;
 select enter('approval', 'ann') /* $1 */;
 select is((custody.set_retention_policy('key_age', interval '1 day', 'x')).decision, 'set', 'so policies for keys are set at once');

@@ -8,7 +8,7 @@ set local session authorization custody_dpo;
 select enter('policies', 'dpo') /* $1 */;
 
 select results_eq($$select p.class collate "default", p.keep, p.own from custody.retention_policies p order by 1$$,
-  $$values ('access'::text, interval '12 months', false),
+  $$values ('access'::text, interval '12 months', false), ('alerts', interval '6 years', false),
     ('audit', interval '7 years', false), ('audit_hot', interval '90 days', false), ('consent', interval '7 years', false), ('conversations', interval '90 days', false),
     ('entry_ids', interval '90 days', false), ('erased_ids', interval '1 year', false), ('kek_generation', interval '7 days', false), ('key_age', interval '1 year', false), ('key_backup', interval '7 days', false), ('restored', interval '30 days', false),
     ('shipped_logs', interval '3 years', false)$$, 'what is shipped');
@@ -42,7 +42,7 @@ select is(rows_of('policies_2', 'retention_policies'), 0::bigint, 'none of it ch
 set local session authorization custody_app;
 select enter('policies', 'clerk') /* $1 */;
 select refuses($$select custody.set_retention_policy('consent', interval '1 year', 'x')$$, '42501', 'applications set no policy');
-select is((select count(*) from custody.retention_policies), 12::bigint, 'but see them');
+select is((select count(*) from custody.retention_policies), 13::bigint, 'but see them');
 set local session authorization custody_runner;
 set local role custody_worker;
 select enter('policies', 'runner') /* $1 */;

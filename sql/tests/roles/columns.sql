@@ -20,6 +20,7 @@ insert into may values
   ('audit_resource_types', 'UPDATE', 'description', 'custody_admin custody_readwrite custody_worker'),
   ('archive_segments', 'SELECT', 'tenant_id day part leaves events opened_at object_key manifest_key plain_bytes compressed_bytes stored_bytes plain_sha256 compressed_sha256 stored_sha256 manifest_sha256 root_hash first_occurred_at last_occurred_at recipients retain_until recorded_at superseded_at legal_hold expired_at objects_deleted_at',
     'custody_auditor custody_privacy custody_worker'),
+  ('access_events', 'SELECT', 'tenant_id recorded_at batch line part occurred_at kind class object_name login actor_id actor_pseudonym session_id event_line event_xid rolled_back', 'custody_auditor custody_privacy'),
   ('imports', 'INSERT', 'tenant_id import_id run_id table_name file_sha256 rows_read rows_added rows_changed rows_rejected', 'custody_worker');
 -- custody_pgaudit, where a DBA has set it up, is nobody's role: it marks columns for the log.
 select set_eq($$

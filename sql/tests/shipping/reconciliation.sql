@@ -14,30 +14,35 @@ from unnest(array['aaaaaaaaaaaaaaa1', 'aaaaaaaaaaaaaaa9']) l;
 insert into custody_data.log_sources (source, format, file_name, file_offset, file_head, file_tail, state, last_line_at) values ('db1', 'jsonlog', 'x', 1, sha256(''), sha256(''), '', now());
 insert into custody_data.log_batches (number, source, file_name, file_from, file_to, object_key, manifest_key, sha256, compressed_sha256, manifest_sha256, previous_sha256, lines, bytes, stored_bytes, first_occurred_at, recorded_at, expires_at)
 values (1, 'db1', 'x', 0, 1, 'x', 'y', sha256(''), sha256(''), sha256(''), sha256(''), 1, 1, 1, now() - interval '2 hours', now(), now());
-insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occurred_at, kind, class, object_name, login, identity_id, actor_pseudonym, session_id, event_line) values
-  ('reconciled', now(), 1, 1, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa1'),
-  ('reconciled', now(), 1, 2, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa2'),
-  ('reconciled', now(), 1, 3, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', null),
-  ('system', now(), 1, 4, now() - interval '1 hour', 'statement', 'READ', 'custody_data.user_profiles', 'postgres', null, null, 'c.d', null),
-  ('system', now(), 1, 5, now() - interval '1 hour', 'statement', 'READ', 'custody_data.user_profiles', 'postgres', null, null, 'c.d', null),
-  ('reconciled', now(), 1, 6, now() - interval '1 hour', 'statement', 'READ', 'custody_data.user_profiles', 'dr', null, '~1', 'a.b', null),
-  ('system', now(), 1, 7, now() - interval '1 hour', 'statement', 'READ', 'public.other', 'postgres', null, null, 'c.d', null);
+insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occurred_at, kind, class, object_name, login, identity_id, actor_pseudonym, session_id, event_line, event_xid) values
+  ('reconciled', now(), 1, 1, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa1', '3'),
+  ('reconciled', now(), 1, 2, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa2', '3'),
+  ('reconciled', now(), 1, 3, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'read only', null),
+  ('reconciled', now(), 1, 8, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'standby', null),
+  -- of a transaction that has not ended: this one
+  ('reconciled', now(), 1, 9, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa3', pg_current_xact_id()),
+  -- of longer ago than events are sure to be in Postgres
+  ('reconciled', now(), 1, 10, now() - interval '100 days', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa4', '3'),
+  ('system', now(), 1, 4, now() - interval '1 hour', 'statement', 'READ', 'custody_data.user_profiles', 'postgres', null, null, 'c.d', null, null),
+  ('system', now(), 1, 5, now() - interval '1 hour', 'statement', 'READ', 'custody_data.user_profiles', 'postgres', null, null, 'c.d', null, null),
+  ('reconciled', now(), 1, 6, now() - interval '1 hour', 'statement', 'READ', 'custody_data.user_profiles', 'dr', null, '~1', 'a.b', null, null),
+  ('system', now(), 1, 7, now() - interval '1 hour', 'statement', 'READ', 'public.other', 'postgres', null, null, 'c.d', null, null);
 set local session authorization custody_runner;
 select custody.set_context('system', 'runner');
-select results_eq($$select r.kind, r.findings from custody.reconcile_logs(now() - interval '1 day', now()) r$$, $$values ('statement_without_row'::text, 1::bigint), ('row_without_line', 1), ('rolled_back', 1)$$, 'what has one and not the other');
-select results_eq($$select e.line, e.rolled_back from custody_data.access_events e where e.kind = 'read' order by 1$$, $$values (1, false), (2, true), (3, null)$$, 'a read says what became of it; one that writes no event, nothing');
+select results_eq($$select r.kind, r.findings from custody.reconcile_logs(now() - interval '101 days', now()) r$$, $$values ('statement_without_row'::text, 1::bigint), ('row_without_line', 1), ('rolled_back', 1)$$, 'what has one and not the other');
+select results_eq($$select e.line, e.rolled_back from custody_data.access_events e where e.kind = 'read' order by 1$$, $$values (1, false), (2, true), (3, null), (8, null), (9, null), (10, null)$$, 'a read says what became of it; one that writes no event, and one whose transaction is open, nothing');
 select results_eq($$select f.kind collate "default", f.occurrences, f.session_id collate "default", f.detail - 'first_event' from custody_data.log_findings f order by f.kind$$, $$values
   ('row_without_line'::text, 1::bigint, null::text, '{"table": "user_profiles", "tenant": "reconciled"}'::jsonb), ('statement_without_row', 2, 'c.d', '{"login": "postgres", "table": "custody_data.user_profiles"}')$$, 'findings');
 select is((last_event('system', 'log.reconcile')).metadata - 'from' - 'to', '{"findings": 2, "rolled_back": 1}', 'an event');
-select results_eq($$select r.findings from custody.reconcile_logs(now() - interval '1 day', now()) r where r.kind <> 'rolled_back'$$, $$values (0::bigint), (0)$$, 'once a day');
-select results_eq($$select v.kind, v.line from custody.log_reconciliation v order by 1, 2$$, $$values ('rolled_back'::text, 2), ('statement_without_row', 4), ('statement_without_row', 5)$$, 'the view has them');
+select results_eq($$select r.findings from custody.reconcile_logs(now() - interval '101 days', now()) r where r.kind <> 'rolled_back'$$, $$values (0::bigint), (0)$$, 'once a day');
+select results_eq($$select v.kind, v.line from custody.log_reconciliation v order by 1, 2$$, $$values ('open'::text, 9), ('open', 10), ('read_only', 3), ('rolled_back', 2), ('standby', 8), ('statement_without_row', 4), ('statement_without_row', 5)$$, 'the view has them');
 select refuses($$select custody.reconcile_logs(null, now())$$, 'PC009', 'from no time');
 select refuses($$select custody.reconcile_logs(now(), now() - interval '1 day')$$, 'PC009', 'backwards');
 select refuses($$select custody.reconcile_logs('-infinity', now())$$, 'PC009', 'from ever');
 select enter('reconciled', 'runner') /* $1 */;
-select refuses($$select custody.reconcile_logs(now() - interval '1 day', now())$$, 'PC015', 'in the context of a tenant');
-select results_eq($$select v.kind, v.line from custody.log_reconciliation v order by 1, 2$$, $$values ('rolled_back'::text, 2)$$, 'which has a view of its own rows');
+select refuses($$select custody.reconcile_logs(now() - interval '101 days', now())$$, 'PC015', 'in the context of a tenant');
+select results_eq($$select v.kind, v.line from custody.log_reconciliation v order by 1, 2$$, $$values ('open'::text, 9), ('open', 10), ('read_only', 3), ('rolled_back', 2), ('standby', 8)$$, 'which has a view of its own rows');
 select set_config('custody.tenant', '', true);
-select refuses($$select custody.reconcile_logs(now() - interval '1 day', now())$$, 'PC001', 'or in none');
+select refuses($$select custody.reconcile_logs(now() - interval '101 days', now())$$, 'PC001', 'or in none');
 select * from finish();
 rollback;

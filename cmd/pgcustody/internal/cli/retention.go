@@ -42,7 +42,7 @@ func newRetentionCmd(app *App) *cobra.Command {
 }
 
 // deletedClasses are those that retention deletes row by row.
-var deletedClasses = []string{"conversations", "consent", "entry_ids", "erased_ids", "restored"}
+var deletedClasses = []string{"conversations", "consent", "entry_ids", "erased_ids", "alerts", "restored"}
 
 type retention struct {
 	*App
