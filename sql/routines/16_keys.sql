@@ -633,7 +633,8 @@ declare
   v_place bytea;
   v_plain bytea;
 begin
-  if custody.has_subject() then
+  -- require_context has just looked at the proof.
+  if nullif(current_setting('custody.subject', true), '') is not null then
     perform custody_data.check_sealing_identity(p_identity_id);
   end if;
   for i in 1 .. cardinality(p_columns) loop

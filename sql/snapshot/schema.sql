@@ -3884,20 +3884,19 @@ COMMENT ON FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version inte
 -- Name: decode_base64url(text); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.decode_base64url(p_text text) RETURNS bytea
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN decode((replace(replace(p_text, '-'::text, '+'::text), '_'::text, '/'::text) || repeat('='::text, ((- length(p_text)) & 3))), 'base64'::text);
 
 -- Name: FUNCTION decode_base64url(p_text text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.decode_base64url(p_text text) IS 'BASE64URL of RFC 7515, without padding; null for whatever is not the one spelling of some bytes.';
+COMMENT ON FUNCTION custody_data.decode_base64url(p_text text) IS 'The inverse of encode_base64url. It takes other spellings too, so what matters is encoded again and compared. Errors: 22023.';
 
 -- Name: decode_members(bytea); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.decode_members(p_bytes bytea) RETURNS jsonb
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $_$ … $_$;
+    AS $$ … $$;
 
 -- Name: FUNCTION decode_members(p_bytes bytea); Type: COMMENT; Schema: custody_data
 
@@ -4229,6 +4228,17 @@ END;
 -- Name: FUNCTION due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval) IS 'Consent records that ended more than p_keep before p_as_of, held or not: withdrawals, grants that another record followed, and those of people erased since.';
+
+-- Name: encode_base64url(bytea); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.encode_base64url(p_bytes bytea) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN replace(replace(replace(rtrim(encode(p_bytes, 'base64'::text), '='::text), '
+'::text, ''::text), '+'::text, '-'::text), '/'::text, '_'::text);
+
+-- Name: FUNCTION encode_base64url(p_bytes bytea); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.encode_base64url(p_bytes bytea) IS 'BASE64URL of RFC 7515, without padding.';
 
 -- Name: encrypt_a256cbc_hs512(bytea, bytea, bytea, bytea); Type: FUNCTION; Schema: custody_data
 
@@ -5295,7 +5305,7 @@ COMMENT ON FUNCTION custody_data.read_manifest(p_manifest jsonb) IS 'What a mani
 CREATE FUNCTION custody_data.read_token(p_token text) RETURNS jsonb
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
 -- Name: FUNCTION read_token(p_token text); Type: COMMENT; Schema: custody_data
 
@@ -5678,6 +5688,16 @@ CREATE FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p
 
 COMMENT ON FUNCTION custody_data.same_personal(p_tenant text, p_log_entry_id uuid, p_occurred_at timestamp with time zone, p_personal jsonb) IS 'Whether an event has this personal part, as far as it is still here. Errors: PC033.';
 
+-- Name: same_text(text, text); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.same_text(p_made text, p_given text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((hashtextextended(p_made, (0)::bigint) = hashtextextended(p_given, (0)::bigint)) AND (p_made = p_given));
+
+-- Name: FUNCTION same_text(p_made text, p_given text); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.same_text(p_made text, p_given text) IS 'Whether a MAC that was given is the one that was made, in a time that tells nothing about either. Called with variables: for anything dearer the planner does not take it in.';
+
 -- Name: same_values(uuid, text, text, text[], bytea[], text[]); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.same_values(p_identity_id uuid, p_table text, p_row text, p_columns text[], p_sealed bytea[], p_values text[]) RETURNS boolean
@@ -5842,6 +5862,42 @@ CREATE FUNCTION custody_data.segments_on_hold() RETURNS TABLE(day date, part int
 -- Name: FUNCTION segments_on_hold(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.segments_on_hold() IS 'Segments with objects that may hold an event that a legal hold covers: of a held tenant, by or about a held person, or held itself.';
+
+-- Name: session_secret_1; Type: SEQUENCE; Schema: custody_keys
+
+CREATE UNLOGGED SEQUENCE custody_keys.session_secret_1
+    START WITH 1
+    INCREMENT BY 1
+    MINVALUE -9223372036854775808
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: SEQUENCE session_secret_1; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON SEQUENCE custody_keys.session_secret_1 IS 'Half of the secret of each session''s contexts, in the memory of its server process: see custody_data.session_secret.';
+
+-- Name: session_secret_2; Type: SEQUENCE; Schema: custody_keys
+
+CREATE UNLOGGED SEQUENCE custody_keys.session_secret_2
+    START WITH 1
+    INCREMENT BY 1
+    MINVALUE -9223372036854775808
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: SEQUENCE session_secret_2; Type: COMMENT; Schema: custody_keys
+
+COMMENT ON SEQUENCE custody_keys.session_secret_2 IS 'The other half of session_secret_1.';
+
+-- Name: session_secret(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.session_secret() RETURNS bytea
+    LANGUAGE sql PARALLEL RESTRICTED
+    RETURN (int8send(currval('custody_keys.session_secret_1'::regclass)) || int8send(currval('custody_keys.session_secret_2'::regclass)));
+
+-- Name: FUNCTION session_secret(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.session_secret() IS 'The secret that signs the contexts of this session, where it has drawn one; else an error, 55000.';
 
 -- Name: settle_refused(text, boolean); Type: FUNCTION; Schema: custody_data
 
@@ -8274,32 +8330,6 @@ COMMENT ON COLUMN custody_keys.key_encryption_keys.previous IS 'The version befo
 -- Name: COLUMN key_encryption_keys.destroyed_at; Type: COMMENT; Schema: custody_keys
 
 COMMENT ON COLUMN custody_keys.key_encryption_keys.destroyed_at IS 'When its provider had forgotten it. The reference has nothing any more by which a provider finds it.';
-
--- Name: session_secret_1; Type: SEQUENCE; Schema: custody_keys
-
-CREATE UNLOGGED SEQUENCE custody_keys.session_secret_1
-    START WITH 1
-    INCREMENT BY 1
-    MINVALUE -9223372036854775808
-    NO MAXVALUE
-    CACHE 1;
-
--- Name: SEQUENCE session_secret_1; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON SEQUENCE custody_keys.session_secret_1 IS 'Half of the secret of each session''s contexts, in the memory of its server process: see custody_data.session_secret.';
-
--- Name: session_secret_2; Type: SEQUENCE; Schema: custody_keys
-
-CREATE UNLOGGED SEQUENCE custody_keys.session_secret_2
-    START WITH 1
-    INCREMENT BY 1
-    MINVALUE -9223372036854775808
-    NO MAXVALUE
-    CACHE 1;
-
--- Name: SEQUENCE session_secret_2; Type: COMMENT; Schema: custody_keys
-
-COMMENT ON SEQUENCE custody_keys.session_secret_2 IS 'The other half of session_secret_1.';
 
 -- Name: access_baselines access_baselines_pkey; Type: CONSTRAINT; Schema: custody_data
 
