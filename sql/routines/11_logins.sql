@@ -9,10 +9,17 @@
 -- The secret is the session's own, of 16 random bytes, and KID then sessionPID: drawn by the first transaction of the session
 -- that needs one and may write, and kept where no statement of the session can read or set it: what setval of a sequence
 -- leaves in the memory of the server process is shown by currval alone, to who has a right on the sequence, which is the
--- owner; the sequence itself holds 1 again at once. So nobody looks a key up for each statement, nothing of it is on disk,
--- and it ends with the process. A session that has none yet and may not write, READ ONLY or on a standby, signs with the key
--- of the server instead, a context key: made by the first transaction that draws a secret and finds none for this run of the
--- server. Two at once make two. Rotation forgets all but the newest and the one before.
+-- owner; the sequence itself holds 1 again at once. The sequences are unlogged: their setval writes no WAL (tried with
+-- pg_walinspect: not a byte; of a logged one whoever reads WAL, a standby or the archive of it, would have the secrets of
+-- sessions that live), and base backups leave them out. Between the two calls the number is in a page of shared memory, which
+-- a superuser can read, as he can the process. So nobody looks a key up for each statement, and it ends with the process. A
+-- session that has none yet and may not write, READ ONLY or on a standby, signs with the key of the server instead, a context
+-- key: made by the first transaction that draws a secret and finds none for this run of the server. Two at once make two.
+-- Rotation forgets all but the newest and the one before.
+--
+-- What is given is compared with what was made by same_text, which tells nothing by its time. A token is good in its one
+-- spelling alone, and no member of it may be there twice: who builds tokens by joining strings would otherwise let a person
+-- add a claim.
 --
 -- A token is a JWT (RFC 7519) in JWS compact form (RFC 7515), HS256, verified here and nowhere looked up. It is safest as a
 -- bound parameter; as a literal it is in statistics and logs, and good for whoever reads them until it expires, which is
@@ -316,7 +323,10 @@ begin
       detail = coalesce(v_claims ->> 'refused', 'It is none that was minted for this database.'),
       hint = 'Mint a new one: HS256 under a registered key with its kid; tenant, sub, purpose, exp within the hour; see sql/README.md.';
   end if;
-  perform custody_data.enter_context(v_claims ->> 'tenant', v_claims ->> 'sub', v_claims ->> 'purpose', v_claims ->> 'subject');
+  -- A condition, which is quicker than a statement; it never holds.
+  if (custody_data.enter_context(v_claims ->> 'tenant', v_claims ->> 'sub', v_claims ->> 'purpose', v_claims ->> 'subject') is null) is null then
+    return;
+  end if;
   if v_login.mode = 'person' then
     perform custody_data.require_binding(v_login);
   end if;

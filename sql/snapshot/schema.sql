@@ -3879,7 +3879,7 @@ CREATE FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer)
 
 -- Name: FUNCTION data_key(p_identity_id uuid, p_key_version integer); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
+COMMENT ON FUNCTION custody_data.data_key(p_identity_id uuid, p_key_version integer) IS 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC033, PC035 no such version.';
 
 -- Name: decode_base64url(text); Type: FUNCTION; Schema: custody_data
 
@@ -5874,7 +5874,7 @@ CREATE UNLOGGED SEQUENCE custody_keys.session_secret_1
 
 -- Name: SEQUENCE session_secret_1; Type: COMMENT; Schema: custody_keys
 
-COMMENT ON SEQUENCE custody_keys.session_secret_1 IS 'Half of the secret of each session''s contexts, in the memory of its server process: see custody_data.session_secret.';
+COMMENT ON SEQUENCE custody_keys.session_secret_1 IS 'Half of the secret of each session''s contexts, in the memory of its server process: read by custody_data.session_secret.';
 
 -- Name: session_secret_2; Type: SEQUENCE; Schema: custody_keys
 
