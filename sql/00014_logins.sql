@@ -72,7 +72,7 @@ comment on column custody_keys.context_keys.retired_at is 'Since when it makes n
 -- nothing of it is in the log of changes, on standbys and in base backups.
 create unlogged sequence custody_keys.session_secret_1 minvalue -9223372036854775808 start 1;
 create unlogged sequence custody_keys.session_secret_2 minvalue -9223372036854775808 start 1;
-comment on sequence custody_keys.session_secret_1 is 'Half of the secret of each session''s contexts, in the memory of its server process: see custody_data.session_secret.';
+comment on sequence custody_keys.session_secret_1 is 'Half of the secret of each session''s contexts, in the memory of its server process: read by custody_data.session_secret.';
 comment on sequence custody_keys.session_secret_2 is 'The other half of session_secret_1.';
 
 alter table custody_keys.context_keys enable row level security, force row level security;

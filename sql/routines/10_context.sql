@@ -105,6 +105,26 @@ return extract(epoch from pg_catalog.pg_postmaster_start_time())::text || ' ' ||
 revoke all on function custody_data.this_server() from public;
 comment on function custody_data.this_server() is 'This database in this run of its server: what context keys are made for.';
 
+create or replace function custody_data.session_secret()
+returns bytea
+language sql
+volatile -- as what it calls, so that callers take it in
+parallel restricted
+return pg_catalog.int8send(pg_catalog.currval('custody_keys.session_secret_1')) || pg_catalog.int8send(pg_catalog.currval('custody_keys.session_secret_2'));
+revoke all on function custody_data.session_secret() from public;
+comment on function custody_data.session_secret() is 'The secret that signs the contexts of this session, where it has drawn one; else an error, 55000.';
+
+create or replace function custody_data.same_text(p_made text, p_given text)
+returns boolean
+language sql
+immutable
+parallel safe
+-- By digests first, which are numbers: how long that takes does not tell at which character they differ, and whoever finds a
+-- text of the same digest, without being told anything on the way, has looked through half of 2^64.
+return pg_catalog.hashtextextended(p_made, 0) = pg_catalog.hashtextextended(p_given, 0) and p_made = p_given;
+revoke all on function custody_data.same_text(text, text) from public;
+comment on function custody_data.same_text(text, text) is 'Whether a MAC that was given is the one that was made, in a time that tells nothing about either. Called with variables: for anything dearer the planner does not take it in.';
+
 -- definer: reads the key
 create or replace function custody_data.context_is_authentic()
 returns boolean
@@ -116,24 +136,23 @@ set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_mac constant text := current_setting('custody.mac', true);
-  v_kid constant text := split_part(v_mac, '.', 1);
+  v_kid text := 'session' || pg_backend_pid() || '.';
   v_server text;
   v_secret bytea;
+  v_made text;
 begin
-  if v_kid like 'session%' then
-    if v_kid <> 'session' || pg_backend_pid() then
-      return false;
-    end if;
-    v_secret := int8send(currval('custody_keys.session_secret_1')) || int8send(currval('custody_keys.session_secret_2'));
-  else
-    select k.server, k.secret into v_server, v_secret from custody_keys.context_keys k where k.tenant_id = 'system' and k.kid = v_kid;
-    -- Token keys have no server, retired ones no secret. A standby has the keys of its primary.
-    if v_secret is null or v_server is null or not (v_server = custody_data.this_server() or pg_is_in_recovery()) then
-      return false;
-    end if;
+  if starts_with(v_mac, v_kid) then
+    v_made := v_kid || custody_data.context_mac(custody_data.session_secret());
+    return custody_data.same_text(v_made, v_mac);
   end if;
-  -- Compared by their digests under the key: how long that takes tells nothing about the MACs.
-  return sha256(v_secret || convert_to(v_kid || '.' || custody_data.context_mac(v_secret), 'UTF8')) = sha256(v_secret || convert_to(v_mac, 'UTF8'));
+  v_kid := split_part(v_mac, '.', 1);
+  select k.server, k.secret into v_server, v_secret from custody_keys.context_keys k where k.tenant_id = 'system' and k.kid = v_kid;
+  -- Token keys have no server, retired ones no secret. A standby has the keys of its primary.
+  if v_secret is null or v_server is null or not (v_server = custody_data.this_server() or pg_is_in_recovery()) then
+    return false;
+  end if;
+  v_made := v_kid || '.' || custody_data.context_mac(v_secret);
+  return custody_data.same_text(v_made, v_mac);
 end
 $$;
 revoke all on function custody_data.context_is_authentic() from public;
@@ -337,9 +356,7 @@ declare
   v_actor_id uuid;
   v_subject_id uuid;
 begin
-  -- Whatever context stood before ends here. (After an error it stands again only where the caller goes back to a savepoint.)
-  perform custody_data.leave_context();
-  -- (Counted repetitions in a regular expression cost more than all the rest.)
+  -- Nearly all there is to this function is the number of its statements and calls. (And counted repetitions in a regular expression cost more than all the rest.)
   if p_tenant is null or length(p_tenant) > 63 or p_tenant !~ '^[a-z0-9][a-z0-9_-]*$' then
     raise exception using
       errcode = 'PC002',
@@ -347,7 +364,9 @@ begin
       detail = case when coalesce(p_tenant, '') = '' then 'The tenant is missing.' else 'The name is not that of a tenant.' end,
       hint = 'Give the name of a tenant that custody.register_tenant has registered.';
   end if;
-  perform custody_data.check_user_id(p_actor, 'actor');
+  if coalesce(btrim(p_actor), '') = '' or char_length(p_actor) > 256 then
+    perform custody_data.check_user_id(p_actor, 'actor');
+  end if;
   if p_subject is not null then
     perform custody_data.check_user_id(p_subject, 'subject');
   end if;
@@ -360,9 +379,19 @@ begin
       hint = 'Give the tenant whose data you work with.';
   end if;
 
-  -- tenants and identities are read by their tenant and id, whose rows the owner sees in the context that is being entered
-  v_with := custody_data.context_key();
-  if set_config('custody.tenant', p_tenant, true) is not null and v_with.kid is not null then
+  if session_user = any (custody_data.checked_logins()) then
+    begin
+      v_with.secret := custody_data.session_secret();
+      v_with.kid := 'session' || pg_backend_pid();
+    exception when object_not_in_prerequisite_state then
+      v_with := custody_data.context_key();
+    end;
+  end if;
+  -- Whatever context stood before ends here. (After an error it stands again only where the caller goes back to a savepoint.)
+  -- Tenants and identities are read by their tenant and id, whose rows the owner sees in the context that is being entered.
+  if concat(set_config('custody.tenant', p_tenant, true), set_config('custody.actor', p_actor, true), set_config('custody.actor_id', '', true),
+    set_config('custody.purpose', coalesce(p_purpose, ''), true), set_config('custody.subject', '', true), set_config('custody.subject_id', '', true),
+    set_config('custody.kek', '', true), set_config('custody.kek_version', '', true), set_config('custody.mac', '', true)) is not null and v_with.kid is not null then
     if set_config('custody.mac', v_with.kid || '.' || custody_data.context_mac(v_with.secret), true) is null then
       return;
     end if;
@@ -384,9 +413,7 @@ begin
   if p_subject is not null then
     select i.identity_id into v_subject_id from custody_data.identities i where i.tenant_id = p_tenant and i.user_id = p_subject;
   end if;
-  if concat(set_config('custody.actor', p_actor, true),
-    set_config('custody.actor_id', coalesce(v_actor_id::text, ''), true),
-    set_config('custody.purpose', coalesce(p_purpose, ''), true),
+  if concat(set_config('custody.actor_id', coalesce(v_actor_id::text, ''), true),
     set_config('custody.subject', coalesce(p_subject, ''), true),
     set_config('custody.subject_id', coalesce(v_subject_id::text, ''), true)) is not null and v_with.kid is not null then
     if set_config('custody.mac', v_with.kid || '.' || custody_data.context_mac(v_with.secret), true) is null then
@@ -424,7 +451,10 @@ begin
   if v_checked then
     v_login := custody_data.checked_login(false);
   end if;
-  perform custody_data.enter_context(p_tenant, p_actor, p_purpose, p_subject);
+  -- A condition, which is quicker than a statement; it never holds.
+  if (custody_data.enter_context(p_tenant, p_actor, p_purpose, p_subject) is null) is null then
+    return;
+  end if;
   if v_checked then
     perform custody_data.require_binding(v_login);
   end if;

@@ -9,10 +9,17 @@
 -- The secret is the session's own, of 16 random bytes, and KID then sessionPID: drawn by the first transaction of the session
 -- that needs one and may write, and kept where no statement of the session can read or set it: what setval of a sequence
 -- leaves in the memory of the server process is shown by currval alone, to who has a right on the sequence, which is the
--- owner; the sequence itself holds 1 again at once. So nobody looks a key up for each statement, nothing of it is on disk,
--- and it ends with the process. A session that has none yet and may not write, READ ONLY or on a standby, signs with the key
--- of the server instead, a context key: made by the first transaction that draws a secret and finds none for this run of the
--- server. Two at once make two. Rotation forgets all but the newest and the one before.
+-- owner; the sequence itself holds 1 again at once. The sequences are unlogged: their setval writes no WAL (tried with
+-- pg_walinspect: not a byte; of a logged one whoever reads WAL, a standby or the archive of it, would have the secrets of
+-- sessions that live), and base backups leave them out. Between the two calls the number is in a page of shared memory, which
+-- a superuser can read, as he can the process. So nobody looks a key up for each statement, and it ends with the process. A
+-- session that has none yet and may not write, READ ONLY or on a standby, signs with the key of the server instead, a context
+-- key: made by the first transaction that draws a secret and finds none for this run of the server. Two at once make two.
+-- Rotation forgets all but the newest and the one before.
+--
+-- What is given is compared with what was made by same_text, which tells nothing by its time. A token is good in its one
+-- spelling alone, and no member of it may be there twice: who builds tokens by joining strings would otherwise let a person
+-- add a claim.
 --
 -- A token is a JWT (RFC 7519) in JWS compact form (RFC 7515), HS256, verified here and nowhere looked up. It is safest as a
 -- bound parameter; as a literal it is in statistics and logs, and good for whoever reads them until it expires, which is
@@ -166,26 +173,23 @@ $$;
 revoke all on function custody_data.require_binding(custody_data.logins) from public;
 comment on function custody_data.require_binding(custody_data.logins) is 'Raises PC061 where the context is not one that a person''s login is bound to.';
 
-create or replace function custody_data.decode_base64url(p_text text)
-returns bytea
-language plpgsql
+create or replace function custody_data.encode_base64url(p_bytes bytea)
+returns text
+language sql
 immutable
 parallel safe
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_bytes bytea;
-begin
-  if coalesce(p_text, '') !~ '^[A-Za-z0-9_-]+$' or length(p_text) % 4 = 1 then
-    return null;
-  end if;
-  v_bytes := decode(translate(p_text, '-_', '+/') || repeat('=', -length(p_text) & 3), 'base64');
-  -- The one spelling: the bits left over at the end are zero.
-  return case when translate(encode(v_bytes, 'base64'), E'+/=\n', '-_') = p_text then v_bytes end;
-end
-$$;
+return replace(replace(replace(rtrim(pg_catalog.encode(p_bytes, 'base64'), '='), E'\n', ''), '+', '-'), '/', '_');
+revoke all on function custody_data.encode_base64url(bytea) from public;
+comment on function custody_data.encode_base64url(bytea) is 'BASE64URL of RFC 7515, without padding.';
+
+create or replace function custody_data.decode_base64url(p_text text)
+returns bytea
+language sql
+immutable
+parallel safe
+return pg_catalog.decode(replace(replace(p_text, '-', '+'), '_', '/') || repeat('=', -pg_catalog.length(p_text) & 3), 'base64');
 revoke all on function custody_data.decode_base64url(text) from public;
-comment on function custody_data.decode_base64url(text) is 'BASE64URL of RFC 7515, without padding; null for whatever is not the one spelling of some bytes.';
+comment on function custody_data.decode_base64url(text) is 'The inverse of encode_base64url. It takes other spellings too, so what matters is encoded again and compared. Errors: 22023.';
 
 create or replace function custody_data.decode_members(p_bytes bytea)
 returns jsonb
@@ -200,14 +204,9 @@ declare
 begin
   v_text := convert_from(p_bytes, 'UTF8');
   v_members := v_text::jsonb;
-  -- jsonb keeps the last of two members of one name. Each member has a quote and a colon; where there are more of those
-  -- than members, within strings or objects, or because one came twice, they are counted one by one.
-  if jsonb_typeof(v_members) <> 'object' then
+  -- jsonb keeps the last of two members of one name.
+  if jsonb_typeof(v_members) <> 'object' or (select count(*) <> count(distinct m.name) from json_object_keys(v_text::json) m (name)) then
     return null;
-  elsif regexp_count(v_text, '"[ \t\n\r]*:') <> jsonb_array_length(jsonb_path_query_array(v_members, '$.keyvalue()')) then
-    if (select count(*) <> count(distinct m.name) from json_object_keys(v_text::json) m (name)) then
-      return null;
-    end if;
   end if;
   return v_members;
 exception
@@ -225,56 +224,63 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_parts text[];
-  v_said bytea;
+  v_header constant text := split_part(p_token, '.', 1);
+  v_payload constant text := split_part(p_token, '.', 2);
+  v_tag constant text := split_part(p_token, '.', 3);
+  v_bytes bytea;
   v_text text;
-  v_header jsonb;
+  v_members jsonb;
   v_kid text;
   v_secret bytea;
   v_for_tenant text;
   v_claims jsonb;
   v_now numeric;
 begin
-  if p_token is null or octet_length(p_token) > 8192 then
+  -- The one spelling of each part: the bits left over at the end are zero.
+  v_bytes := custody_data.decode_base64url(v_header);
+  if octet_length(p_token) > 8192 or p_token <> v_header || '.' || v_payload || '.' || v_tag or custody_data.encode_base64url(v_bytes) <> v_header then
     return null;
   end if;
-  v_parts := string_to_array(p_token, '.');
-  if cardinality(v_parts) <> 3 then
-    return null;
-  end if;
-  v_said := custody_data.decode_base64url(v_parts[1]);
   -- As most write it, or else as JSON.
-  v_text := encode(v_said, 'escape');
+  v_text := encode(v_bytes, 'escape');
   v_kid := split_part(split_part(v_text, '"kid":"', 2), '"', 1);
   if v_text is null or position('\' in v_text) > 0 or v_text not in ('{"alg":"HS256","kid":"' || v_kid || '"}',
       '{"alg":"HS256","typ":"JWT","kid":"' || v_kid || '"}', '{"alg":"HS256","kid":"' || v_kid || '","typ":"JWT"}') then
-    v_header := custody_data.decode_members(v_said);
-    if v_header - '{alg,typ,kid}'::text[] is distinct from '{}' or v_header -> 'alg' is distinct from '"HS256"'
-        or coalesce(v_header -> 'typ', '"JWT"') <> '"JWT"' or jsonb_typeof(v_header -> 'kid') is distinct from 'string' then
+    v_members := custody_data.decode_members(v_bytes);
+    if v_members - '{alg,typ,kid}'::text[] is distinct from '{}' or v_members -> 'alg' is distinct from '"HS256"'
+        or coalesce(v_members -> 'typ', '"JWT"') <> '"JWT"' or jsonb_typeof(v_members -> 'kid') is distinct from 'string' then
       return null;
     end if;
-    v_kid := v_header ->> 'kid';
+    v_kid := v_members ->> 'kid';
   end if;
   select k.secret, k.for_tenant into v_secret, v_for_tenant
   from custody_keys.context_keys k
   where k.tenant_id = 'system' and k.kid = v_kid and k.kind = 'token' and k.retired_at is null;
-  -- Compared by their digests under the key: how long that takes tells nothing about the tags.
-  if v_secret is null or sha256(v_secret || convert_to(translate(encode(custody_data.hmac_sha256(convert_to(v_parts[1] || '.' || v_parts[2], 'UTF8'), v_secret), 'base64'), '+/=', '-_'), 'UTF8'))
-      <> sha256(v_secret || convert_to(v_parts[3], 'UTF8')) then
+  v_text := custody_data.encode_base64url(custody_data.hmac_sha256(convert_to(v_header || '.' || v_payload, 'UTF8'), v_secret));
+  if v_text is null or not custody_data.same_text(v_text, v_tag) then
     return null;
   end if;
 
   -- What follows whoever holds the key has written.
-  v_claims := custody_data.decode_members(custody_data.decode_base64url(v_parts[2]));
-  if v_claims is null
-      or jsonb_typeof(v_claims -> 'tenant') is distinct from 'string' or (v_for_tenant is not null and v_claims ->> 'tenant' <> v_for_tenant)
-      or jsonb_typeof(v_claims -> 'sub') is distinct from 'string'
-      or jsonb_typeof(v_claims -> 'purpose') is distinct from 'string'
-      or coalesce(jsonb_typeof(v_claims -> 'subject'), 'string') <> 'string'
-      or jsonb_typeof(v_claims -> 'exp') is distinct from 'number'
-      or coalesce(jsonb_typeof(v_claims -> 'nbf'), 'number') <> 'number'
-      or coalesce(jsonb_typeof(v_claims -> 'iat'), 'number') <> 'number' then
+  v_bytes := custody_data.decode_base64url(v_payload);
+  if custody_data.encode_base64url(v_bytes) <> v_payload then
     return null;
+  end if;
+  v_text := convert_from(v_bytes, 'UTF8');
+  v_claims := v_text::jsonb;
+  -- One expression, because each function that an expression names is looked up in every transaction.
+  if (v_claims @@ '$.type() == "object" && $.tenant.type() == "string" && $.sub.type() == "string" && $.purpose.type() == "string" && $.exp.type() == "number"
+      && (!exists ($.subject) || $.subject.type() == "string") && (!exists ($.nbf) || $.nbf.type() == "number") && (!exists ($.iat) || $.iat.type() == "number")') is not true
+      or v_claims ->> 'tenant' <> v_for_tenant then
+    return null;
+  end if;
+  -- jsonb keeps the last of two members of one name. The members that were looked at have so many quotes; where the text has
+  -- no more, and none within a string, it has no other member.
+  if position('\' in v_text) > 0 or length(v_text) - length(replace(v_text, '"', '')) <>
+      14 + 4 * (v_claims ? 'subject')::integer + 2 * (v_claims ? 'nbf')::integer + 2 * (v_claims ? 'iat')::integer then
+    if custody_data.decode_members(v_bytes) is null then
+      return null;
+    end if;
   end if;
   v_now := extract(epoch from clock_timestamp());
   if (v_claims ->> 'exp')::numeric <= v_now then
@@ -285,6 +291,9 @@ begin
     return null;
   end if;
   return v_claims;
+exception
+  when data_exception or statement_too_complex or program_limit_exceeded then
+    return null;
 end
 $$;
 revoke all on function custody_data.read_token(text) from public;
@@ -314,7 +323,10 @@ begin
       detail = coalesce(v_claims ->> 'refused', 'It is none that was minted for this database.'),
       hint = 'Mint a new one: HS256 under a registered key with its kid; tenant, sub, purpose, exp within the hour; see sql/README.md.';
   end if;
-  perform custody_data.enter_context(v_claims ->> 'tenant', v_claims ->> 'sub', v_claims ->> 'purpose', v_claims ->> 'subject');
+  -- A condition, which is quicker than a statement; it never holds.
+  if (custody_data.enter_context(v_claims ->> 'tenant', v_claims ->> 'sub', v_claims ->> 'purpose', v_claims ->> 'subject') is null) is null then
+    return;
+  end if;
   if v_login.mode = 'person' then
     perform custody_data.require_binding(v_login);
   end if;

@@ -274,7 +274,7 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_tenant constant text := custody_data.require_context();
+  v_tenant constant text := current_setting('custody.tenant', true); -- which the policies prove
   v_kek_version constant integer := custody_data.require_kek();
   v_wrapped custody_keys.wrapped_keys;
 begin
@@ -299,7 +299,7 @@ begin
 end
 $$;
 revoke all on function custody_data.data_key(uuid, integer) from public;
-comment on function custody_data.data_key(uuid, integer) is 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC001, PC033, PC035 no such version.';
+comment on function custody_data.data_key(uuid, integer) is 'A data key of an identity, 64 bytes; null once it has been destroyed. Errors: PC033, PC035 no such version.';
 
 create or replace function custody_data.make_data_keys(p_identity_ids uuid[], p_key_versions integer[])
 returns bigint
@@ -633,7 +633,8 @@ declare
   v_place bytea;
   v_plain bytea;
 begin
-  if custody.has_subject() then
+  -- require_context has just looked at the proof.
+  if nullif(current_setting('custody.subject', true), '') is not null then
     perform custody_data.check_sealing_identity(p_identity_id);
   end if;
   for i in 1 .. cardinality(p_columns) loop

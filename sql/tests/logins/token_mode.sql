@@ -147,6 +147,7 @@ select lives_ok(format('select custody.begin_context(%L)', pg_temp.token()), 'a 
 select throws_ok($$select currval('custody_keys.session_secret_1')$$, '42501', null, 'which the session cannot see');
 select throws_ok($$select setval('custody_keys.session_secret_1', 1)$$, '42501', null, 'or set');
 reset session authorization;
+select is((select string_agg(c.relpersistence::text, '') from pg_class c where c.oid in ('custody_keys.session_secret_1'::regclass, 'custody_keys.session_secret_2'::regclass)), 'uu', 'what sets it is not in the WAL');
 select is((select s.last_value from custody_keys.session_secret_1 s), 1::bigint, 'nor is it in the sequence');
 select is((select s.last_value from custody_keys.session_secret_2 s), 1::bigint, 'in neither');
 select is((select count(*) from custody_keys.context_keys k where k.kind = 'context' and k.server = custody_data.this_server() and k.secret is not null), 1::bigint, 'has a new key made');

@@ -64,6 +64,7 @@ select lives_ok(format('select custody.begin_context(%L)', t), d) from (values
   (pg_temp.token(jsonb_build_object('nbf', pg_temp.in_seconds(20), 'iat', pg_temp.in_seconds(20))), 'of a clock that is ahead by a little'),
   (pg_temp.token(jsonb_build_object('exp', pg_temp.in_seconds(3599.5) + 0.5)), 'for an hour, to half a second'),
   (pg_temp.sign('{"kid":"any","alg":"HS256"}', format('{"exp":%s,"purpose":"x","sub":"clerk","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'in another order'),
+  (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%s,"purpose":"\"sub\":","sub":"clerk","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'with quotes in a string'),
   (pg_temp.sign(E'{ "kid" :\n"any","alg":"HS256"}', format(E' {"exp":%s,"purpose":"x","sub":"cl\\u0065rk","tenant":"tokens"} ', pg_temp.in_seconds(60)), 'any'), 'with white space and escapes')) g (t, d);
 
 select refuses(format('select custody.begin_context(%L)', t), 'PC060', d) from (values
@@ -88,6 +89,12 @@ select refuses(format('select custody.begin_context(%L)', t), 'PC060', d) from (
   (pg_temp.sign('{"alg":"HS256","kid":"any"}', '[]', 'any'), 'claims that are an array'), (pg_temp.sign('{"alg":"HS256","kid":"any"}', '', 'any'), 'no claims'), (pg_temp.sign('{"alg":"HS256","kid":"any"}', '{', 'any'), 'broken claims'),
   (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%s,"purpose":"x","sub":"clerk","tenant":"tokens_2","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'a claim twice'),
   (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%s,"purpose":"x","sub":"clerk","ten\u0061nt":"tokens_2","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'a claim twice, spelled otherwise'),
+  (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%1$s,"exp":%1$s,"purpose":"x","sub":"clerk","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'an end twice'),
+  (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%s,"purpose":"x","sub":"clerk","sub":"clerk","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'a claim twice, alike'),
+  (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%s,"purpose":"x","sub":"clerk","tenant":"tokens","jti":1,"jti":2}', pg_temp.in_seconds(60)), 'any'), 'a claim twice that nobody looks at'),
+  (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%s,"purpose":"a\"","sub":"clerk","sub":"clerk","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'a claim twice, beside a quote'),
+  (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('{"exp":%s,"purpose":"x","sub":"clerk","nbf":9e9,"nbf":0,"tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'a beginning twice'),
+  (pg_temp.sign('{"alg":"HS256","kid":"any"}', format('[{"exp":%s,"purpose":"x","sub":"clerk","tenant":"tokens"}]', pg_temp.in_seconds(60)), 'any'), 'claims within an array'),
   (pg_temp.sign('{"alg":"HS256","alg":"none","kid":"any"}', format('{"exp":%s,"purpose":"x","sub":"clerk","tenant":"tokens"}', pg_temp.in_seconds(60)), 'any'), 'alg twice'),
   (pg_temp.sign('{"alg":"HS256","kid":"any\u0000"}', '{}', 'any'), 'a kid with a zero'), (pg_temp.sign('{"alg":"HS256","kid":"any"}', '{"tenant":"\u0000"}', 'any'), 'a claim with a zero'),
   (pg_temp.sign('{"alg":"HS256","kid":"any"}', repeat('[', 3000), 'any'), 'a deep one'), (pg_temp.sign('{"alg":"HS256","kid":"any"}', '{"exp":1e999999}', 'any'), 'a number beyond all numbers'),
