@@ -32,28 +32,39 @@ func ParseEntry(line []byte) (e Entry, ok bool) {
 		}
 		return value
 	}
+	// quoted is a member whose value holds no quotes.
+	quoted := func(name string) []byte {
+		after, found := bytes.CutPrefix(rest, []byte(name))
+		end := bytes.IndexByte(after, '"')
+		if ok = found && end >= 0 && end+1 < len(after) && after[end+1] == ','; !ok {
+			rest = nil
+			return nil
+		}
+		rest = after[end+2:]
+		return after[:end]
+	}
 	var err error
 	if e.Version, err = strconv.Atoi(string(member(`{"v":`, `,`))); !ok || err != nil {
 		return e, false
 	}
-	if e.ID, err = uuid.ParseBytes(member(`"log_entry_id":"`, `",`)); !ok || err != nil {
+	if e.ID, err = uuid.ParseBytes(quoted(`"log_entry_id":"`)); !ok || err != nil {
 		return e, false
 	}
-	if e.OccurredAt, ok = parseTime(member(`"occurred_at":"`, `",`)); !ok {
+	if e.OccurredAt, ok = parseTime(quoted(`"occurred_at":"`)); !ok {
 		return e, false
 	}
-	if member(`"recorded_at":"`, `",`); !ok {
+	if quoted(`"recorded_at":"`); !ok {
 		return e, false
 	}
 	// Names of tenants need no escapes.
-	if e.Tenant = member(`"tenant_id":"`, `",`); !ok || len(e.Tenant) == 0 || bytes.IndexByte(e.Tenant, '\\') >= 0 {
+	if e.Tenant = quoted(`"tenant_id":"`); !ok || len(e.Tenant) == 0 || bytes.IndexByte(e.Tenant, '\\') >= 0 {
 		return e, false
 	}
-	if e.Actor = member(`"actor_id":"`, `",`); !ok {
+	if e.Actor = quoted(`"actor_id":"`); !ok {
 		return e, false
 	}
 	if bytes.HasPrefix(rest, []byte(`"subject_id":"`)) {
-		e.Subject = member(`"subject_id":"`, `",`)
+		e.Subject = quoted(`"subject_id":"`)
 	}
 	if e.Action = member(`"action":"`, `",`); !ok {
 		return e, false
