@@ -31,14 +31,14 @@ const (
 	// chunkLeaves is how many leaves' rows are read by one statement. Rows of the map
 	// are of one tile at most; mapRows is how many are asked for at first, mostRows
 	// where they are of few leaves each.
-	chunkLeaves       = 2048
+	chunkLeaves       = 1024
 	mapRows, mostRows = chunkLeaves / 256, chunkLeaves
 	// readsAtOnce is the number of connections that read rows, batchBytes how much of
 	// their lines is handed on at a time, and batchesAhead how many batches of a
 	// chunk may wait for the chunk before.
 	readsAtOnce  = 3
-	batchBytes   = 256 << 10
-	batchesAhead = 6
+	batchBytes   = 128 << 10
+	batchesAhead = 4
 )
 
 // eventKey is by what the ledger's map knows an event.
