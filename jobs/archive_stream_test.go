@@ -8,44 +8,43 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+
+	"pgcustody/jobs/verify"
 )
 
 // TestRowsAreDecoded reads what Postgres really sends.
 func TestRowsAreDecoded(t *testing.T) {
 	b := newBench(t)
-	var texts []string
-	var last [][]byte
+	const id = "00112233-4455-6677-8899-aabbccddeeff"
+	var row [][]byte
 	b.context(b.app, tenant, func(tx pgx.Tx) error {
 		rows := tx.Conn().PgConn().ExecParams(t.Context(),
-			`select t, '9223372036854775808'::xid8, '00112233-4455-6677-8899-aabbccddeeff'::uuid, '1999-12-31 23:59:59.999999+00'::timestamptz from unnest(array['', E'\\ \n \t', 'x']) t`,
+			`select '`+id+`'::uuid, '1999-12-31 23:59:59.999999+00'::timestamptz, '2000-01-01 00:00:00+00'::timestamptz, 'acme', '`+id+`'::uuid, null, E'a"\\\n', null, null,
+			'success', null, '{"n": 1}'::jsonb, '\x00ff'::bytea, null, 'app', '9223372036854775808'::xid8`,
 			nil, nil, nil, binaryColumns)
 		for rows.NextRow() {
-			r, err := decodeRow(rows.Values())
-			require.NoError(t, err)
-			texts = append(texts, string(r.text))
-			require.Equal(t, eventKey{1 << 63, uuid.MustParse("00112233-4455-6677-8899-aabbccddeeff")}, r.eventKey)
-			require.True(t, r.at.Equal(time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)), r.at)
-			last = nil
 			for _, column := range rows.Values() {
-				last = append(last, slices.Clone(column))
+				row = append(row, slices.Clone(column))
 			}
 		}
 		_, err := rows.Close()
 		return err
 	})
-	require.Equal(t, []string{"", "\\ \n \t", "x"}, texts)
+	r, err := decodeRow(row)
+	require.NoError(t, err)
+	require.Equal(t, eventKey{1 << 63, uuid.MustParse(id)}, r.eventKey)
+	require.True(t, r.at.Equal(time.Date(1999, 12, 31, 23, 59, 59, 999_999_000, time.UTC)), r.at)
+	require.Equal(t, `{"v":1,"log_entry_id":"`+id+`","occurred_at":"1999-12-31T23:59:59.999999Z","recorded_at":"2000-01-01T00:00:00.000000Z","tenant_id":"acme","actor_id":"`+id+
+		`","action":"a\"\\\n","result":"success","metadata":{"n": 1},"personal":"AP8=","db_role":"app","xid":"9223372036854775808"}`, string(verify.AppendEntry(nil, row)))
 
-	for i := range last {
-		null, short := slices.Clone(last), slices.Clone(last)
-		null[i] = nil
-		_, err := decodeRow(null)
-		require.ErrorIs(t, err, errRowForm, i)
-		if i > 0 {
-			short[i] = short[i][1:]
-			_, err = decodeRow(short)
+	for _, i := range []int{0, 1, len(row) - 1} {
+		null, short := slices.Clone(row), slices.Clone(row)
+		null[i], short[i] = nil, short[i][1:]
+		for _, bad := range [][][]byte{null, short} {
+			_, err := decodeRow(bad)
 			require.ErrorIs(t, err, errRowForm, i)
 		}
 	}
-	_, err := decodeRow(last[:3])
+	_, err = decodeRow(row[1:])
 	require.ErrorIs(t, err, errRowForm)
 }

@@ -1,6 +1,7 @@
 package retrieve
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"golang.org/x/sync/errgroup"
 
 	"pgcustody/db"
 )
@@ -119,50 +121,71 @@ func (r *Restore) Finish(ctx context.Context, result Result) error {
 	})
 }
 
-// batch of lines that go into the table at a time.
+// batch of lines that go into the table at a time, and how many do at once.
 const (
 	batchLines = 2000
 	batchBytes = 4 << 20
+	batchesOut = 3
 )
 
 // Table puts events into custody.restored_events, which holds each against its leaf
 // again.
 type Table struct {
 	*Restore
-	ctx     context.Context
-	object  string
-	leaves  []int64
-	entries []string
-	bytes   int
+	ctx    context.Context
+	batch  db.AddRestoredEventsParams
+	bytes  int
+	group  *errgroup.Group // batches on their way
+	failed context.Context // done when one of them has failed, or all is over
 }
 
 // Table takes the events of a restore.
-func (r *Restore) Table(ctx context.Context) *Table { return &Table{Restore: r, ctx: ctx} }
+func (r *Restore) Table(ctx context.Context) *Table {
+	t := &Table{Restore: r, ctx: ctx}
+	t.begin()
+	return t
+}
+
+func (t *Table) begin() {
+	t.group, t.failed = errgroup.WithContext(t.ctx)
+	t.group.SetLimit(batchesOut)
+}
 
 // Take adds an event; those of a batch are stored together.
 func (t *Table) Take(e *Event) error {
-	if e.Object != t.object || len(t.leaves) >= batchLines || t.bytes >= batchBytes {
-		if err := t.Flush(); err != nil {
-			return err
+	if e.Object != t.batch.ObjectKey || len(t.batch.Leaves) >= batchLines || t.bytes >= batchBytes {
+		t.send()
+		if err := t.failed.Err(); err != nil {
+			return cmp.Or(t.Flush(), err)
 		}
-		t.object = e.Object
+		t.batch = db.AddRestoredEventsParams{RestoreID: t.ID, ObjectKey: e.Object}
 	}
-	t.leaves = append(t.leaves, e.Leaf)
-	t.entries = append(t.entries, string(e.Line))
+	t.batch.Leaves = append(t.batch.Leaves, e.Leaf)
+	t.batch.Entries = append(t.batch.Entries, string(e.Line))
 	t.bytes += len(e.Line)
 	return nil
 }
 
-// Flush stores what is left.
-func (t *Table) Flush() error {
-	if len(t.leaves) == 0 {
-		return nil
+// send has the batch stored, beside what is read meanwhile.
+func (t *Table) send() {
+	batch, ctx := t.batch, t.failed
+	t.batch, t.bytes = db.AddRestoredEventsParams{}, 0
+	if len(batch.Leaves) == 0 {
+		return
 	}
-	err := t.database.In(t.ctx, t.tenant, func(tx pgx.Tx) error {
-		_, err := db.New().AddRestoredEvents(t.ctx, tx, db.AddRestoredEventsParams{RestoreID: t.ID, ObjectKey: t.object, Leaves: t.leaves, Entries: t.entries})
-		return err
+	t.group.Go(func() error {
+		return t.database.In(ctx, t.tenant, func(tx pgx.Tx) error {
+			_, err := db.New().AddRestoredEvents(ctx, tx, batch)
+			return err
+		})
 	})
-	t.leaves, t.entries, t.bytes = t.leaves[:0], t.entries[:0], 0
+}
+
+// Flush stores what is left, and waits for all of it.
+func (t *Table) Flush() error {
+	t.send()
+	err := t.group.Wait()
+	t.begin()
 	return err
 }
 

@@ -3,6 +3,7 @@ package retrieve
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -238,6 +239,15 @@ func TestCopiesAreOnRecord(t *testing.T) {
 			require.NoError(t, table.Flush())
 		}
 		require.EqualValues(t, 5000, b.count(t, `select count(*) from custody_data.restored_events e where e.restore_id = $1`, again.ID))
+	})
+	t.Run("a batch that is refused ends it", func(t *testing.T) {
+		over, err := b.db.Begin(t.Context(), q, "case 7 over", 0)
+		require.NoError(t, err)
+		require.NoError(t, over.Finish(t.Context(), Result{}))
+		table := over.Table(t.Context())
+		_, err = Run(t.Context(), b.options(q), table.Take)
+		require.ErrorIs(t, db.FromPg(errors.Join(err, table.Flush())), db.ErrInvalidArgument)
+		require.Zero(t, b.count(t, `select count(*) from custody_data.restored_events e where e.restore_id = $1`, over.ID))
 	})
 	t.Run("of all tenants", func(t *testing.T) {
 		q := Day(theDay)

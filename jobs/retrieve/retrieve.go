@@ -195,6 +195,7 @@ type reading struct {
 	result  *Result
 	wanted  *filter
 	take    func(*Event) error
+	event   Event // the one that is handed out
 }
 
 func (r *reading) run(ctx context.Context) error {
@@ -257,7 +258,8 @@ func (r *reading) line(m *segment.Manifest, proof *proof, c *chunk, l *line) err
 		return nil
 	}
 	r.result.Rows++
-	return r.take(&Event{Line: c.lineText(l), Leaf: leaf, Object: m.ObjectKey, Entry: &l.entry})
+	r.event = Event{Line: c.lineText(l), Leaf: leaf, Object: m.ObjectKey, Entry: &l.entry}
+	return r.take(&r.event)
 }
 
 // Manifest reads the manifest of a segment. On record, it must be the one that was

@@ -70,12 +70,13 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 	if err := decoder.Reset(compressed); err != nil {
 		return finish(damaged("%s", err))
 	}
-	plain := sha256.New()
+	plain := newBeside()
+	defer plain.sum()
 	lines := bufio.NewReaderSize(decoder, 256<<10)
 	var long []byte
 	for {
 		piece, err := lines.ReadSlice('\n')
-		plain.Write(piece)
+		plain.write(piece)
 		sums.PlainBytes += int64(len(piece))
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
@@ -84,7 +85,7 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 			}
 			continue
 		case err == io.EOF && len(piece) == 0 && len(long) == 0:
-			plain.Sum(sums.PlainSHA256[:0])
+			sums.PlainSHA256 = plain.sum()
 			sums.CompressedBytes, sums.CompressedSHA256 = compressed.n, compressed.digest()
 			return finish(nil)
 		case err == io.EOF:
@@ -116,6 +117,58 @@ func Digest(r io.Reader) (size int64, sum SHA256, err error) {
 	s := &source{r: r, sum: sha256.New()}
 	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, s, make([]byte, 64<<10))
 	return s.n, s.digest(), err
+}
+
+// beside hashes beside its caller: what it is given it copies and hashes by pieces.
+type beside struct {
+	piece      []byte
+	full, free chan []byte
+	hash       hash.Hash
+	done       chan struct{}
+}
+
+const (
+	besideBytes  = 64 << 10
+	besidePieces = 3 // one is filled, one waits, one is hashed
+)
+
+func newBeside() *beside {
+	b := &beside{full: make(chan []byte, besidePieces), free: make(chan []byte, besidePieces), hash: sha256.New(), done: make(chan struct{})}
+	for range besidePieces {
+		b.free <- make([]byte, 0, besideBytes)
+	}
+	b.piece = <-b.free
+	go func() {
+		defer close(b.done)
+		for piece := range b.full {
+			b.hash.Write(piece)
+			b.free <- piece[:0]
+		}
+	}()
+	return b
+}
+
+func (b *beside) write(text []byte) {
+	for len(text) > 0 {
+		n := min(len(text), cap(b.piece)-len(b.piece))
+		b.piece, text = append(b.piece, text[:n]...), text[n:]
+		if len(b.piece) == cap(b.piece) {
+			b.full <- b.piece
+			b.piece = <-b.free
+		}
+	}
+}
+
+// sum ends it. It may be called again.
+func (b *beside) sum() (sum SHA256) {
+	if b.piece != nil {
+		b.full <- b.piece
+		b.piece = nil
+		close(b.full)
+	}
+	<-b.done
+	b.hash.Sum(sum[:0])
+	return sum
 }
 
 // source counts and hashes what is read and keeps its error apart from the

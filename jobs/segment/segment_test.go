@@ -76,6 +76,29 @@ func FuzzParseKey(f *testing.F) {
 	})
 }
 
+// timeForm is how canonical entries write a time.
+const timeForm = "2006-01-02T15:04:05.000000Z"
+
+func TestParseTime(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 20_000 {
+		text := []byte(time.UnixMicro(random.Int64N(253_402_300_800_000_000)).UTC().Format(timeForm))
+		for range random.IntN(3) {
+			text[random.IntN(len(text))] = "0123456789-:.TZ "[random.IntN(16)]
+		}
+		want, err := time.Parse(timeForm, string(text))
+		got, ok := parseTime(text)
+		require.Equal(t, err == nil, ok, string(text))
+		if ok {
+			require.Equal(t, want, got, string(text))
+		}
+	}
+	for _, bad := range []string{"", "2026-02-29T00:00:00.000000Z", "2026-01-01T24:00:00.000000Z", "2026-01-01T00:00:60.000000Z", "2026-01-01T00:00:00,000000Z", "10000-01-01T00:00:00.000000Z", "2026-01-01T00:00:00.000000+"} {
+		_, ok := parseTime([]byte(bad))
+		require.False(t, ok, bad)
+	}
+}
+
 // opens what object writes.
 var opens = func() *age.X25519Identity {
 	identity, err := age.GenerateX25519Identity()

@@ -59,7 +59,7 @@ func NewWriter(w io.Writer, recipients []age.Recipient) (*Writer, error) {
 
 // window is how far back compression looks, and most of the memory it needs. Lines are
 // like those just before them: to look further back makes them no smaller.
-const window = 1 << 20
+const window = 512 << 10
 
 var lineFeed = []byte{'\n'}
 

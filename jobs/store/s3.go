@@ -28,7 +28,7 @@ import (
 
 const (
 	// partSize, the least that S3 takes, times maxParts bounds an object: 48 GiB.
-	// Three parts are in memory at once: one being filled, two on their way.
+	// Two parts are in memory at once, on their way or being filled.
 	partSize    = 5 << 20
 	maxParts    = 10_000
 	partsFlying = 2
@@ -52,7 +52,7 @@ type s3Store struct {
 }
 
 func openS3(ctx context.Context, bucket, prefix string, opts Options) (*s3Store, error) {
-	s := &s3Store{bucket: bucket, opts: opts, parts: make(chan *[partSize]byte, partsFlying+1)}
+	s := &s3Store{bucket: bucket, opts: opts, parts: make(chan *[partSize]byte, partsFlying)}
 	if prefix != "" {
 		s.prefix = prefix + "/"
 	}

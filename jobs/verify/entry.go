@@ -88,6 +88,10 @@ const postgresEpoch = 946_684_800_000_000
 
 func micros2000(t time.Time) int64 { return t.UnixMicro() - postgresEpoch }
 
+// AppendEntry appends the canonical entry of an event: values are those of EntryColumns
+// in Postgres's binary form.
+func AppendEntry(to []byte, values [][]byte) []byte { return appendEntry(to, (*row)(values)) }
+
 // appendEntry appends the canonical entry of a row, version 1: what
 // custody.audit_entry writes, built from the raw columns without asking it. A
 // column that cannot be read is written so that the entry is none: the leaf of an
@@ -307,3 +311,7 @@ func differingFields(a, b []byte) (fields []string) {
 }
 
 var columnList = strings.Join(columns[:], ", ")
+
+// EntryColumns are the columns of custody_data.audit_logs that an entry is made of, in
+// the order of its members: log_entry_id and occurred_at are the first, xid is the last.
+var EntryColumns = columns[:]
