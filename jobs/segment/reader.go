@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -40,7 +39,9 @@ const (
 func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) (Sums, error) {
 	var sums Sums
 	stored := &source{r: r, sum: sha256.New()}
+	wait := func() {}
 	finish := func(err error) (Sums, error) {
+		wait()
 		sums.StoredBytes, sums.StoredSHA256 = stored.n, stored.digest()
 		if stored.err != nil {
 			return sums, stored.err // not the object's fault
@@ -70,12 +71,23 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 	if err := decoder.Reset(compressed); err != nil {
 		return finish(damaged("%s", err))
 	}
+	// What comes next is made ready and hashed while lines are worked at.
 	plain := sha256.New()
-	lines := bufio.NewReaderSize(decoder, 256<<10)
+	made, making := io.Pipe()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, err := decoder.WriteTo(io.MultiWriter(plain, making))
+		making.CloseWithError(err)
+	}()
+	wait = func() {
+		_ = made.Close()
+		<-ended
+	}
+	lines := bufio.NewReaderSize(made, 256<<10)
 	var long []byte
 	for {
 		piece, err := lines.ReadSlice('\n')
-		plain.Write(piece)
 		sums.PlainBytes += int64(len(piece))
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
@@ -84,6 +96,7 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 			}
 			continue
 		case err == io.EOF && len(piece) == 0 && len(long) == 0:
+			wait()
 			plain.Sum(sums.PlainSHA256[:0])
 			sums.CompressedBytes, sums.CompressedSHA256 = compressed.n, compressed.digest()
 			return finish(nil)
@@ -194,7 +207,7 @@ type lineCheck struct {
 func (c *lineCheck) line(text []byte) error {
 	c.n++
 	here, ok := ParseEntry(text)
-	if !ok || !json.Valid(text) {
+	if !ok || !validJSON(text) {
 		return damaged("line %d is not an entry", c.n)
 	}
 	day := time.Time(c.manifest.Day)

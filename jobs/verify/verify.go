@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -227,6 +228,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 type check struct {
 	Options
 	report *Report
+	// mu is for what several goroutines tell: those that read the archive, and, from
+	// objects alone, the one that reads tiles beside them, until tiled.
+	mu    sync.Mutex
+	tiled bool
 
 	checkpoints []checkpoint // by number
 	listed      int64        // number of the last that was looked at
@@ -267,6 +272,8 @@ func (c *check) run(ctx context.Context) error {
 }
 
 func (c *check) find(f Finding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.report.Counts[f.Kind]++
 	if c.report.Counts[f.Kind] <= findingsOfAKind {
 		c.report.Findings = append(c.report.Findings, f)
@@ -274,6 +281,8 @@ func (c *check) find(f Finding) {
 }
 
 func (c *check) note(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.report.Notes = append(c.report.Notes, fmt.Sprintf(format, args...))
 }
 
