@@ -202,19 +202,20 @@ type lineCheck struct {
 	then          func([]byte, *Entry) error
 	n             int64
 	first, latest time.Time
+	here          Entry
 }
 
 func (c *lineCheck) line(text []byte) error {
 	c.n++
-	here, ok := ParseEntry(text)
-	if !ok || !validJSON(text) {
+	var ok bool
+	if c.here, ok = ParseEntry(text); !ok || !validJSON(text) {
 		return damaged("line %d is not an entry", c.n)
 	}
 	day := time.Time(c.manifest.Day)
-	at := here.OccurredAt
+	at := c.here.OccurredAt
 	switch {
-	case here.Version != c.manifest.EntryVersion:
-		return damaged("line %d has entry version %d, the manifest says %d", c.n, here.Version, c.manifest.EntryVersion)
+	case c.here.Version != c.manifest.EntryVersion:
+		return damaged("line %d has entry version %d, the manifest says %d", c.n, c.here.Version, c.manifest.EntryVersion)
 	case at.Before(day) || !at.Before(day.AddDate(0, 0, 1)):
 		return damaged("line %d is of another day", c.n)
 	}
@@ -226,7 +227,7 @@ func (c *lineCheck) line(text []byte) error {
 		c.latest = at
 	}
 	if c.then != nil {
-		return c.then(text, &here)
+		return c.then(text, &c.here)
 	}
 	return nil
 }
