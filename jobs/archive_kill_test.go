@@ -34,7 +34,7 @@ var faulty = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	binary := filepath.Join(folder, "pgcustody")
-	out, err := exec.Command("go", "build", "-tags", "faults", "-o", binary, "pgcustody/cmd/pgcustody").CombinedOutput()
+	out, err := exec.Command("go", "build", "-tags", "faults,disable_grpc_modules", "-o", binary, "pgcustody/cmd/pgcustody").CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, out)
 	}
