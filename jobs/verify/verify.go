@@ -25,6 +25,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"pgcustody/jobs/lean"
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
@@ -216,6 +217,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		report:  &Report{Origin: o.Origin, Findings: []Finding{}, Counts: map[Kind]int64{}},
 		drops:   map[string]bool{}, segmentEvents: map[string]segmentClaim{}, incarnationEvents: map[string]bool{}, expired: map[string]map[Hash]bool{},
 	}
+	defer lean.Heap()()
 	err := c.run(ctx)
 	c.conclude(err)
 	if err != nil {
