@@ -6,8 +6,9 @@ SHELL := /bin/bash
 
 GO ?= go
 TOOLS := bin/tools
-# Google's storage is spoken to in JSON: what its gRPC would bring along is a quarter of the program.
-BUILD := $(GO) build -tags disable_grpc_modules
+# Google's store is spoken to by JSON: what its client has for gRPC would be a quarter of the program, and of its
+# memory at the start.
+export GOFLAGS += -tags=disable_grpc_modules
 
 .PHONY: help
 help: ## list the targets
@@ -32,12 +33,12 @@ majors: deps build $(TOOLS)/versitygw ## the tests of the SQL on Postgres 16, 17
 
 .PHONY: bench
 bench: deps $(TOOLS)/versitygw ## the figures of the README, as ratios within one run, on a stack of their own
-	$(BUILD) -o bin/ ./cmd/devstack/bench ./cmd/pgcustody
+	$(GO) build -o bin/ ./cmd/devstack/bench ./cmd/pgcustody
 	bin/bench $(BENCHFLAGS)
 
 .PHONY: build
 build: ## build bin/pgcustody and bin/devstack
-	$(BUILD) -o bin/ ./cmd/pgcustody ./cmd/devstack
+	$(GO) build -o bin/ ./cmd/pgcustody ./cmd/devstack
 
 .PHONY: generate
 generate: deps build $(addprefix $(TOOLS)/,sqlc versitygw) ## write the generated files anew: db/, sql/snapshot/, sql/API.md

@@ -199,30 +199,33 @@ func faults() []failing {
 // real binary archives. Whatever the run says, it records nothing that is not in the
 // store, and the next run finishes.
 func TestArchiveFaultyStore(t *testing.T) {
-	k := newKilling(t)
-	p := newProxy(t)
-	k.env = append(k.env, "AWS_ENDPOINT_URL_S3="+p.URL)
-	k.big(k.day(1), 10)
-	k.finish()
-	for i, f := range faults() {
-		k.big(k.day(1+i%3), 800) // two parts
-		k.settle()
-		p.set(f, 2) // as often as the client tries
-		cmd, out := k.command()
-		err := cmd.Run()
-		require.NotZero(t, p.met(), "%s: no request was met", f.name)
-		t.Logf("%s: %v %s", f.name, err, lastLine(out.String()))
-		if err != nil {
-			require.Equal(t, 1, strings.Count(out.String(), "pgcustody: "), "%s: an error is one line: %s", f.name, out.String())
-		}
-		p.set(failing{}, 0)
-		if err == nil {
-			continue
-		}
+	t.Parallel()
+	inShares(t, faults(), func(t *testing.T, faults []failing) {
+		k := newKilling(t)
+		p := newProxy(t)
+		k.env = append(k.env, "AWS_ENDPOINT_URL_S3="+p.URL)
+		k.big(k.day(1), 10)
 		k.finish()
-		require.Zero(t, k.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"), f.name)
-	}
-	k.whole()
+		for i, f := range faults {
+			k.big(k.day(1+i%3), 800) // two parts
+			k.settle()
+			p.set(f, 2) // as often as the client tries
+			cmd, out := k.command()
+			err := cmd.Run()
+			require.NotZero(t, p.met(), "%s: no request was met", f.name)
+			t.Logf("%s: %v %s", f.name, err, lastLine(out.String()))
+			if err != nil {
+				require.Equal(t, 1, strings.Count(out.String(), "pgcustody: "), "%s: an error is one line: %s", f.name, out.String())
+			}
+			p.set(failing{}, 0)
+			if err == nil {
+				continue
+			}
+			k.finish()
+			require.Zero(t, k.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"), f.name)
+		}
+		k.whole()
+	})
 }
 
 func lastLine(text string) string {

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -34,7 +35,7 @@ var faulty = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	binary := filepath.Join(folder, "pgcustody")
-	out, err := exec.Command("go", "build", "-tags", "faults", "-o", binary, "pgcustody/cmd/pgcustody").CombinedOutput()
+	out, err := exec.Command("go", "build", "-tags", "faults,disable_grpc_modules", "-o", binary, "pgcustody/cmd/pgcustody").CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, out)
 	}
@@ -161,22 +162,39 @@ func (k *killing) points(env ...string) []string {
 	return points
 }
 
+// inShares does a test's work on points in a few shares that run beside one another: each
+// makes a bench of its own, which is what makes it parallel.
+func inShares[T any](t *testing.T, points []T, work func(t *testing.T, points []T)) {
+	const shares = 3
+	name := 'a'
+	for share := range slices.Chunk(points, (len(points)+shares-1)/shares) {
+		t.Run(string(name), func(t *testing.T) {
+			work(t, share)
+		})
+		name++
+	}
+}
+
 // TestArchiveKilledAtEachPoint kills the real binary before and after every step.
 func TestArchiveKilledAtEachPoint(t *testing.T) {
-	k := newKilling(t)
-	held := false
-	something := func() {
-		k.events(tenant, k.day(1), 3)
-		k.events(tenant, k.day(2), 2)
-		// Each time the hold is another, so that all segments change.
-		if held = !held; held {
-			k.asRunner(`select custody.place_hold('{"tenant": true}', 'case', 'test')`)
-		} else {
-			k.asRunner("select custody.release_hold(hold_id, 'over') from custody.holds where active")
+	begin := func(t *testing.T) (*killing, func()) {
+		k := newKilling(t)
+		held := false
+		something := func() {
+			k.events(tenant, k.day(1), 3)
+			k.events(tenant, k.day(2), 2)
+			// Each time the hold is another, so that all segments change.
+			if held = !held; held {
+				k.asRunner(`select custody.place_hold('{"tenant": true}', 'case', 'test')`)
+			} else {
+				k.asRunner("select custody.release_hold(hold_id, 'over') from custody.holds where active")
+			}
 		}
+		something()
+		k.finish()
+		return k, something
 	}
-	something()
-	k.finish()
+	k, something := begin(t)
 	something()
 	points := k.points()
 	for _, step := range archiveSteps {
@@ -185,22 +203,29 @@ func TestArchiveKilledAtEachPoint(t *testing.T) {
 	for _, step := range []string{"before upload", "sent", "before put index", "after put index", "before set hold", "after set hold", "before record hold", "after record hold", "before drop", "after drop"} {
 		require.Contains(t, points, step)
 	}
-	for i, point := range points {
-		if strings.Contains(point, "hold") {
-			k.finish() // or the hold that comes would undo the one before
-		}
-		something()
-		k.settle()
-		cmd, out := k.command("PGCUSTODY_FAULT=" + point)
-		require.True(t, killed(cmd.Run()), "%s: %s", point, out.String())
-		if i%4 == 3 || i == len(points)-1 {
-			k.finish()
-			require.Zero(t, k.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"), point)
-			require.Zero(t, k.number(SystemTenant, "select count(*) from custody.held_segments()"), point)
-		}
-	}
-	k.whole()
-	require.NotZero(t, k.superseded(), "none was killed between an object and its manifest")
+	var superseded atomic.Int64
+	t.Run("points", func(t *testing.T) {
+		inShares(t, points, func(t *testing.T, points []string) {
+			k, something := begin(t)
+			for i, point := range points {
+				if strings.Contains(point, "hold") {
+					k.finish() // or the hold that comes would undo the one before
+				}
+				something()
+				k.settle()
+				cmd, out := k.command("PGCUSTODY_FAULT=" + point)
+				require.True(t, killed(cmd.Run()), "%s: %s", point, out.String())
+				if i%4 == 3 || i == len(points)-1 {
+					k.finish()
+					require.Zero(t, k.number(SystemTenant, "select count(*) from custody.archive_segments where recorded_at is null"), point)
+					require.Zero(t, k.number(SystemTenant, "select count(*) from custody.held_segments()"), point)
+				}
+			}
+			k.whole()
+			superseded.Add(int64(k.superseded()))
+		})
+	})
+	require.NotZero(t, superseded.Load(), "none was killed between an object and its manifest")
 }
 
 // kills is how many times the binary is killed at random: PGCUSTODY_KILLS for more, as make long does.
@@ -289,71 +314,97 @@ func TestArchiveKilledAtAnyTime(t *testing.T) {
 	require.NotZero(t, died)
 }
 
-// TestExpiryKilledAtEachPoint kills the real binary before and after every step by
-// which a segment's life ends.
-func TestExpiryKilledAtEachPoint(t *testing.T) {
-	k := newKilling(t)
-	folder := t.TempDir()
+// expiring is an archive in a directory, whose segments are made old.
+type expiring struct {
+	*killing
+	folder string
+	names  []segment.Name
+}
+
+func newExpiring(t *testing.T) *expiring {
+	k := &expiring{killing: newKilling(t), folder: t.TempDir()}
 	var err error
-	k.deps.Store, err = store.Open(t.Context(), "file://"+folder, store.Options{})
+	k.deps.Store, err = store.Open(t.Context(), "file://"+k.folder, store.Options{})
 	require.NoError(t, err)
 	k.env = append(k.env, "PGCUSTODY_STORE="+k.deps.Store.URL(), "PGCUSTODY_STORE_ACCEPT="+store.NoLock)
-	names := []segment.Name{}
-	// old archives a day of a month of its own, of which Postgres has nothing any more and
-	// whose lock and policy have ended.
-	old := func() {
-		name := segment.NewName(k.day(8*366+31*len(names)), 1)
-		names = append(names, name)
-		k.events(tenant, name.Day, 3)
-		k.finish()
-		k.asSuper("update custody_data.archive_segments set recorded_at = now() - interval '7 years', opened_at = now() - interval '8 years' where expired_at is null")
-		k.finish()
-		require.Zero(t, k.number(SystemTenant, "select count(*) from custody_data.audit_logs where occurred_at < now() - interval '7 years'"), "the month stayed")
-		k.asSuper("update custody_data.archive_segments set retain_until = now() - interval '1 day' where expired_at is null")
-		k.unlock(folder)
-	}
 	k.asSuper("alter table custody_data.archive_segments disable trigger all")
-	old()
-	trace := filepath.Join(t.TempDir(), "trace")
-	cmd, out := k.command("PGCUSTODY_FAULT_TRACE=" + trace)
-	require.NoError(t, cmd.Run(), out.String())
-	text, err := os.ReadFile(trace)
-	require.NoError(t, err)
-	points := strings.Fields(strings.ReplaceAll(string(text), " ", "_"))
-	for _, step := range []string{"before_expire", "after_expire", "before_put_index", "after_put_index", "before_delete_object", "after_delete_object", "before_record_gone", "after_record_gone"} {
-		require.Contains(t, points, step)
-	}
-	times := map[string]int{}
-	for _, point := range points {
-		times[point]++
-		old()
-		cmd, out := k.command(fmt.Sprintf("PGCUSTODY_FAULT=%s#%d", strings.ReplaceAll(point, "_", " "), times[point]))
-		require.True(t, killed(cmd.Run()), "%s: %s", point, out.String())
-		k.finish()
-		name := names[len(names)-1]
-		require.EqualValues(t, len(names), k.number(SystemTenant, "select count(*) from custody.archive_segments where objects_deleted_at is not null"), point)
-		require.EqualValues(t, len(names), k.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'archive.expire'"), "%s: its end is one event", point)
-		for _, key := range []string{name.ObjectKey(), name.ManifestKey()} {
-			versions, err := versionsOf(t.Context(), k.deps.Store, key)
-			require.NoError(t, err)
-			require.Empty(t, versions, point)
-		}
-	}
+	return k
+}
+
+// old archives a day of a month of its own, of which Postgres has nothing any more and
+// whose lock and policy have ended.
+func (k *expiring) old() {
+	k.Helper()
+	name := segment.NewName(k.day(8*366+31*len(k.names)), 1)
+	k.names = append(k.names, name)
+	k.events(tenant, name.Day, 3)
+	k.finish()
+	k.asSuper("update custody_data.archive_segments set recorded_at = now() - interval '7 years', opened_at = now() - interval '8 years' where expired_at is null")
+	k.finish()
+	require.Zero(k, k.number(SystemTenant, "select count(*) from custody_data.audit_logs where occurred_at < now() - interval '7 years'"), "the month stayed")
+	k.asSuper("update custody_data.archive_segments set retain_until = now() - interval '1 day' where expired_at is null")
+	k.unlock(k.folder)
+}
+
+// listed says how often the index says of each segment that it expired.
+func (k *expiring) listed() map[string]int {
+	k.Helper()
 	listed := map[string]int{}
-	last, err := newestIndex(t.Context(), k.deps.Store)
-	require.NoError(t, err)
+	last, err := newestIndex(k.Context(), k.deps.Store)
+	require.NoError(k, err)
 	for number := int64(1); number <= last; number++ {
-		_, index, err := readIndex(t.Context(), k.deps, number)
-		require.NoError(t, err)
+		_, index, err := readIndex(k.Context(), k.deps, number)
+		require.NoError(k, err)
 		for _, line := range index.Lines {
 			if fields := strings.Fields(line); fields[0] == "expired" {
 				listed[fields[1]]++
 			}
 		}
 	}
-	for _, name := range names {
-		require.Equal(t, 1, listed[name.ManifestKey()], "%s in the index", name)
+	return listed
+}
+
+// TestExpiryKilledAtEachPoint kills the real binary before and after every step by
+// which a segment's life ends.
+func TestExpiryKilledAtEachPoint(t *testing.T) {
+	k := newExpiring(t)
+	k.old()
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd, out := k.command("PGCUSTODY_FAULT_TRACE=" + trace)
+	require.NoError(t, cmd.Run(), out.String())
+	text, err := os.ReadFile(trace)
+	require.NoError(t, err)
+	var points []string // with which time it is
+	times := map[string]int{}
+	for _, point := range strings.Split(strings.TrimSpace(string(text)), "\n") {
+		times[point]++
+		points = append(points, fmt.Sprintf("%s#%d", point, times[point]))
 	}
+	for _, step := range []string{"before expire", "after expire", "before put index", "after put index", "before delete object", "after delete object", "before record gone", "after record gone"} {
+		require.NotZero(t, times[step], step)
+	}
+	require.Equal(t, map[string]int{k.names[0].ManifestKey(): 1}, k.listed())
+	inShares(t, points, func(t *testing.T, points []string) {
+		k := newExpiring(t)
+		for _, point := range points {
+			k.old()
+			cmd, out := k.command("PGCUSTODY_FAULT=" + point)
+			require.True(t, killed(cmd.Run()), "%s: %s", point, out.String())
+			k.finish()
+			name := k.names[len(k.names)-1]
+			require.EqualValues(t, len(k.names), k.number(SystemTenant, "select count(*) from custody.archive_segments where objects_deleted_at is not null"), point)
+			require.EqualValues(t, len(k.names), k.number(SystemTenant, "select count(*) from custody_data.audit_logs where action = 'archive.expire'"), "%s: its end is one event", point)
+			for _, key := range []string{name.ObjectKey(), name.ManifestKey()} {
+				versions, err := versionsOf(t.Context(), k.deps.Store, key)
+				require.NoError(t, err)
+				require.Empty(t, versions, point)
+			}
+		}
+		listed := k.listed()
+		for _, name := range k.names {
+			require.Equal(t, 1, listed[name.ManifestKey()], "%s in the index", name)
+		}
+	})
 }
 
 // unlock lets the locks of a directory's segments end.

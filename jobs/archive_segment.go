@@ -8,7 +8,6 @@ import (
 	"errors"
 	"hash"
 	"io"
-	"runtime/debug"
 	"slices"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs/fault"
+	"pgcustody/jobs/lean"
 	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
 )
@@ -62,9 +62,7 @@ func (a *archiving) work(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	// Nearly all memory is buffers that are used again and again: little garbage, which
-	// would by default be let grow to as much as they are.
-	defer debug.SetGCPercent(debug.SetGCPercent(10))
+	defer lean.Heap()()
 	// The lock's transaction reads the map as well. It holds no snapshot between its
 	// statements, so nothing waits for its end.
 	return InContext(ctx, a.Pool, a.archiveScope(), func(tx pgx.Tx) error {

@@ -474,6 +474,7 @@ var archiveSteps = []string{
 // TestKilledAtEachStep ends a run at each step of a segment, by an error and by
 // the end of its context, and lets the next run finish.
 func TestArchiveKilledAtEachStep(t *testing.T) {
+	t.Parallel()
 	killed := errors.New("killed")
 	for _, how := range []string{"error", "context"} {
 		for _, at := range archiveSteps {
@@ -575,6 +576,7 @@ func (s *breaking) Get(ctx context.Context, key, version string) (*store.Object,
 }
 
 func TestArchiveStoreFails(t *testing.T) {
+	t.Parallel()
 	away := &store.Error{Op: "put", Object: "s3://x", Kind: store.ErrUnreachable}
 	cases := map[string]func(*breaking){
 		"object cannot be put":   func(s *breaking) { s.put = func(key string) error { return onObject(key, away) } },
@@ -742,6 +744,7 @@ func onManifest(key string, err error) error {
 
 // TestForeignObjects finds something else where its own objects should be.
 func TestForeignObjects(t *testing.T) {
+	t.Parallel()
 	t.Run("object without a manifest", func(t *testing.T) {
 		b := newArchiveBench(t)
 		b.events(tenant, b.day(1), 10)
@@ -913,6 +916,7 @@ func (b *archiveBench) dropNow() (dropped []db.DropArchivedPartitionsRow) {
 }
 
 func TestDropIsRefused(t *testing.T) {
+	t.Parallel()
 	day := func(b *archiveBench) time.Time { return b.day(150) }
 	archiveOnly := func(b *archiveBench) {
 		b.settle()
@@ -1037,6 +1041,7 @@ func TestDropIsRefused(t *testing.T) {
 // TestDropLooksAgainUnderItsLock lets a drop wait for the trail's lock while an
 // event and a hold are written that it could not see before.
 func TestDropLooksAgainUnderItsLock(t *testing.T) {
+	t.Parallel()
 	for name, write := range map[string]struct{ query, state string }{
 		"event": {strings.ReplaceAll(strings.ReplaceAll(insertEvents, "$3", "1"), "$4", "null"), "unarchived"},
 		"hold":  {"select custody.place_hold('{\"tenant\": true}', $1 || ' case', 'test') where $2::timestamptz < now()", "held"},

@@ -111,6 +111,7 @@ func TestEraseThatFindsResidueComesAgainLater(t *testing.T) {
 // The erasure is committed, then the process dies before the certificate is
 // stored, or after it was and before the run was closed.
 func TestEraseKilledAroundItsCertificate(t *testing.T) {
+	t.Parallel()
 	for name, after := range map[string]bool{"before it is stored": false, "after it was stored": true} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)

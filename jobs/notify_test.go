@@ -161,6 +161,7 @@ func TestNoticeGoesWhereItWasAddressedAlone(t *testing.T) {
 }
 
 func TestNoticeWaitsForTheOperator(t *testing.T) {
+	t.Parallel()
 	t.Run("without a key none is sent", func(t *testing.T) {
 		b := newBench(t)
 		b.deps.Config.Notify.Key = nil

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"runtime/debug"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -19,6 +18,7 @@ import (
 
 	"pgcustody/db"
 	"pgcustody/jobs/fault"
+	"pgcustody/jobs/lean"
 	"pgcustody/jobs/logship"
 	"pgcustody/jobs/serverlog"
 	"pgcustody/jobs/store"
@@ -113,8 +113,7 @@ func ShipLogs(ctx context.Context, d Deps, count func(string, int64)) error {
 	case len(d.Recipients.Keys) == 0:
 		return fmt.Errorf("%w: no archive recipients are configured", errNoLog)
 	}
-	// Nearly all memory is rows and buffers that live for one batch.
-	defer debug.SetGCPercent(debug.SetGCPercent(20))
+	defer lean.Heap()()
 	findings, err := d.Store.CheckSettings(ctx)
 	if err == nil {
 		err = store.Accept(findings, s.config.Accept)

@@ -155,6 +155,7 @@ var refusals = map[string]struct {
 
 // An erasure waits for the key, and is carried out once the provider gives it.
 func TestEraseWaitsForTheKey(t *testing.T) {
+	t.Parallel()
 	for name, refusal := range refusals {
 		t.Run(name, func(t *testing.T) {
 			b := newLockedBench(t)

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
@@ -40,7 +39,9 @@ const (
 func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) (Sums, error) {
 	var sums Sums
 	stored := &source{r: r, sum: sha256.New()}
+	wait := func() {}
 	finish := func(err error) (Sums, error) {
+		wait()
 		sums.StoredBytes, sums.StoredSHA256 = stored.n, stored.digest()
 		if stored.err != nil {
 			return sums, stored.err // not the object's fault
@@ -70,13 +71,23 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 	if err := decoder.Reset(compressed); err != nil {
 		return finish(damaged("%s", err))
 	}
-	plain := newBeside()
-	defer plain.sum()
-	lines := bufio.NewReaderSize(decoder, 256<<10)
+	// What comes next is made ready and hashed while lines are worked at.
+	plain := sha256.New()
+	made, making := io.Pipe()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_, err := decoder.WriteTo(io.MultiWriter(plain, making))
+		making.CloseWithError(err)
+	}()
+	wait = func() {
+		_ = made.Close()
+		<-ended
+	}
+	lines := bufio.NewReaderSize(made, 256<<10)
 	var long []byte
 	for {
 		piece, err := lines.ReadSlice('\n')
-		plain.write(piece)
 		sums.PlainBytes += int64(len(piece))
 		switch {
 		case errors.Is(err, bufio.ErrBufferFull):
@@ -85,7 +96,8 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 			}
 			continue
 		case err == io.EOF && len(piece) == 0 && len(long) == 0:
-			sums.PlainSHA256 = plain.sum()
+			wait()
+			plain.Sum(sums.PlainSHA256[:0])
 			sums.CompressedBytes, sums.CompressedSHA256 = compressed.n, compressed.digest()
 			return finish(nil)
 		case err == io.EOF:
@@ -117,58 +129,6 @@ func Digest(r io.Reader) (size int64, sum SHA256, err error) {
 	s := &source{r: r, sum: sha256.New()}
 	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, s, make([]byte, 64<<10))
 	return s.n, s.digest(), err
-}
-
-// beside hashes beside its caller: what it is given it copies and hashes by pieces.
-type beside struct {
-	piece      []byte
-	full, free chan []byte
-	hash       hash.Hash
-	done       chan struct{}
-}
-
-const (
-	besideBytes  = 64 << 10
-	besidePieces = 3 // one is filled, one waits, one is hashed
-)
-
-func newBeside() *beside {
-	b := &beside{full: make(chan []byte, besidePieces), free: make(chan []byte, besidePieces), hash: sha256.New(), done: make(chan struct{})}
-	for range besidePieces {
-		b.free <- make([]byte, 0, besideBytes)
-	}
-	b.piece = <-b.free
-	go func() {
-		defer close(b.done)
-		for piece := range b.full {
-			b.hash.Write(piece)
-			b.free <- piece[:0]
-		}
-	}()
-	return b
-}
-
-func (b *beside) write(text []byte) {
-	for len(text) > 0 {
-		n := min(len(text), cap(b.piece)-len(b.piece))
-		b.piece, text = append(b.piece, text[:n]...), text[n:]
-		if len(b.piece) == cap(b.piece) {
-			b.full <- b.piece
-			b.piece = <-b.free
-		}
-	}
-}
-
-// sum ends it. It may be called again.
-func (b *beside) sum() (sum SHA256) {
-	if b.piece != nil {
-		b.full <- b.piece
-		b.piece = nil
-		close(b.full)
-	}
-	<-b.done
-	b.hash.Sum(sum[:0])
-	return sum
 }
 
 // source counts and hashes what is read and keeps its error apart from the
@@ -242,19 +202,20 @@ type lineCheck struct {
 	then          func([]byte, *Entry) error
 	n             int64
 	first, latest time.Time
+	here          Entry
 }
 
 func (c *lineCheck) line(text []byte) error {
 	c.n++
-	here, ok := ParseEntry(text)
-	if !ok || !json.Valid(text) {
+	var ok bool
+	if c.here, ok = ParseEntry(text); !ok || !validJSON(text) {
 		return damaged("line %d is not an entry", c.n)
 	}
 	day := time.Time(c.manifest.Day)
-	at := here.OccurredAt
+	at := c.here.OccurredAt
 	switch {
-	case here.Version != c.manifest.EntryVersion:
-		return damaged("line %d has entry version %d, the manifest says %d", c.n, here.Version, c.manifest.EntryVersion)
+	case c.here.Version != c.manifest.EntryVersion:
+		return damaged("line %d has entry version %d, the manifest says %d", c.n, c.here.Version, c.manifest.EntryVersion)
 	case at.Before(day) || !at.Before(day.AddDate(0, 0, 1)):
 		return damaged("line %d is of another day", c.n)
 	}
@@ -266,7 +227,7 @@ func (c *lineCheck) line(text []byte) error {
 		c.latest = at
 	}
 	if c.then != nil {
-		return c.then(text, &here)
+		return c.then(text, &c.here)
 	}
 	return nil
 }

@@ -61,6 +61,8 @@ func openS3(ctx context.Context, bucket, prefix string, opts Options) (*s3Store,
 	// configuration fail where it is set.
 	client := awshttp.NewBuildableClient().WithTransportOptions(func(t *http.Transport) {
 		t.ResponseHeaderTimeout = stallTimeout
+		// As many as are asked for at once keep their connections; the SDK would keep ten.
+		t.MaxIdleConnsPerHost = 32
 	})
 	cfg, err := config.LoadDefaultConfig(ctx, config.WithHTTPClient(client), config.WithAppID("pgcustody"),
 		config.WithLogger(logging.Nop{})) // what matters comes back as an error

@@ -5,11 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"sort"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -62,12 +60,21 @@ func (c *check) listArchive(ctx context.Context) error {
 		return err
 	}
 	for i, object := range manifests {
-		c.Show("manifests", int64(i), int64(len(manifests)))
+		c.showArchive("manifests", i, len(manifests))
 		if err := c.takeManifest(ctx, object, objects); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// showArchive is silent as long as there are tiles to tell of.
+func (c *check) showArchive(stage string, done, total int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.Database != nil || c.tiled {
+		c.Show(stage, int64(done), int64(total))
+	}
 }
 
 func (c *check) takeManifest(ctx context.Context, object stored, objects map[string]stored) error {
@@ -157,8 +164,8 @@ func (c *check) readArchive(ctx context.Context, d *database) error {
 	}
 	suspects := c.suspects()
 	for i, s := range c.archive.segments {
-		c.Show("archived days", int64(i), int64(len(c.archive.segments)))
-		if err := c.readSegment(ctx, s, recorded[s.name.ManifestKey()], suspects, &sync.Mutex{}); err != nil {
+		c.showArchive("archived days", i, len(c.archive.segments))
+		if err := c.readSegment(ctx, s, recorded[s.name.ManifestKey()], suspects); err != nil {
 			return err
 		}
 	}
@@ -227,43 +234,37 @@ func (c *check) covers(m *segment.Manifest) (bool, error) {
 // readSegment holds a segment against the leaves: its manifest by its root, and its
 // lines, where an identity opens them, by the manifest. Lines are then the entries of
 // those leaves, since nothing else makes the root.
-func (c *check) readSegment(ctx context.Context, s archived, recorded bool, suspects suspects, mu *sync.Mutex) error {
-	changed := func(key, detail string) error {
-		mu.Lock()
-		defer mu.Unlock()
-		c.find(Finding{Kind: ObjectChanged, Object: key, Detail: detail})
-		return nil
+func (c *check) readSegment(ctx context.Context, s archived, recorded bool, suspects suspects) error {
+	if fits, err := c.fits(s, recorded); err != nil || !fits {
+		return err
 	}
-	note := func(format string, args ...any) error {
-		mu.Lock()
-		defer mu.Unlock()
-		c.note(format, args...)
-		return nil
-	}
+	return c.judgeLines(s, c.readLines(ctx, s, c.eachLine(s, suspects)))
+}
+
+// fits holds the manifest of a segment against the leaves that it names.
+func (c *check) fits(s archived, recorded bool) (bool, error) {
 	holds, err := c.covers(s.manifest)
 	switch key := s.name.ManifestKey(); {
 	case err != nil:
-		return err
+		return false, err
 	case holds:
+		return true, c.cover(s)
 	case c.tree.holes.in(s.manifest.Leaves):
-		return note("%s names leaves whose hashes nobody has", key)
+		c.note("%s names leaves whose hashes nobody has", key)
 	case s.manifest.Leaves[len(s.manifest.Leaves)-1].End() > c.tree.total && s.manifest.ArchivedAt.After(time.Unix(c.newest.time, 0).Add(-clockSlack)):
-		return note("%s names leaves that are younger than the newest checkpoint", key)
+		c.note("%s names leaves that are younger than the newest checkpoint", key)
 	case !recorded && c.Database != nil:
-		return note("%s does not fit its leaves; the database has no record of the segment, which a database may have written that was restored since", key)
+		c.note("%s does not fit its leaves; the database has no record of the segment, which a database may have written that was restored since", key)
 	default:
-		return changed(s.manifest.ObjectKey, "its manifest's root is not that of the leaves that it names")
+		c.find(Finding{Kind: ObjectChanged, Object: s.manifest.ObjectKey, Detail: "its manifest's root is not that of the leaves that it names"})
 	}
-	if err := c.cover(s, mu); err != nil {
-		return err
-	}
-	return c.readLines(ctx, s, suspects, mu)
+	return false, nil
 }
 
 // cover takes down that the archive has the leaves of a segment.
-func (c *check) cover(s archived, mu *sync.Mutex) error {
-	mu.Lock()
-	defer mu.Unlock()
+func (c *check) cover(s archived) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	raw := make([]byte, keyWidth)
 	for index := range s.manifest.Leaves.All() {
 		if c.rows.archived.has(index) {
@@ -282,20 +283,43 @@ func (c *check) cover(s archived, mu *sync.Mutex) error {
 	return nil
 }
 
-// readLines reads a segment's object to its end.
-func (c *check) readLines(ctx context.Context, s archived, suspects suspects, mu *sync.Mutex) error {
+// readLines reads a segment's object to its end, and holds it against its manifest.
+func (c *check) readLines(ctx context.Context, s archived, each func([]byte, *segment.Entry) error) error {
 	object, err := c.Store.Get(ctx, s.manifest.ObjectKey, s.manifest.ObjectVersion)
 	if err != nil {
 		return err
 	}
 	defer object.Close()
-	next, stop := iter.Pull(s.manifest.Leaves.All())
-	defer stop()
+	return segment.Verify(object, c.Identities, s.manifest, each)
+}
+
+// judgeLines says what it means how a segment's lines were read, and returns what kept them
+// from being read.
+func (c *check) judgeLines(s archived, err error) error {
+	switch {
+	case errors.Is(err, segment.ErrIdentity):
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.archive.unread = true
+		return nil
+	case errors.Is(err, segment.ErrDamaged):
+		c.find(Finding{Kind: ObjectChanged, Object: s.manifest.ObjectKey, Detail: err.Error()})
+		return nil
+	}
+	return err
+}
+
+// eachLine takes down what a line of a segment says that the database does not.
+func (c *check) eachLine(s archived, suspects suspects) func([]byte, *segment.Entry) error {
 	a, r := &c.archive, &c.rows
-	err = segment.Verify(object, c.Identities, s.manifest, func(line []byte, e *segment.Entry) error {
-		index, ok := next()
-		if !ok || c.Database == nil {
+	n, runs := int64(0), s.manifest.Leaves
+	return func(line []byte, e *segment.Entry) error {
+		if len(runs) == 0 {
 			return nil
+		}
+		index := runs[0].First + n
+		if n++; n == runs[0].Count {
+			n, runs = 0, runs[1:]
 		}
 		c.lineClaims(line)
 		if tile := index / tileWidth; tile < int64(len(r.times)) {
@@ -313,20 +337,7 @@ func (c *check) readLines(ctx context.Context, s archived, suspects suspects, mu
 			a.entries[index] = bytes.Clone(line)
 		}
 		return nil
-	})
-	switch {
-	case errors.Is(err, segment.ErrIdentity):
-		mu.Lock()
-		defer mu.Unlock()
-		a.unread = true
-		return nil
-	case errors.Is(err, segment.ErrDamaged):
-		mu.Lock()
-		defer mu.Unlock()
-		c.find(Finding{Kind: ObjectChanged, Object: s.manifest.ObjectKey, Detail: err.Error()})
-		return nil
 	}
-	return err
 }
 
 var actionMember = []byte(`,"action":"`)

@@ -7,11 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
 	"pgcustody/jobs/ledger"
+	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
 )
 
@@ -164,14 +165,38 @@ func (c *check) appendPartial(ctx context.Context, leaves *spool, size int64) er
 	return leaves.append(content)
 }
 
-// verifyObjects decides by the bucket alone.
-func (c *check) verifyObjects(ctx context.Context) (err error) {
+// verifyObjects decides by the bucket alone. Tiles are many and small: they are waited
+// for while the archive is read.
+func (c *check) verifyObjects(ctx context.Context) error {
+	if len(c.checkpoints) == 0 {
+		return nil
+	}
+	var lines []error
+	group, groupCtx := errgroup.WithContext(ctx)
+	group.Go(func() error {
+		err := c.verifyTiles(groupCtx)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.tiled = true
+		return err
+	})
+	group.Go(func() (err error) {
+		if err = c.listArchive(groupCtx); err == nil {
+			lines, err = c.readAllLines(groupCtx)
+		}
+		return err
+	})
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return c.findArchive(ctx, lines)
+}
+
+// verifyTiles holds the tiles in the bucket against the checkpoints.
+func (c *check) verifyTiles(ctx context.Context) (err error) {
 	t := &c.tree
 	bySize := slices.Clone(c.checkpoints)
 	slices.SortStableFunc(bySize, func(a, b checkpoint) int { return cmp.Compare(a.size, b.size) })
-	if len(bySize) == 0 {
-		return nil
-	}
 	if t.leaves, err = c.readBucketTiles(ctx, bySize[len(bySize)-1].size); err != nil {
 		return err
 	}
@@ -230,13 +255,7 @@ func (c *check) verifyObjects(ctx context.Context) (err error) {
 	} else {
 		c.nameTiles(above, trusted)
 	}
-	if err != nil {
-		return err
-	}
-	if err := c.listArchive(ctx); err != nil {
-		return err
-	}
-	return c.findArchive(ctx)
+	return err
 }
 
 // edgeOf reads the tiles at the right edge of a checkpoint's tree, level by level,
@@ -366,26 +385,47 @@ func (c *check) checkTileObjects(ctx context.Context, bySize []checkpoint, above
 // segmentsAtOnce is how many segments are read at a time.
 const segmentsAtOnce = 3
 
-// findArchive holds every segment of the archive against the leaves.
-func (c *check) findArchive(ctx context.Context) error {
+// readAllLines holds the object of every segment of the archive against its manifest.
+func (c *check) readAllLines(ctx context.Context) ([]error, error) {
+	lines := make([]error, len(c.archive.segments))
+	var done atomic.Int64
+	err := c.eachSegment(ctx, func(ctx context.Context, i int, s archived) error {
+		lines[i] = c.readLines(ctx, s, nil)
+		c.showArchive("archived days", int(done.Add(1)), len(lines))
+		if errors.Is(lines[i], segment.ErrIdentity) || errors.Is(lines[i], segment.ErrDamaged) {
+			return nil
+		}
+		return lines[i]
+	})
+	return lines, err
+}
+
+// findArchive holds the manifest of every segment against the leaves, and then what its
+// lines said counts.
+func (c *check) findArchive(ctx context.Context, lines []error) error {
 	c.rows.archived = newBitmap(c.tree.total)
-	var mu sync.Mutex
-	done := int64(0)
-	group, groupCtx := errgroup.WithContext(ctx)
-	group.SetLimit(segmentsAtOnce)
-	for _, s := range c.archive.segments {
-		group.Go(func() error {
-			err := c.readSegment(groupCtx, s, true, suspects{}, &mu)
-			mu.Lock()
-			defer mu.Unlock()
-			done++
-			c.Show("archived days", done, int64(len(c.archive.segments)))
+	err := c.eachSegment(ctx, func(_ context.Context, i int, s archived) error {
+		if fits, err := c.fits(s, true); err != nil || !fits {
 			return err
-		})
-	}
-	err := group.Wait()
+		}
+		return c.judgeLines(s, lines[i])
+	})
 	if c.archive.unread {
 		c.note("no identity opens the archive: its objects were held against their manifests by the digest of what is stored, and the manifests against the tree")
 	}
 	return err
+}
+
+func (c *check) eachSegment(ctx context.Context, work func(ctx context.Context, i int, s archived) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(segmentsAtOnce)
+	for i, s := range c.archive.segments {
+		group.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return work(ctx, i, s)
+		})
+	}
+	return group.Wait()
 }

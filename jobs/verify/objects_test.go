@@ -1,14 +1,17 @@
 package verify_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
 
+	"filippo.io/age"
 	"github.com/stretchr/testify/require"
 
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/segment"
+	"pgcustody/jobs/store"
 	"pgcustody/jobs/verify"
 )
 
@@ -145,5 +148,57 @@ func TestLogins(t *testing.T) {
 		require.Equal(t, []string{}, told(report.Findings), login)
 		require.EqualValues(t, len(f.events), report.Events)
 		require.NotEmpty(t, report.Notes)
+	}
+}
+
+// refusing is a store that is asked before it gives an object.
+type refusing struct {
+	store.Store
+	ask func(key string) error
+}
+
+func (s refusing) Get(ctx context.Context, key, version string) (*store.Object, error) {
+	if err := s.ask(key); err != nil {
+		return nil, err
+	}
+	return s.Store.Get(ctx, key, version)
+}
+
+// TestObjectsThatCannotBeRead has the store fail, and the caller give up, while tiles
+// and the archive are read side by side: nothing is found, and nothing said to be intact.
+func TestObjectsThatCannotBeRead(t *testing.T) {
+	t.Parallel()
+	f := copyOf(t)
+	key, err := ledger.ParseVerifierKey(f.vkey)
+	require.NoError(t, err)
+	for name, of := range map[string]func(key string) bool{
+		"tile":      func(key string) bool { return strings.HasPrefix(key, ledger.Prefix(origin)+"tile/") },
+		"upper":     func(key string) bool { return strings.HasPrefix(key, ledger.Prefix(origin)+"tile/1/") },
+		"manifest":  func(key string) bool { return strings.HasSuffix(key, ".manifest.json") },
+		"its lines": func(key string) bool { return strings.HasSuffix(key, ".jsonl.zst.age") },
+	} {
+		for _, gaveUp := range []bool{false, true} {
+			ctx, cancel := context.WithCancel(t.Context())
+			want := store.ErrUnreachable
+			if gaveUp {
+				want = context.Canceled
+			}
+			report, err := verify.Run(ctx, verify.Options{Origin: origin, Keys: []ledger.VerifierKey{key}, Identities: []age.Identity{opens},
+				Store: refusing{f.store, func(key string) error {
+					switch {
+					case !of(key):
+						return nil
+					case gaveUp:
+						cancel()
+						return nil
+					}
+					return &store.Error{Op: "get", Object: key, Kind: store.ErrUnreachable}
+				}}})
+			cancel()
+			require.ErrorIs(t, err, want, "%s, given up: %t", name, gaveUp)
+			require.ErrorAs(t, err, new(*verify.CannotCheck))
+			require.Equal(t, verify.StatusUnchecked, report.Status)
+			require.Empty(t, report.Findings)
+		}
 	}
 }

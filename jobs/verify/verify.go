@@ -20,12 +20,14 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"filippo.io/age"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"pgcustody/jobs/lean"
 	"pgcustody/jobs/ledger"
 	"pgcustody/jobs/segment"
 	"pgcustody/jobs/store"
@@ -235,6 +237,7 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 		report:  &Report{Origin: o.Origin, Findings: []Finding{}, Counts: map[Kind]int64{}},
 		drops:   map[string]bool{}, segmentEvents: map[string]segmentClaim{}, incarnationEvents: map[string]bool{}, expired: map[string]map[Hash]bool{},
 	}
+	defer lean.Heap()()
 	err := c.run(ctx)
 	c.conclude(err)
 	if err != nil {
@@ -247,6 +250,10 @@ func Run(ctx context.Context, o Options) (*Report, error) {
 type check struct {
 	Options
 	report *Report
+	// mu is for what several goroutines tell: those that read the archive, and, from
+	// objects alone, the one that reads tiles beside them, until tiled.
+	mu    sync.Mutex
+	tiled bool
 
 	checkpoints []checkpoint // by number
 	listed      int64        // number of the last that was looked at
@@ -287,6 +294,8 @@ func (c *check) run(ctx context.Context) error {
 }
 
 func (c *check) find(f Finding) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.report.Counts[f.Kind]++
 	if c.report.Counts[f.Kind] <= findingsOfAKind {
 		c.report.Findings = append(c.report.Findings, f)
@@ -294,6 +303,8 @@ func (c *check) find(f Finding) {
 }
 
 func (c *check) note(format string, args ...any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.report.Notes = append(c.report.Notes, fmt.Sprintf(format, args...))
 }
 

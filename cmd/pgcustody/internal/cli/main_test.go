@@ -76,6 +76,7 @@ func environment(t *testing.T) map[string]string {
 // TestScript runs the commands as an operator types them: in processes of their
 // own, on a database and a bucket of each script's own.
 func TestScript(t *testing.T) {
+	t.Parallel()
 	files, err := filepath.Glob("testdata/script/*.txtar")
 	require.NoError(t, err)
 	require.NotEmpty(t, files)
