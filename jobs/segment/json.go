@@ -15,6 +15,7 @@ func validJSON(text []byte) bool {
 		begun := false
 		switch b := text[i]; b {
 		case '{', '[':
+			// The one that closes comes two after the one that opens, in both kinds.
 			if open = append(open, b+2); len(open) > maxDepth {
 				return false
 			}
