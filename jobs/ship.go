@@ -187,13 +187,14 @@ func (s *shipping) tx(ctx context.Context, work func(pgx.Tx) error) error {
 // ask reads what the server's log has to be read by.
 func (s *shipping) ask(ctx context.Context) error {
 	return s.tx(ctx, func(tx pgx.Tx) error {
-		var zone string
-		if err := tx.QueryRow(ctx, "select pg_catalog.current_setting('log_timezone'), pg_catalog.current_database()::text").Scan(&zone, &s.database); err != nil {
+		log, err := db.New().ServerLog(ctx, tx)
+		if err != nil {
 			return err
 		}
+		s.database = log.Database
 		if s.config.Location == nil {
 			// A zone of the server's that this machine does not know leaves times that have no offset unknown.
-			s.config.Location, _ = time.LoadLocation(zone)
+			s.config.Location, _ = time.LoadLocation(log.Zone)
 		}
 		return nil
 	})
@@ -349,7 +350,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 	}
 	batch, err := logship.Build(part.region, s.state, logship.Options{
 		Encoder: s.config.Encoder, Location: s.config.Location, Database: s.database,
-		Ours: func(messages, sessions []string) ([]bool, error) { return s.ours(ctx, messages, sessions) },
+		Ours: func(messages, sessions []string) (string, error) { return s.ours(ctx, messages, sessions) },
 	}, object.Write)
 	if err = errors.Join(err, object.Close()); err != nil {
 		return false, fail("read log", err)
@@ -387,7 +388,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 }
 
 // ours asks which messages are lines of the schema.
-func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours []bool, err error) {
+func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours string, err error) {
 	err = s.tx(ctx, func(tx pgx.Tx) (err error) {
 		ours, err = db.New().LinesAreOurs(ctx, tx, db.LinesAreOursParams{Messages: messages, Sessions: sessions})
 		return err

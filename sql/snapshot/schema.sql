@@ -282,16 +282,18 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
--- Name: add_access_events(bigint, integer[], integer[], text[], timestamp with time zone[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]); Type: FUNCTION; Schema: custody
+-- Name: add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamp with time zone[], text[], bigint[], text[], bigint[], text[]); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) RETURNS bigint
+CREATE FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
     AS $$ … $$;
 
--- Name: FUNCTION add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]); Type: COMMENT; Schema: custody
+-- Name: FUNCTION add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]) IS 'Adds access events to a batch that the same transaction has recorded, and returns how many. What most of them have in common stands once: the arrays from p_tenants to p_states have one place for each sort of event; those from p_sorts on one for each event, the first of which says its sort, from 1. p_parts and the arrays from p_people on may be empty where no event has anything there. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY is refused by Postgres under row-level security.
 Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
 
 -- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
@@ -4787,7 +4789,7 @@ CREATE FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]
 
 -- Name: FUNCTION lines_are_ours(p_messages text[], p_sessions text[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) IS 'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Callers: custody_worker.';
+COMMENT ON FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) IS 'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Null where the key was retired longer ago: nobody can tell any more. Callers: custody_worker.';
 
 -- Name: live_in(custody_data.incarnations); Type: FUNCTION; Schema: custody_data
 
@@ -8029,7 +8031,7 @@ COMMENT ON TABLE custody_data.log_findings IS 'What is wrong with a log, with a 
 
 -- Name: COLUMN log_findings.kind; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.log_findings.kind IS 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours, under a key that is gone). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
+COMMENT ON COLUMN custody_data.log_findings.kind IS 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours under a key retired more than 35 days ago, or pgaudit''s in a log that names no source: nobody can tell). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
 
 -- Name: COLUMN log_findings.line_from; Type: COMMENT; Schema: custody_data
 
@@ -8585,10 +8587,6 @@ CREATE INDEX access_events_rare_idx ON ONLY custody_data.access_events USING btr
 -- Name: access_events_recorded_at_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX access_events_recorded_at_idx ON ONLY custody_data.access_events USING brin (recorded_at) WITH (pages_per_range='32');
-
--- Name: access_events_session_id_idx; Type: INDEX; Schema: custody_data
-
-CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USING btree (session_id, vxid);
 
 -- Name: access_events_unreconciled_idx; Type: INDEX; Schema: custody_data
 
