@@ -152,6 +152,8 @@ type shipping struct {
 	last   time.Time
 	state  *logship.State
 	memory logship.Memory
+	// pending is the stretch on its way into store and database, nil where there is none.
+	pending chan recorded
 }
 
 func (s *shipping) all(ctx context.Context, src logship.Source) error {
@@ -165,6 +167,10 @@ func (s *shipping) all(ctx context.Context, src logship.Source) error {
 			}
 		}
 		more, err := s.step(ctx, src)
+		if err != nil || !more || s.stopping() {
+			// What came before is what failed first.
+			err = cmp.Or(s.wait(), err)
+		}
 		if err != nil {
 			s.state = nil
 			// Another run was faster.
@@ -282,7 +288,7 @@ func (s *shipping) step(ctx context.Context, src logship.Source) (more bool, err
 		}
 		// The place may have moved without lines.
 		if at.Place.File != s.place.File || at.Place.Offset != s.place.Offset || len(at.Findings) > 0 || !s.known {
-			return false, s.commit(ctx, &stretch{next: at.Place, findings: at.Findings}, nil, nil)
+			return false, s.record(ctx, &stretch{next: at.Place, findings: at.Findings}, nil, nil, nil)
 		}
 		return false, nil
 	}
@@ -341,7 +347,7 @@ func whole(format serverlog.Format, b []byte) bool {
 	return n == 1 && c.Broken+c.Cut+c.TooLong == 0
 }
 
-// ship makes a batch of a stretch, puts it into the store and records it. It returns
+// ship makes a batch of a stretch and has it put into the store and recorded. It returns
 // false where the stretch has no record's end.
 func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Position, part *stretch) (bool, error) {
 	object, err := logship.NewObject(s.Recipients.Keys, len(s.config.Sinks) > 0)
@@ -374,7 +380,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 		s.count("findings_"+f.Kind, f.N)
 	}
 	if batch.Lines == 0 {
-		return true, s.commit(ctx, part, batch, nil)
+		return true, s.record(ctx, part, batch, nil, nil)
 	}
 	m := &logship.Manifest{
 		Version: 1, Source: s.config.name(), Format: logship.FormatName(s.format), File: part.file, From: part.from, To: part.to,
@@ -384,7 +390,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 	if !batch.First.IsZero() {
 		m.First, m.Last = &batch.First, &batch.Last
 	}
-	return true, s.put(ctx, part, batch, object, m)
+	return true, s.record(ctx, part, batch, object, m)
 }
 
 // ours asks which messages are lines of the schema.
@@ -396,8 +402,72 @@ func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours 
 	return ours, fail("check own lines", err)
 }
 
-// put writes object and manifest, then records the batch.
-func (s *shipping) put(ctx context.Context, part *stretch, batch *logship.Batch, object *logship.Object, m *logship.Manifest) error {
+// recorded is how the recording of a stretch ended.
+type recorded struct {
+	batches, rows, taken int64
+	err                  error
+}
+
+// record hands a stretch over: it goes into store and database while the next one is
+// read, as if it were there. One after the other: so batches keep their order. That it
+// failed is said by the next call, or by wait, and nothing behind it is recorded.
+func (s *shipping) record(ctx context.Context, part *stretch, batch *logship.Batch, object *logship.Object, m *logship.Manifest) error {
+	if part.next.Offset == 0 {
+		part.next.Head, part.next.Tail = sha256.Sum256(nil), sha256.Sum256(nil)
+	}
+	said := map[string]any{
+		"source": s.config.name(), "format": logship.FormatName(s.format), "file_name": part.next.File, "to_offset": part.next.Offset,
+		"to_head": hex.EncodeToString(part.next.Head[:]), "to_tail": hex.EncodeToString(part.next.Tail[:]), "findings": append([]logship.Finding{}, part.findings...),
+	}
+	if s.known {
+		said["from_file"], said["from_offset"] = s.place.File, s.place.Offset
+	}
+	if batch != nil && !batch.Last.IsZero() {
+		said["first_occurred_at"], said["last_occurred_at"] = batch.First, batch.Last
+	}
+	state, err := s.state.Marshal()
+	if err != nil {
+		return fail("write state", err)
+	}
+	if err := s.wait(); err != nil {
+		return err
+	}
+	done := make(chan recorded, 1)
+	s.pending = done
+	go func() {
+		var r recorded
+		if r.err = s.put(ctx, said, object, m, &r); r.err == nil {
+			r.err = s.commit(ctx, said, state, batch, object, m, &r)
+		}
+		done <- r
+	}()
+	s.known, s.place = true, part.next
+	if batch != nil && batch.Last.After(s.last) {
+		s.last = batch.Last
+	}
+	return nil
+}
+
+// wait waits for the stretch that is on its way.
+func (s *shipping) wait() error {
+	if s.pending == nil {
+		return nil
+	}
+	r := <-s.pending
+	s.pending = nil
+	for name, n := range map[string]int64{"batches": r.batches, "events": r.rows, "numbers_taken": r.taken} {
+		if n > 0 {
+			s.count(name, n)
+		}
+	}
+	return r.err
+}
+
+// put writes object and manifest of a batch, where there is one, and says so.
+func (s *shipping) put(ctx context.Context, said map[string]any, object *logship.Object, m *logship.Manifest, r *recorded) error {
+	if object == nil {
+		return nil
+	}
 	err := s.tx(ctx, func(tx pgx.Tx) error {
 		last, err := db.New().LastLogBatch(ctx, tx)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
@@ -412,78 +482,51 @@ func (s *shipping) put(ctx context.Context, part *stretch, batch *logship.Batch,
 		return fail("number batch", err)
 	}
 	m.RetainUntil = m.RetainUntil.UTC()
+	var manifestKey string
 	for attempt := 1; ; attempt++ {
-		var manifestKey string
 		m.ObjectKey, manifestKey = logship.Keys(m.Number, attempt)
 		fault.Point("before put batch")
 		_, err := s.Store.Put(ctx, m.ObjectKey, bytes.NewReader(object.Stored.Bytes()), store.PutOptions{
 			RetainUntil: m.RetainUntil, ContentType: "application/octet-stream", IfNoneMatch: true,
 		})
-		if errors.Is(err, store.ErrExists) && attempt < 1000 {
-			s.count("numbers_taken", 1)
-			continue
+		if err == nil {
+			break
 		}
-		if err != nil {
+		if !errors.Is(err, store.ErrExists) || attempt == 1000 {
 			return fail("put batch", err)
 		}
-		fault.Point("after put batch")
-		document, err := m.Document()
-		if err != nil {
-			return fail("write manifest", err)
-		}
-		_, err = s.Store.Put(ctx, manifestKey, bytes.NewReader(document), store.PutOptions{RetainUntil: m.RetainUntil, ContentType: "application/json", IfNoneMatch: true})
-		if err != nil {
-			return fail("put manifest", err)
-		}
-		fault.Point("after put manifest")
-		var spool []byte
-		if len(s.config.Sinks) > 0 {
-			spool = object.Spool.Bytes()
-		}
-		return s.commit(ctx, part, batch, &stored{m, manifestKey, sha256.Sum256(document), spool})
+		r.taken++
 	}
-}
-
-type stored struct {
-	*logship.Manifest
-	key    string
-	digest [sha256.Size]byte
-	spool  []byte
+	fault.Point("after put batch")
+	document, err := m.Document()
+	if err != nil {
+		return fail("write manifest", err)
+	}
+	_, err = s.Store.Put(ctx, manifestKey, bytes.NewReader(document), store.PutOptions{RetainUntil: m.RetainUntil, ContentType: "application/json", IfNoneMatch: true})
+	if err != nil {
+		return fail("put manifest", err)
+	}
+	fault.Point("after put manifest")
+	digest := sha256.Sum256(document)
+	for name, value := range map[string]any{
+		"number": m.Number, "batch_file": m.File, "batch_from": m.From, "batch_to": m.To, "object_key": m.ObjectKey, "manifest_key": manifestKey,
+		"sha256": m.SHA256, "compressed_sha256": m.Compressed, "manifest_sha256": hex.EncodeToString(digest[:]), "previous_sha256": m.Previous,
+		"lines": m.Lines, "bytes": m.Bytes, "stored_bytes": m.StoredBytes, "counts": m.Counts, "retain_until": m.RetainUntil,
+	} {
+		said[name] = value
+	}
+	return nil
 }
 
 // commit moves the place, with the batch and its rows where there are any.
-func (s *shipping) commit(ctx context.Context, part *stretch, batch *logship.Batch, o *stored) error {
-	if part.next.Offset == 0 {
-		part.next.Head, part.next.Tail = sha256.Sum256(nil), sha256.Sum256(nil)
-	}
-	said := map[string]any{
-		"source": s.config.name(), "format": logship.FormatName(s.format), "file_name": part.next.File, "to_offset": part.next.Offset,
-		"to_head": hex.EncodeToString(part.next.Head[:]), "to_tail": hex.EncodeToString(part.next.Tail[:]), "findings": append([]logship.Finding{}, part.findings...),
-	}
-	if s.known {
-		said["from_file"], said["from_offset"] = s.place.File, s.place.Offset
-	}
-	if batch != nil && !batch.Last.IsZero() {
-		said["first_occurred_at"], said["last_occurred_at"] = batch.First, batch.Last
-	}
-	var spool []byte
-	if o != nil {
-		for name, value := range map[string]any{
-			"number": o.Number, "batch_file": o.File, "batch_from": o.From, "batch_to": o.To, "object_key": o.ObjectKey, "manifest_key": o.key,
-			"sha256": o.SHA256, "compressed_sha256": o.Compressed, "manifest_sha256": hex.EncodeToString(o.digest[:]), "previous_sha256": o.Previous,
-			"lines": o.Lines, "bytes": o.Bytes, "stored_bytes": o.StoredBytes, "counts": o.Counts, "retain_until": o.RetainUntil,
-		} {
-			said[name] = value
-		}
-		spool = o.spool
-	}
+func (s *shipping) commit(ctx context.Context, said map[string]any, state []byte, batch *logship.Batch, object *logship.Object, m *logship.Manifest, r *recorded) error {
 	document, err := json.Marshal(said)
 	if err != nil {
 		return fail("write batch", err)
 	}
-	state, err := s.state.Marshal()
-	if err != nil {
-		return fail("write state", err)
+	var spool []byte
+	if object != nil && len(s.config.Sinks) > 0 {
+		spool = object.Spool.Bytes()
 	}
 	fault.Point("before record batch")
 	var rows int64
@@ -492,11 +535,11 @@ func (s *shipping) commit(ctx context.Context, part *stretch, batch *logship.Bat
 		if err := queries.RecordLogBatch(ctx, tx, db.RecordLogBatchParams{Batch: document, State: state, Spool: spool}); err != nil {
 			return err
 		}
-		if o == nil {
+		if object == nil {
 			return nil
 		}
 		for _, piece := range batch.Rows {
-			piece.Batch = o.Number
+			piece.Batch = m.Number
 			n, err := queries.AddAccessEvents(ctx, tx, *piece)
 			if err != nil {
 				return err
@@ -510,16 +553,11 @@ func (s *shipping) commit(ctx context.Context, part *stretch, batch *logship.Bat
 		return fail("record batch", err)
 	}
 	fault.Point("after record batch")
-	s.known, s.place = true, part.next
-	if batch != nil && batch.Last.After(s.last) {
-		s.last = batch.Last
+	if r.rows = rows; object != nil {
+		r.batches = 1
+		s.Log.Debug("shipped", "job", "ship", "batch", m.Number, "lines", m.Lines, "bytes", m.Bytes)
 	}
-	if o != nil {
-		s.count("batches", 1)
-		s.count("events", rows)
-		s.Log.Debug("shipped", "job", "ship", "batch", o.Number, "lines", o.Lines, "bytes", o.Bytes)
-	}
-	for _, f := range part.findings {
+	for _, f := range said["findings"].([]logship.Finding) { //nolint:forcetypeassert // record put it there
 		s.Log.Warn("finding in the server's log", "job", "ship", "source", s.config.name(), "kind", f.Kind, "occurrences", f.N)
 	}
 	return nil
