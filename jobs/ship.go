@@ -113,6 +113,7 @@ func ShipLogs(ctx context.Context, d Deps, count func(string, int64)) error {
 	case len(d.Recipients.Keys) == 0:
 		return fmt.Errorf("%w: no archive recipients are configured", errNoLog)
 	}
+	letGo()
 	// Nearly all memory is rows and buffers that live for one batch.
 	defer debug.SetGCPercent(debug.SetGCPercent(20))
 	findings, err := d.Store.CheckSettings(ctx)
@@ -174,7 +175,7 @@ func (s *shipping) all(ctx context.Context, src logship.Source) error {
 		if err != nil {
 			s.state = nil
 			// Another run was faster.
-			if (refused(err, db.ErrLogMoved) || refused(err, db.ErrLogChain)) && tries < 3 {
+			if refused(err, db.ErrLogMoved) && tries < 3 {
 				tries++
 				continue
 			}
@@ -284,7 +285,7 @@ func (s *shipping) step(ctx context.Context, src logship.Source) (more bool, err
 		}
 		// What is left has no end.
 		if at.Complete && from < at.Size {
-			return true, s.rest(ctx, src, at)
+			return s.rest(ctx, src, at)
 		}
 		// The place may have moved without lines.
 		if at.Place.File != s.place.File || at.Place.Offset != s.place.Offset || len(at.Findings) > 0 || !s.known {
@@ -295,11 +296,12 @@ func (s *shipping) step(ctx context.Context, src logship.Source) (more bool, err
 }
 
 // rest ships the end of a file that ends within a record: with the beginning of the
-// next file where that makes it whole, else as cut.
-func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Position) error {
+// next file where that makes it whole, else as cut. While the next file may still bring
+// what is missing it waits.
+func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Position) (more bool, err error) {
 	tail := make([]byte, min(at.Size-at.Place.Offset, maxTail))
 	if _, err := at.File.ReadAt(tail, at.Place.Offset); err != nil && !errors.Is(err, io.EOF) {
-		return fail("read log", err)
+		return false, fail("read log", err)
 	}
 	part := &stretch{
 		region: logship.Region{Format: s.format, Data: at.File, From: at.Place.Offset, To: at.Size, Complete: true},
@@ -308,20 +310,24 @@ func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Pos
 	if at.Next != "" && at.Size-at.Place.Offset <= maxTail {
 		next, err := src.Open(ctx, at.Next)
 		if err != nil {
-			return fail("open log", err)
+			return false, fail("open log", err)
 		}
 		defer next.Close()
 		head := make([]byte, maxTail)
 		n, err := next.ReadAt(head, 0)
 		if err != nil && !errors.Is(err, io.EOF) {
-			return fail("read log", err)
+			return false, fail("read log", err)
 		}
-		if end := bytes.IndexByte(head[:n], '\n') + 1; end > 0 && whole(s.format, append(tail, head[:end]...)) && !whole(s.format, head[:end]) {
-			joined := append(tail, head[:end]...) //nolint:gocritic // the same bytes as above
-			mark, err := serverlog.MarkFile(next, int64(end))
+		end, open := joins(s.format, tail, head[:n])
+		if open && at.Newest && n < maxTail {
+			return false, nil
+		}
+		if end > 0 {
+			mark, err := serverlog.MarkFile(next, end)
 			if err != nil {
-				return fail("mark log", err)
+				return false, fail("mark log", err)
 			}
+			joined := append(tail, head[:end]...) //nolint:gocritic // the tail is needed no more
 			part.region = logship.Region{Format: s.format, Data: &logship.Memory{Data: joined}, To: int64(len(joined)), Complete: true}
 			part.next = logship.Place{File: at.Next, FilePlace: mark}
 			if ended, err := serverlog.MarkFile(at.File, at.Size); err == nil {
@@ -329,22 +335,30 @@ func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Pos
 			}
 		}
 	}
-	_, err := s.ship(ctx, src, at, part)
-	return err
+	_, err = s.ship(ctx, src, at, part)
+	return true, err
 }
 
 const maxTail = 4 << 20
 
-// whole tells whether some bytes are one record.
-func whole(format serverlog.Format, b []byte) bool {
-	reader := serverlog.NewReader(bytes.NewReader(b), serverlog.Options{Format: format, Complete: true})
-	var r serverlog.Record
-	n := 0
-	for reader.Next(&r) == nil {
-		n++
+// joins tells where in head the record ends that begins with tail, 0 where the two are
+// none; open, that neither has ended yet.
+func joins(format serverlog.Format, tail, head []byte) (end int64, open bool) {
+	read := func(src io.Reader) (ends int64, open bool) {
+		reader := serverlog.NewReader(src, serverlog.Options{Format: format})
+		var r serverlog.Record
+		err := reader.Next(&r)
+		if err == nil && r.Start == 0 {
+			return r.End, false
+		}
+		return 0, err != nil && reader.Offset() == 0
 	}
-	c := reader.Counts()
-	return n == 1 && c.Broken+c.Cut+c.TooLong == 0
+	// A head that is a record by itself ends nothing.
+	if alone, _ := read(bytes.NewReader(head)); alone > 0 {
+		return 0, false
+	}
+	end, open = read(io.MultiReader(bytes.NewReader(tail), bytes.NewReader(head)))
+	return max(end-int64(len(tail)), 0), open
 }
 
 // ship makes a batch of a stretch and has it put into the store and recorded. It returns
@@ -436,8 +450,14 @@ func (s *shipping) record(ctx context.Context, part *stretch, batch *logship.Bat
 	s.pending = done
 	go func() {
 		var r recorded
-		if r.err = s.put(ctx, said, object, m, &r); r.err == nil {
-			r.err = s.commit(ctx, said, state, batch, object, m, &r)
+		for range 20 {
+			if r.err = s.put(ctx, said, object, m, &r); r.err == nil {
+				r.err = s.commit(ctx, said, state, batch, object, m, &r)
+			}
+			// The shipping of another source took the number.
+			if !refused(r.err, db.ErrLogChain) {
+				break
+			}
 		}
 		done <- r
 	}()

@@ -479,4 +479,5 @@ func TestShipRealServer(t *testing.T) {
 	b.deps.Config.Ship = ShipConfig{Source: "server", Name: "by-connection"}
 	b.ship()
 	require.Len(t, b.ask("select 1 from custody_data.access_events e join custody_data.log_batches b on b.number = e.batch where e.kind = 'read' and b.source = 'by-connection'"), 2)
+	t.Run("csvlog", shipCSVByConnection)
 }
