@@ -113,7 +113,6 @@ func ShipLogs(ctx context.Context, d Deps, count func(string, int64)) error {
 	case len(d.Recipients.Keys) == 0:
 		return fmt.Errorf("%w: no archive recipients are configured", errNoLog)
 	}
-	letGo()
 	// Nearly all memory is rows and buffers that live for one batch.
 	defer debug.SetGCPercent(debug.SetGCPercent(20))
 	findings, err := d.Store.CheckSettings(ctx)
@@ -158,6 +157,7 @@ type shipping struct {
 }
 
 func (s *shipping) all(ctx context.Context, src logship.Source) error {
+	letGo()
 	if err := s.ask(ctx); err != nil {
 		return fail("read log_timezone", err)
 	}

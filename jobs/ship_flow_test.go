@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
 
 	"pgcustody/cmd/devstack/stack/stacktest"
@@ -90,6 +91,21 @@ func TestShipAtOnce(t *testing.T) {
 	require.Equal(t, []string{"server a.json", "standby a.json"}, b.ask("select s.source, s.file_name from custody_data.log_sources s order by 1"))
 	require.Empty(t, b.findings())
 	require.Len(t, b.ask("select 1 from custody_data.log_batches b where b.source = 'standby'"), len(b.ask("select 1 from custody_data.log_batches b where b.source = 'server'")))
+}
+
+// A line of ours under a key that is gone is no forgery, nor believed.
+func TestShipUnverified(t *testing.T) {
+	b := newShipBench(t)
+	b.believe()
+	person := uuid.NewString()
+	read := said{"v": 1, "what": "read", "tenant": tenant, "actor": person, "people": []string{person}}
+	b.write("a.json", b.own("1a.2b", "2", read), b.own("1a.2b", "1", read), b.own("1a.2b", "2", read))
+	b.ship()
+	require.Equal(t, []string{"unverified 1a.2b 1 3 2", "forged 1a.2b 2 2 1"}, b.findings())
+	require.Equal(t, []string{"forged"}, b.ask("select e.kind from custody_data.access_events e"))
+	lines := b.shipped()
+	require.Contains(t, lines[0], `"activity_name":"Unverified record"`)
+	require.NotContains(t, lines[0], person, "what nobody vouches for is not passed on")
 }
 
 // csvLine is the next line of a session, as csvlog has it.
