@@ -12,16 +12,14 @@ import (
 )
 
 const addAccessEvents = `-- name: AddAccessEvents :one
-select custody.add_access_events($1::bigint, $2::integer[], $3::integer[], $4::text[], $5::timestamptz[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::bigint[],
-  $16::text[], $17::text[], $18::text[], $19::text[], $20::bigint[], $21::text[], $22::text[])::bigint as rows
+select custody.add_access_events($1::bigint, $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+  $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
+  $15::integer[], $16::integer[], $17::integer[], $18::timestamptz[], $19::text[], $20::bigint[], $21::text[], $22::bigint[], $23::text[])::bigint as rows
 `
 
 type AddAccessEventsParams struct {
 	Batch        int64
-	Lines        []int32
-	Parts        []int32
 	Tenants      []string
-	OccurredAt   []time.Time
 	Kinds        []string
 	Classes      []string
 	Actions      []string
@@ -30,24 +28,25 @@ type AddAccessEventsParams struct {
 	Roles        []string
 	Actors       []string
 	Purposes     []string
-	People       []string
-	Counts       []int64
 	Clients      []string
 	Applications []string
 	Sessions     []string
+	States       []string
+	Sorts        []int32
+	Lines        []int32
+	Parts        []int32
+	OccurredAt   []time.Time
+	People       []string
+	Counts       []int64
 	Vxids        []string
 	Xacts        []int64
 	EventLines   []string
-	States       []string
 }
 
 func (q *Queries) AddAccessEvents(ctx context.Context, db DBTX, arg AddAccessEventsParams) (int64, error) {
 	row := db.QueryRow(ctx, addAccessEvents,
 		arg.Batch,
-		arg.Lines,
-		arg.Parts,
 		arg.Tenants,
-		arg.OccurredAt,
 		arg.Kinds,
 		arg.Classes,
 		arg.Actions,
@@ -56,15 +55,19 @@ func (q *Queries) AddAccessEvents(ctx context.Context, db DBTX, arg AddAccessEve
 		arg.Roles,
 		arg.Actors,
 		arg.Purposes,
-		arg.People,
-		arg.Counts,
 		arg.Clients,
 		arg.Applications,
 		arg.Sessions,
+		arg.States,
+		arg.Sorts,
+		arg.Lines,
+		arg.Parts,
+		arg.OccurredAt,
+		arg.People,
+		arg.Counts,
 		arg.Vxids,
 		arg.Xacts,
 		arg.EventLines,
-		arg.States,
 	)
 	var rows int64
 	err := row.Scan(&rows)
@@ -201,7 +204,7 @@ func (q *Queries) LedgerSize(ctx context.Context, db DBTX) (int64, error) {
 }
 
 const linesAreOurs = `-- name: LinesAreOurs :one
-select custody_data.lines_are_ours($1::text[], $2::text[])::boolean[] as ours
+select pg_catalog.array_to_string(custody_data.lines_are_ours($1::text[], $2::text[]), '', '?')::text as ours
 `
 
 type LinesAreOursParams struct {
@@ -209,9 +212,10 @@ type LinesAreOursParams struct {
 	Sessions []string
 }
 
-func (q *Queries) LinesAreOurs(ctx context.Context, db DBTX, arg LinesAreOursParams) ([]bool, error) {
+// A letter for each: t, f, and ? where nobody can tell.
+func (q *Queries) LinesAreOurs(ctx context.Context, db DBTX, arg LinesAreOursParams) (string, error) {
 	row := db.QueryRow(ctx, linesAreOurs, arg.Messages, arg.Sessions)
-	var ours []bool
+	var ours string
 	err := row.Scan(&ours)
 	return ours, err
 }
@@ -615,6 +619,23 @@ func (q *Queries) SealedEntries(ctx context.Context, db DBTX, arg SealedEntriesP
 		return nil, err
 	}
 	return items, nil
+}
+
+const serverLog = `-- name: ServerLog :one
+select pg_catalog.current_setting('log_timezone')::text as zone, pg_catalog.current_database()::text as database
+`
+
+type ServerLogRow struct {
+	Zone     string
+	Database string
+}
+
+// What the server's log has to be read by.
+func (q *Queries) ServerLog(ctx context.Context, db DBTX) (ServerLogRow, error) {
+	row := db.QueryRow(ctx, serverLog)
+	var i ServerLogRow
+	err := row.Scan(&i.Zone, &i.Database)
+	return i, err
 }
 
 const shippedLogsUntil = `-- name: ShippedLogsUntil :one

@@ -66,7 +66,7 @@ func (b *ledgerBench) sealed() {
 		_, err := Seal(b.Context(), b.deps)
 		require.NoError(b, err)
 		return b.unsealed() == 0
-	}, time.Minute, 10*time.Millisecond)
+	}, 5*time.Minute, 10*time.Millisecond)
 }
 
 func (b *ledgerBench) unsealed() (n int64) {
@@ -292,7 +292,7 @@ func TestSetBackDatabaseGoesOn(t *testing.T) {
 	require.Eventually(t, func() bool { // checkpoints are of whole seconds
 		_, err = NewAnchor(b.deps).Run(t.Context())
 		return !errors.Is(err, ledger.ErrLease)
-	}, time.Minute, 100*time.Millisecond)
+	}, 5*time.Minute, 100*time.Millisecond)
 	require.NoError(t, err)
 	b.sealed()
 	b.anchor()

@@ -86,7 +86,7 @@ func (b *archiveBench) settle(before ...string) {
 		var over bool
 		err := b.super.QueryRow(b.Context(), "select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) >= $1::text::xid8", end).Scan(&over)
 		return err == nil && over
-	}, time.Minute, 2*time.Millisecond, "a transaction of another test does not end")
+	}, 5*time.Minute, 2*time.Millisecond, "a transaction of another test does not end")
 }
 
 // run does one run through River, after everything that was written before, and
@@ -418,7 +418,7 @@ func (b *archiveBench) waiting(locktype, mode string) {
 				where l.locktype = $1 and l.mode = $2 and not l.granted
 					and l.database = (select d.oid from pg_catalog.pg_database d where d.datname = current_database()))`, locktype, mode).Scan(&waiting)
 		return err == nil && waiting
-	}, time.Minute, 2*time.Millisecond)
+	}, 5*time.Minute, 2*time.Millisecond)
 }
 
 // TestOpenSegmentsTakeTurns lets one call wait for another that has not committed.

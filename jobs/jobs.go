@@ -38,7 +38,8 @@ const (
 	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys, detect
 	QueueSubjects    = "subjects"    // erase, export
 	QueueNotices     = "notices"     // notify, alert
-	QueueLogs        = "logs"        // ship, sinks: apart, so that no long run keeps the log from the store
+	QueueLogs        = "logs"        // ship: apart, so that no long run keeps the log from the store
+	QueueSinks       = "sinks"       // sinks: apart from it, so that no slow sink does
 	QueueLedger      = "ledger"      // seal, anchor: apart, so that no long run keeps events from being sealed
 )
 
@@ -239,7 +240,9 @@ func NewClient(d Deps, o ClientOptions) (*river.Client[pgx.Tx], error) {
 			QueueSubjects:    {MaxWorkers: 4},
 			QueueNotices:     {MaxWorkers: 8},
 			QueueLedger:      {MaxWorkers: 4},
-			QueueLogs:        {MaxWorkers: 4},
+			// A second one would read and send what the first does.
+			QueueLogs:  {MaxWorkers: 1},
+			QueueSinks: {MaxWorkers: 1},
 		}
 	}
 	client, err := river.NewClient(riverpgxv5.New(d.Pool), config)

@@ -29,12 +29,12 @@ func TestSealSchedule(t *testing.T) {
 	b.Cleanup(func() { close(stopping) }) // before the clients, so that they need not wait for the shift's end
 	for range 3 {
 		b.events(10)
-		require.Eventually(t, func() bool { return b.unsealed() == 0 }, time.Minute, 20*time.Millisecond)
+		require.Eventually(t, func() bool { return b.unsealed() == 0 }, 5*time.Minute, 20*time.Millisecond)
 	}
 	require.Eventually(t, func() bool {
 		return b.number(SystemTenant, "select coalesce(max(tree_size), 0) from custody.ledger_checkpoints") ==
 			b.number(SystemTenant, "select count(*) from custody.audit_entries")
-	}, time.Minute, 20*time.Millisecond)
+	}, 5*time.Minute, 20*time.Millisecond)
 	require.Zero(t, b.number(SystemTenant, "select count(*) from custody_data.job_runs where job in ('anchor', 'seal')"))
 	require.Zero(t, b.number(SystemTenant, "select count(*) from custody.verify_ledger()"))
 	require.Positive(t, b.metric("pgcustody_job_items_total", "events", "seal"))

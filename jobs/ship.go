@@ -151,6 +151,8 @@ type shipping struct {
 	last   time.Time
 	state  *logship.State
 	memory logship.Memory
+	// pending is the stretch on its way into store and database, nil where there is none.
+	pending chan recorded
 }
 
 func (s *shipping) all(ctx context.Context, src logship.Source) error {
@@ -164,10 +166,14 @@ func (s *shipping) all(ctx context.Context, src logship.Source) error {
 			}
 		}
 		more, err := s.step(ctx, src)
+		if err != nil || !more || s.stopping() {
+			// What came before is what failed first.
+			err = cmp.Or(s.wait(), err)
+		}
 		if err != nil {
 			s.state = nil
 			// Another run was faster.
-			if (refused(err, db.ErrLogMoved) || refused(err, db.ErrLogChain)) && tries < 3 {
+			if refused(err, db.ErrLogMoved) && tries < 3 {
 				tries++
 				continue
 			}
@@ -186,13 +192,14 @@ func (s *shipping) tx(ctx context.Context, work func(pgx.Tx) error) error {
 // ask reads what the server's log has to be read by.
 func (s *shipping) ask(ctx context.Context) error {
 	return s.tx(ctx, func(tx pgx.Tx) error {
-		var zone string
-		if err := tx.QueryRow(ctx, "select pg_catalog.current_setting('log_timezone'), pg_catalog.current_database()::text").Scan(&zone, &s.database); err != nil {
+		log, err := db.New().ServerLog(ctx, tx)
+		if err != nil {
 			return err
 		}
+		s.database = log.Database
 		if s.config.Location == nil {
 			// A zone of the server's that this machine does not know leaves times that have no offset unknown.
-			s.config.Location, _ = time.LoadLocation(zone)
+			s.config.Location, _ = time.LoadLocation(log.Zone)
 		}
 		return nil
 	})
@@ -276,22 +283,23 @@ func (s *shipping) step(ctx context.Context, src logship.Source) (more bool, err
 		}
 		// What is left has no end.
 		if at.Complete && from < at.Size {
-			return true, s.rest(ctx, src, at)
+			return s.rest(ctx, src, at)
 		}
 		// The place may have moved without lines.
 		if at.Place.File != s.place.File || at.Place.Offset != s.place.Offset || len(at.Findings) > 0 || !s.known {
-			return false, s.commit(ctx, &stretch{next: at.Place, findings: at.Findings}, nil, nil)
+			return false, s.record(ctx, &stretch{next: at.Place, findings: at.Findings}, nil, nil, nil)
 		}
 		return false, nil
 	}
 }
 
 // rest ships the end of a file that ends within a record: with the beginning of the
-// next file where that makes it whole, else as cut.
-func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Position) error {
+// next file where that makes it whole, else as cut. While the next file may still bring
+// what is missing it waits.
+func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Position) (more bool, err error) {
 	tail := make([]byte, min(at.Size-at.Place.Offset, maxTail))
 	if _, err := at.File.ReadAt(tail, at.Place.Offset); err != nil && !errors.Is(err, io.EOF) {
-		return fail("read log", err)
+		return false, fail("read log", err)
 	}
 	part := &stretch{
 		region: logship.Region{Format: s.format, Data: at.File, From: at.Place.Offset, To: at.Size, Complete: true},
@@ -300,20 +308,24 @@ func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Pos
 	if at.Next != "" && at.Size-at.Place.Offset <= maxTail {
 		next, err := src.Open(ctx, at.Next)
 		if err != nil {
-			return fail("open log", err)
+			return false, fail("open log", err)
 		}
 		defer next.Close()
 		head := make([]byte, maxTail)
 		n, err := next.ReadAt(head, 0)
 		if err != nil && !errors.Is(err, io.EOF) {
-			return fail("read log", err)
+			return false, fail("read log", err)
 		}
-		if end := bytes.IndexByte(head[:n], '\n') + 1; end > 0 && whole(s.format, append(tail, head[:end]...)) && !whole(s.format, head[:end]) {
-			joined := append(tail, head[:end]...) //nolint:gocritic // the same bytes as above
-			mark, err := serverlog.MarkFile(next, int64(end))
+		end, open := joins(s.format, tail, head[:n])
+		if open && at.Newest && n < maxTail {
+			return false, nil
+		}
+		if end > 0 {
+			mark, err := serverlog.MarkFile(next, end)
 			if err != nil {
-				return fail("mark log", err)
+				return false, fail("mark log", err)
 			}
+			joined := append(tail, head[:end]...) //nolint:gocritic // the tail is needed no more
 			part.region = logship.Region{Format: s.format, Data: &logship.Memory{Data: joined}, To: int64(len(joined)), Complete: true}
 			part.next = logship.Place{File: at.Next, FilePlace: mark}
 			if ended, err := serverlog.MarkFile(at.File, at.Size); err == nil {
@@ -321,25 +333,33 @@ func (s *shipping) rest(ctx context.Context, src logship.Source, at *logship.Pos
 			}
 		}
 	}
-	_, err := s.ship(ctx, src, at, part)
-	return err
+	_, err = s.ship(ctx, src, at, part)
+	return true, err
 }
 
 const maxTail = 4 << 20
 
-// whole tells whether some bytes are one record.
-func whole(format serverlog.Format, b []byte) bool {
-	reader := serverlog.NewReader(bytes.NewReader(b), serverlog.Options{Format: format, Complete: true})
-	var r serverlog.Record
-	n := 0
-	for reader.Next(&r) == nil {
-		n++
+// joins tells where in head the record ends that begins with tail, 0 where the two are
+// none; open, that neither has ended yet.
+func joins(format serverlog.Format, tail, head []byte) (end int64, open bool) {
+	read := func(src io.Reader) (ends int64, open bool) {
+		reader := serverlog.NewReader(src, serverlog.Options{Format: format})
+		var r serverlog.Record
+		err := reader.Next(&r)
+		if err == nil && r.Start == 0 {
+			return r.End, false
+		}
+		return 0, err != nil && reader.Offset() == 0
 	}
-	c := reader.Counts()
-	return n == 1 && c.Broken+c.Cut+c.TooLong == 0
+	// A head that is a record by itself ends nothing.
+	if alone, _ := read(bytes.NewReader(head)); alone > 0 {
+		return 0, false
+	}
+	end, open = read(io.MultiReader(bytes.NewReader(tail), bytes.NewReader(head)))
+	return max(end-int64(len(tail)), 0), open
 }
 
-// ship makes a batch of a stretch, puts it into the store and records it. It returns
+// ship makes a batch of a stretch and has it put into the store and recorded. It returns
 // false where the stretch has no record's end.
 func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Position, part *stretch) (bool, error) {
 	object, err := logship.NewObject(s.Recipients.Keys, len(s.config.Sinks) > 0)
@@ -348,7 +368,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 	}
 	batch, err := logship.Build(part.region, s.state, logship.Options{
 		Encoder: s.config.Encoder, Location: s.config.Location, Database: s.database,
-		Ours: func(messages, sessions []string) ([]bool, error) { return s.ours(ctx, messages, sessions) },
+		Ours: func(messages, sessions []string) (string, error) { return s.ours(ctx, messages, sessions) },
 	}, object.Write)
 	if err = errors.Join(err, object.Close()); err != nil {
 		return false, fail("read log", err)
@@ -372,7 +392,7 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 		s.count("findings_"+f.Kind, f.N)
 	}
 	if batch.Lines == 0 {
-		return true, s.commit(ctx, part, batch, nil)
+		return true, s.record(ctx, part, batch, nil, nil)
 	}
 	m := &logship.Manifest{
 		Version: 1, Source: s.config.name(), Format: logship.FormatName(s.format), File: part.file, From: part.from, To: part.to,
@@ -382,11 +402,11 @@ func (s *shipping) ship(ctx context.Context, _ logship.Source, at *logship.Posit
 	if !batch.First.IsZero() {
 		m.First, m.Last = &batch.First, &batch.Last
 	}
-	return true, s.put(ctx, part, batch, object, m)
+	return true, s.record(ctx, part, batch, object, m)
 }
 
 // ours asks which messages are lines of the schema.
-func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours []bool, err error) {
+func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours string, err error) {
 	err = s.tx(ctx, func(tx pgx.Tx) (err error) {
 		ours, err = db.New().LinesAreOurs(ctx, tx, db.LinesAreOursParams{Messages: messages, Sessions: sessions})
 		return err
@@ -394,8 +414,78 @@ func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours 
 	return ours, fail("check own lines", err)
 }
 
-// put writes object and manifest, then records the batch.
-func (s *shipping) put(ctx context.Context, part *stretch, batch *logship.Batch, object *logship.Object, m *logship.Manifest) error {
+// recorded is how the recording of a stretch ended.
+type recorded struct {
+	batches, rows, taken int64
+	err                  error
+}
+
+// record hands a stretch over: it goes into store and database while the next one is
+// read, as if it were there. One after the other: so batches keep their order. That it
+// failed is said by the next call, or by wait, and nothing behind it is recorded.
+func (s *shipping) record(ctx context.Context, part *stretch, batch *logship.Batch, object *logship.Object, m *logship.Manifest) error {
+	if part.next.Offset == 0 {
+		part.next.Head, part.next.Tail = sha256.Sum256(nil), sha256.Sum256(nil)
+	}
+	said := map[string]any{
+		"source": s.config.name(), "format": logship.FormatName(s.format), "file_name": part.next.File, "to_offset": part.next.Offset,
+		"to_head": hex.EncodeToString(part.next.Head[:]), "to_tail": hex.EncodeToString(part.next.Tail[:]), "findings": append([]logship.Finding{}, part.findings...),
+	}
+	if s.known {
+		said["from_file"], said["from_offset"] = s.place.File, s.place.Offset
+	}
+	if batch != nil && !batch.Last.IsZero() {
+		said["first_occurred_at"], said["last_occurred_at"] = batch.First, batch.Last
+	}
+	state, err := s.state.Marshal()
+	if err != nil {
+		return fail("write state", err)
+	}
+	if err := s.wait(); err != nil {
+		return err
+	}
+	done := make(chan recorded, 1)
+	s.pending = done
+	go func() {
+		var r recorded
+		for range 20 {
+			if r.err = s.put(ctx, said, object, m, &r); r.err == nil {
+				r.err = s.commit(ctx, said, state, batch, object, m, &r)
+			}
+			// The shipping of another source took the number.
+			if !refused(r.err, db.ErrLogChain) {
+				break
+			}
+		}
+		done <- r
+	}()
+	s.known, s.place = true, part.next
+	if batch != nil && batch.Last.After(s.last) {
+		s.last = batch.Last
+	}
+	return nil
+}
+
+// wait waits for the stretch that is on its way.
+func (s *shipping) wait() error {
+	if s.pending == nil {
+		return nil
+	}
+	r := <-s.pending
+	s.pending = nil
+	for name, n := range map[string]int64{"batches": r.batches, "events": r.rows, "numbers_taken": r.taken} {
+		if n > 0 {
+			s.count(name, n)
+		}
+	}
+	return r.err
+}
+
+// put writes object and manifest of a batch, where there is one, and says so.
+func (s *shipping) put(ctx context.Context, said map[string]any, object *logship.Object, m *logship.Manifest, r *recorded) error {
+	if object == nil {
+		return nil
+	}
 	err := s.tx(ctx, func(tx pgx.Tx) error {
 		last, err := db.New().LastLogBatch(ctx, tx)
 		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
@@ -410,78 +500,51 @@ func (s *shipping) put(ctx context.Context, part *stretch, batch *logship.Batch,
 		return fail("number batch", err)
 	}
 	m.RetainUntil = m.RetainUntil.UTC()
+	var manifestKey string
 	for attempt := 1; ; attempt++ {
-		var manifestKey string
 		m.ObjectKey, manifestKey = logship.Keys(m.Number, attempt)
 		fault.Point("before put batch")
 		_, err := s.Store.Put(ctx, m.ObjectKey, bytes.NewReader(object.Stored.Bytes()), store.PutOptions{
 			RetainUntil: m.RetainUntil, ContentType: "application/octet-stream", IfNoneMatch: true,
 		})
-		if errors.Is(err, store.ErrExists) && attempt < 1000 {
-			s.count("numbers_taken", 1)
-			continue
+		if err == nil {
+			break
 		}
-		if err != nil {
+		if !errors.Is(err, store.ErrExists) || attempt == 1000 {
 			return fail("put batch", err)
 		}
-		fault.Point("after put batch")
-		document, err := m.Document()
-		if err != nil {
-			return fail("write manifest", err)
-		}
-		_, err = s.Store.Put(ctx, manifestKey, bytes.NewReader(document), store.PutOptions{RetainUntil: m.RetainUntil, ContentType: "application/json", IfNoneMatch: true})
-		if err != nil {
-			return fail("put manifest", err)
-		}
-		fault.Point("after put manifest")
-		var spool []byte
-		if len(s.config.Sinks) > 0 {
-			spool = object.Spool.Bytes()
-		}
-		return s.commit(ctx, part, batch, &stored{m, manifestKey, sha256.Sum256(document), spool})
+		r.taken++
 	}
-}
-
-type stored struct {
-	*logship.Manifest
-	key    string
-	digest [sha256.Size]byte
-	spool  []byte
+	fault.Point("after put batch")
+	document, err := m.Document()
+	if err != nil {
+		return fail("write manifest", err)
+	}
+	_, err = s.Store.Put(ctx, manifestKey, bytes.NewReader(document), store.PutOptions{RetainUntil: m.RetainUntil, ContentType: "application/json", IfNoneMatch: true})
+	if err != nil {
+		return fail("put manifest", err)
+	}
+	fault.Point("after put manifest")
+	digest := sha256.Sum256(document)
+	for name, value := range map[string]any{
+		"number": m.Number, "batch_file": m.File, "batch_from": m.From, "batch_to": m.To, "object_key": m.ObjectKey, "manifest_key": manifestKey,
+		"sha256": m.SHA256, "compressed_sha256": m.Compressed, "manifest_sha256": hex.EncodeToString(digest[:]), "previous_sha256": m.Previous,
+		"lines": m.Lines, "bytes": m.Bytes, "stored_bytes": m.StoredBytes, "counts": m.Counts, "retain_until": m.RetainUntil,
+	} {
+		said[name] = value
+	}
+	return nil
 }
 
 // commit moves the place, with the batch and its rows where there are any.
-func (s *shipping) commit(ctx context.Context, part *stretch, batch *logship.Batch, o *stored) error {
-	if part.next.Offset == 0 {
-		part.next.Head, part.next.Tail = sha256.Sum256(nil), sha256.Sum256(nil)
-	}
-	said := map[string]any{
-		"source": s.config.name(), "format": logship.FormatName(s.format), "file_name": part.next.File, "to_offset": part.next.Offset,
-		"to_head": hex.EncodeToString(part.next.Head[:]), "to_tail": hex.EncodeToString(part.next.Tail[:]), "findings": append([]logship.Finding{}, part.findings...),
-	}
-	if s.known {
-		said["from_file"], said["from_offset"] = s.place.File, s.place.Offset
-	}
-	if batch != nil && !batch.Last.IsZero() {
-		said["first_occurred_at"], said["last_occurred_at"] = batch.First, batch.Last
-	}
-	var spool []byte
-	if o != nil {
-		for name, value := range map[string]any{
-			"number": o.Number, "batch_file": o.File, "batch_from": o.From, "batch_to": o.To, "object_key": o.ObjectKey, "manifest_key": o.key,
-			"sha256": o.SHA256, "compressed_sha256": o.Compressed, "manifest_sha256": hex.EncodeToString(o.digest[:]), "previous_sha256": o.Previous,
-			"lines": o.Lines, "bytes": o.Bytes, "stored_bytes": o.StoredBytes, "counts": o.Counts, "retain_until": o.RetainUntil,
-		} {
-			said[name] = value
-		}
-		spool = o.spool
-	}
+func (s *shipping) commit(ctx context.Context, said map[string]any, state []byte, batch *logship.Batch, object *logship.Object, m *logship.Manifest, r *recorded) error {
 	document, err := json.Marshal(said)
 	if err != nil {
 		return fail("write batch", err)
 	}
-	state, err := s.state.Marshal()
-	if err != nil {
-		return fail("write state", err)
+	var spool []byte
+	if object != nil && len(s.config.Sinks) > 0 {
+		spool = object.Spool.Bytes()
 	}
 	fault.Point("before record batch")
 	var rows int64
@@ -490,11 +553,11 @@ func (s *shipping) commit(ctx context.Context, part *stretch, batch *logship.Bat
 		if err := queries.RecordLogBatch(ctx, tx, db.RecordLogBatchParams{Batch: document, State: state, Spool: spool}); err != nil {
 			return err
 		}
-		if o == nil {
+		if object == nil {
 			return nil
 		}
 		for _, piece := range batch.Rows {
-			piece.Batch = o.Number
+			piece.Batch = m.Number
 			n, err := queries.AddAccessEvents(ctx, tx, *piece)
 			if err != nil {
 				return err
@@ -508,16 +571,11 @@ func (s *shipping) commit(ctx context.Context, part *stretch, batch *logship.Bat
 		return fail("record batch", err)
 	}
 	fault.Point("after record batch")
-	s.known, s.place = true, part.next
-	if batch != nil && batch.Last.After(s.last) {
-		s.last = batch.Last
+	if r.rows = rows; object != nil {
+		r.batches = 1
+		s.Log.Debug("shipped", "job", "ship", "batch", m.Number, "lines", m.Lines, "bytes", m.Bytes)
 	}
-	if o != nil {
-		s.count("batches", 1)
-		s.count("events", rows)
-		s.Log.Debug("shipped", "job", "ship", "batch", o.Number, "lines", o.Lines, "bytes", o.Bytes)
-	}
-	for _, f := range part.findings {
+	for _, f := range said["findings"].([]logship.Finding) { //nolint:forcetypeassert // record put it there
 		s.Log.Warn("finding in the server's log", "job", "ship", "source", s.config.name(), "kind", f.Kind, "occurrences", f.N)
 	}
 	return nil

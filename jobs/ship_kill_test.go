@@ -68,8 +68,19 @@ func TestShipKilledAtEachPoint(t *testing.T) {
 		}
 		require.Len(t, b.shipped(), written, point)
 	}
+	rows := written / 2
+	// The same while the next batch is read.
+	for _, point := range points {
+		written += b.several("a.json", 2)
+		out, err := run("PGCUSTODY_FAULT=" + point + "#2")
+		require.True(t, killed(err), "%s: %s", point, out)
+		if out, err := run(); err != nil {
+			t.Fatal(point, out)
+		}
+	}
+	require.Len(t, b.seen(), written)
 	require.Equal(t, []string{"logon", "0"}, b.ask("select e.kind from custody_data.access_events e group by 1 union all select count(*)::text from custody_data.log_findings f"))
-	require.Len(t, b.ask("select 1 from custody_data.access_events"), written/2)
+	require.Len(t, b.ask("select 1 from custody_data.access_events"), rows)
 
 	// What the killed left is listed, and nothing else is wrong.
 	report, err := VerifyLogs(t.Context(), b.deps, true)

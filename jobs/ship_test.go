@@ -88,11 +88,12 @@ func (b *shipBench) own(session, mac string, line said) string {
 		said{"context": "PL/pgSQL function custody_data.write_line(text,text,text[],uuid[],bigint,boolean) line 1 at RAISE", "func_name": "exec_stmt_raise", "file_name": "pl_exec.c"})
 }
 
-// believe puts a stub in the place of the check of own lines: a MAC of zeros is right.
+// believe puts a stub in the place of the check of own lines: a MAC of zeros is right, of
+// one of twos nobody can tell.
 func (b *shipBench) believe() {
 	_, err := b.super.Exec(b.Context(), `
 create or replace function custody_data.lines_are_ours(p_messages text[], p_sessions text[]) returns boolean[] language sql as
-$$ select array_agg(m.message like '%.' || repeat('0', 64) || ' {%' order by m.n) from unnest(p_messages) with ordinality m (message, n) $$;
+$$ select array_agg(case when m.message not like '%.' || repeat('2', 64) || ' {%' then m.message like '%.' || repeat('0', 64) || ' {%' end order by m.n) from unnest(p_messages) with ordinality m (message, n) $$;
 grant execute on function custody_data.lines_are_ours(text[], text[]) to public`)
 	require.NoError(b, err)
 }
@@ -504,6 +505,8 @@ func TestShipRealServer(t *testing.T) {
 		_, err := b.super.Exec(context.WithoutCancel(t.Context()), "revoke pg_monitor, pg_read_server_files from custody_runner")
 		require.NoError(t, err)
 	})
+	// It runs when this one has ended, before the rights go.
+	t.Run("csvlog", shipCSVByConnection)
 	b.deps.Config.Ship = ShipConfig{Source: "server", Name: "by-connection"}
 	b.ship()
 	require.Len(t, b.ask("select 1 from custody_data.access_events e join custody_data.log_batches b on b.number = e.batch where e.kind = 'read' and b.source = 'by-connection'"), 4)

@@ -25,7 +25,7 @@ type SinksArgs struct{}
 func (SinksArgs) Kind() string { return "sinks" }
 
 func (SinksArgs) InsertOpts() river.InsertOpts {
-	return river.InsertOpts{Queue: QueueLogs, MaxAttempts: 1}
+	return river.InsertOpts{Queue: QueueSinks, MaxAttempts: 1}
 }
 
 // SinksWorker sends batches, and events of the trail, to each sink in its own time: a

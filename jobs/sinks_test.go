@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -33,6 +34,7 @@ type siem struct {
 	frames []string
 	syslog net.Listener
 	conns  sync.WaitGroup
+	open   []net.Conn
 }
 
 func newSIEM(t *testing.T) (*siem, *tls.Config) {
@@ -57,6 +59,9 @@ func newSIEM(t *testing.T) (*siem, *tls.Config) {
 			if err != nil {
 				return
 			}
+			s.mu.Lock()
+			s.open = append(s.open, conn)
+			s.mu.Unlock()
 			s.conns.Go(func() { s.read(conn) })
 		}
 	})
@@ -84,6 +89,15 @@ func (s *siem) read(conn net.Conn) {
 		s.mu.Lock()
 		s.frames = append(s.frames, string(frame))
 		s.mu.Unlock()
+	}
+}
+
+// drop closes the connections of syslog.
+func (s *siem) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, conn := range s.open {
+		_ = conn.Close()
 	}
 }
 
@@ -157,6 +171,79 @@ func TestSinks(t *testing.T) {
 	posted, frames := s.counts()
 	require.LessOrEqual(t, posted-3, int(size), "each once")
 	require.Equal(t, posted, frames)
+}
+
+// A sink that takes its time keeps nothing from the store, however many jobs want to send.
+func TestSinkSlow(t *testing.T) {
+	b := newShipBench(t)
+	sink := &slowSink{begun: make(chan struct{}, 100)}
+	b.deps.Config.Ship.Sinks = []logship.Sink{sink}
+	b.write("a.json", b.line("1a.2b", "one", nil))
+	b.ship()
+	client := b.client(b.deps, Schedule{})
+	b.start(client)
+	for range 8 {
+		_, err := client.Insert(t.Context(), SinksArgs{}, nil)
+		require.NoError(t, err)
+	}
+	<-sink.begun
+	b.write("a.json", b.line("1a.2b", "two", nil))
+	_, err := client.Insert(t.Context(), ShipArgs{}, nil)
+	require.NoError(t, err)
+	require.Eventually(t, func() bool { return len(b.batches()) == 2 }, time.Minute, 100*time.Millisecond)
+	require.Equal(t, []string{"2"}, b.ask("select count(*) from custody_data.log_spool"))
+}
+
+// slowSink answers when it is told to stop.
+type slowSink struct{ begun chan struct{} }
+
+func (s *slowSink) Name() string { return "slow" }
+func (s *slowSink) Close() error { return nil }
+
+func (s *slowSink) Send(ctx context.Context, _ []byte) error {
+	s.begun <- struct{}{}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// A syslog server that goes away and comes back gets what it missed; the lines of a chunk
+// that went with the connection come again.
+func TestSyslogAgain(t *testing.T) {
+	b := newShipBench(t)
+	s, trusted := newSIEM(t)
+	trusted.ServerName = "example.com"
+	sink, err := logship.OpenSink("syslog+tls://"+s.syslog.Addr().String(), logship.SinkOptions{TLS: trusted})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, sink.Close()) })
+	b.deps.Config.Ship.Sinks = []logship.Sink{sink}
+	n := 0
+	sent := func() {
+		n++
+		b.write("a.json", b.line("1a.2b", fmt.Sprint("line ", n), nil))
+		b.ship()
+		require.Eventually(t, func() bool {
+			_, err := SendToSinks(t.Context(), b.deps)
+			_, frames := s.counts()
+			return err == nil && frames == n
+		}, 20*time.Second, 50*time.Millisecond)
+	}
+	sent()
+	s.drop()
+	sent()
+	s.mu.Lock()
+	require.Len(t, s.open, 2, "over another connection")
+	s.mu.Unlock()
+	// Gone altogether: said, and tried again.
+	require.NoError(t, s.syslog.Close())
+	s.drop()
+	b.write("a.json", b.line("1a.2b", "late", nil))
+	b.ship()
+	require.Eventually(t, func() bool {
+		_, err := SendToSinks(t.Context(), b.deps)
+		return err != nil
+	}, 20*time.Second, 50*time.Millisecond)
+	require.Equal(t, []string{"unreachable 2"}, b.ask("select s.last_error, s.sent_lines from custody_data.log_sinks s"))
+	require.Equal(t, []string{"1"}, b.ask("select count(*) from custody_data.log_spool"))
 }
 
 func TestOpenSink(t *testing.T) {

@@ -1,3 +1,7 @@
+-- name: ServerLog :one
+-- What the server's log has to be read by.
+select pg_catalog.current_setting('log_timezone')::text as zone, pg_catalog.current_database()::text as database;
+
 -- name: LogSource :one
 select s.source, s.format, s.file_name, s.file_offset, s.file_head, s.file_tail, s.state, s.last_line_at
 from custody_data.log_sources s where s.tenant_id = 'system' and s.source = @source;
@@ -28,8 +32,9 @@ select pg_catalog.date_trunc('second', pg_catalog.clock_timestamp() + custody_da
 select custody.record_log_batch(@batch::jsonb, @state::bytea, sqlc.narg(spool)::bytea);
 
 -- name: AddAccessEvents :one
-select custody.add_access_events(@batch::bigint, @lines::integer[], @parts::integer[], @tenants::text[], @occurred_at::timestamptz[], @kinds::text[], @classes::text[], @actions::text[], @objects::text[], @logins::text[], @roles::text[], @actors::text[], @purposes::text[], @people::text[], @counts::bigint[],
-  @clients::text[], @applications::text[], @sessions::text[], @vxids::text[], @xacts::bigint[], @event_lines::text[], @states::text[])::bigint as rows;
+select custody.add_access_events(@batch::bigint, @tenants::text[], @kinds::text[], @classes::text[], @actions::text[], @objects::text[], @logins::text[], @roles::text[], @actors::text[],
+  @purposes::text[], @clients::text[], @applications::text[], @sessions::text[], @states::text[],
+  @sorts::integer[], @lines::integer[], @parts::integer[], @occurred_at::timestamptz[], @people::text[], @counts::bigint[], @vxids::text[], @xacts::bigint[], @event_lines::text[])::bigint as rows;
 
 -- name: LogSinks :many
 select s.sink, s.batch, s.line, s.trail_leaf, s.sent_lines, s.sent_at, s.failed_at, s.failures, s.last_error
@@ -61,7 +66,8 @@ select m::text as month from custody.drop_access_months(@max_months) m;
 select custody_data.ensure_access_partitions(@from_at, @to_at)::bigint as created;
 
 -- name: LinesAreOurs :one
-select custody_data.lines_are_ours(@messages::text[], @sessions::text[])::boolean[] as ours;
+-- A letter for each: t, f, and ? where nobody can tell.
+select pg_catalog.array_to_string(custody_data.lines_are_ours(@messages::text[], @sessions::text[]), '', '?')::text as ours;
 
 -- name: ReconcileLogs :many
 select r.kind::text as kind, r.findings::bigint as findings from custody.reconcile_logs(@since, @until) r;

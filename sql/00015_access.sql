@@ -45,7 +45,7 @@ create table custody_data.access_events (
 ) partition by range (recorded_at);
 create index access_events_identity_id_idx on custody_data.access_events (tenant_id, identity_id, occurred_at) where identity_id is not null;
 create index access_events_actor_id_idx on custody_data.access_events (tenant_id, actor_id, occurred_at) where actor_id is not null;
-create index access_events_session_id_idx on custody_data.access_events (session_id, vxid);
+-- A session's rows are found by their time: an index of sessions would cost shipping a fifth of its speed.
 create index access_events_occurred_at_idx on custody_data.access_events using brin (occurred_at);
 create index access_events_unreconciled_idx on custody_data.access_events (recorded_at) where event_xid is not null and rolled_back is null;
 comment on table custody_data.access_events is 'Who read what, whose record it was, who came and who was refused: lines of the server''s log that are believed, and claims that are not (forged). Append-only, partitioned by month of recorded_at in UTC, kept for the policy access; the batches in the store have all lines.';
@@ -160,7 +160,7 @@ create table custody_data.log_findings (
 create index log_findings_found_at_idx on custody_data.log_findings (tenant_id, found_at desc);
 create index log_findings_kind_idx on custody_data.log_findings (tenant_id, kind, source, found_at desc);
 comment on table custody_data.log_findings is 'What is wrong with a log, with a line of it, or between log, trail and store: append-only. What repeats within a batch is one row (occurrences).';
-comment on column custody_data.log_findings.kind is 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours, under a key that is gone). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
+comment on column custody_data.log_findings.kind is 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours under a key retired more than 35 days ago, or pgaudit''s in a log that names no source: nobody can tell). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
 comment on column custody_data.log_findings.line_from is 'Line numbers within the session; bytes for truncated, too_long, broken and cut. line_to the last.';
 comment on column custody_data.log_findings.occurred_at is 'Time of the line that showed it.';
 comment on column custody_data.log_findings.detail is 'File, object, table or SQLSTATE, as the kind has it; nothing that a client wrote.';

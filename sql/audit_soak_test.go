@@ -104,7 +104,7 @@ func TestEveryAuditedReadHasItsContext(t *testing.T) {
 			}
 		}
 	}
-	require.Eventually(t, func() bool { read(); return len(audited) >= clients*turns*reads }, time.Minute, 100*time.Millisecond,
+	require.Eventually(t, func() bool { read(); return len(audited) >= clients*turns*reads }, 5*time.Minute, 100*time.Millisecond,
 		"reads of personal tables are missing in the log")
 	require.Equal(t, clients*turns*reads, len(audited))
 	require.Equal(t, clients*turns, len(contexts), "contexts")

@@ -41,8 +41,8 @@ type Options struct {
 	// and neither believed nor doubted.
 	Database string
 	// Ours tells which messages are lines of the schema, given the session that each
-	// stands in.
-	Ours func(messages, sessions []string) ([]bool, error)
+	// stands in, by a letter for each: t, f, and ? where nobody can tell any more.
+	Ours func(messages, sessions []string) (string, error)
 }
 
 // Region is a stretch of a log.
@@ -66,7 +66,12 @@ type Batch struct {
 }
 
 // piece is how many rows one statement inserts.
-const piece = 2048
+const piece = 8192
+
+// sort is what many access events have in common.
+type sort struct {
+	tenant, kind, class, action, object, login, role, actor, purpose, client, application, session, state string
+}
 
 var ownPrefix = []byte("PGCUSTODY ")
 
@@ -96,7 +101,7 @@ func candidate(r *serverlog.Record) bool {
 func Build(region Region, state *State, o Options, out func(lines []byte, n int64) error) (*Batch, error) {
 	b := &builder{
 		Batch: Batch{Counts: map[string]int64{}, End: region.From}, o: o, state: state, enc: serverlog.NewEncoder(o.Encoder),
-		folded: map[foldKey]int{}, interned: map[string]string{}, clients: map[string]string{},
+		folded: map[foldKey]int{}, interned: map[string]string{}, clients: map[string]string{}, sorts: map[sort]int32{},
 		seq: serverlog.NewSequence(serverlog.SequenceOptions{Since: state.Since, Latest: state.Latest}, state.Sessions...),
 	}
 	if err := b.look(region); err != nil {
@@ -160,12 +165,13 @@ type builder struct {
 	folded   map[foldKey]int
 	interned map[string]string
 	clients  map[string]string // addresses by remote_host, empty for names
+	sorts    map[sort]int32    // of the last piece, from 1
 }
 
 // claimed is a record that says to be one of the schema's lines.
 type claimed struct {
 	message, session string
-	ours             bool
+	ours             byte
 }
 
 // look finds the records that claim to be the schema's, and asks about them.
@@ -275,6 +281,24 @@ func (c *claimed) parse() (o own, mac string, ok bool) {
 	return o, mac[:16], ok
 }
 
+// kind says what it is, and reads it where it is the schema's.
+func (c *claimed) kind(line *own, mac *string) serverlog.Kind {
+	var ok bool
+	switch c.ours {
+	case '?':
+		return serverlog.OwnUnverified
+	case 't':
+		if *line, *mac, ok = c.parse(); !ok {
+			break
+		}
+		if line.What == "context" {
+			return serverlog.OwnContext
+		}
+		return serverlog.OwnRead
+	}
+	return serverlog.Forgery
+}
+
 func (b *builder) record(dst []byte, r *serverlog.Record) []byte {
 	b.Lines++
 	kind := b.enc.Read(r)
@@ -305,13 +329,8 @@ func (b *builder) record(dst []byte, r *serverlog.Record) []byte {
 		if len(b.claimed) > 0 {
 			next := b.claimed[0]
 			b.claimed = b.claimed[1:]
-			if next.ours && next.message == string(r.Message) && next.session == string(r.SessionID) {
-				var ok bool
-				if line, mac, ok = next.parse(); ok {
-					if kind = serverlog.OwnRead; line.What == "context" {
-						kind = serverlog.OwnContext
-					}
-				}
+			if next.message == string(r.Message) && next.session == string(r.SessionID) {
+				kind = next.kind(&line, &mac)
 			}
 		}
 		b.enc.Claim(kind)
@@ -378,7 +397,7 @@ func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c 
 	case serverlog.Statement:
 		a := b.enc.Audit()
 		what, class, action, object, rows = "statement", b.intern(a.Class), b.intern(a.Command), b.intern(a.Name), a.Rows
-	case serverlog.Unproven:
+	case serverlog.Unproven, serverlog.OwnUnverified:
 		b.finding(r, "unverified")
 		return
 	case serverlog.Forgery:
@@ -437,35 +456,56 @@ func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c 
 	if kind == serverlog.Failed || kind == serverlog.LogonFailed {
 		state = b.intern(r.StateCode)
 	}
-	people := []string{person}
+	of := b.sort(&sort{tenant, what, class, action, object, b.intern(r.User), clean(role), actor, purpose, client, b.intern(r.ApplicationName), b.intern(r.SessionID), state})
+	vxid := clean(string(r.VXID))
 	if kind == serverlog.OwnRead && len(line.People) > 0 {
-		people = line.People
+		for i, person := range line.People {
+			b.add(of, int32(i), at, person, rows, vxid, xact, mac) //nolint:gosec // 1000 people at most
+		}
+		return
 	}
-	for i, person := range people {
-		p := b.piece()
-		p.Lines, p.Parts = append(p.Lines, int32(b.Lines)), append(p.Parts, int32(i)) //nolint:gosec // at most 8 Mi lines and 1000 people
-		p.Tenants, p.OccurredAt, p.Kinds = append(p.Tenants, tenant), append(p.OccurredAt, at), append(p.Kinds, what)
-		p.Classes, p.Actions, p.Objects = append(p.Classes, class), append(p.Actions, action), append(p.Objects, object)
-		p.Logins, p.Roles, p.Actors = append(p.Logins, b.intern(r.User)), append(p.Roles, clean(role)), append(p.Actors, actor)
-		p.Purposes, p.People, p.Counts = append(p.Purposes, purpose), append(p.People, person), append(p.Counts, rows)
-		p.Clients, p.Applications, p.Sessions = append(p.Clients, client), append(p.Applications, b.intern(r.ApplicationName)), append(p.Sessions, b.intern(r.SessionID))
-		p.Vxids, p.Xacts, p.EventLines = append(p.Vxids, clean(string(r.VXID))), append(p.Xacts, xact), append(p.EventLines, mac)
-		p.States = append(p.States, state)
-	}
+	b.add(of, 0, at, person, rows, vxid, xact, mac)
 }
 
-// piece is the piece that takes the next row.
-func (b *builder) piece() *db.AddAccessEventsParams {
-	if n := len(b.Rows); n > 0 && len(b.Rows[n-1].Lines) < piece {
-		return b.Rows[n-1]
+// sort returns the number of a sort in the piece that takes the next rows.
+func (b *builder) sort(s *sort) int32 {
+	if n := len(b.Rows); n == 0 || len(b.Rows[n-1].Lines) >= piece {
+		b.Rows = append(b.Rows, &db.AddAccessEventsParams{
+			Sorts: make([]int32, 0, piece), Lines: make([]int32, 0, piece), OccurredAt: make([]time.Time, 0, piece), Vxids: make([]string, 0, piece),
+		})
+		clear(b.sorts)
 	}
-	texts := func() []string { return make([]string, 0, piece) }
-	b.Rows = append(b.Rows, &db.AddAccessEventsParams{
-		Lines: make([]int32, 0, piece), Parts: make([]int32, 0, piece), Tenants: texts(), OccurredAt: make([]time.Time, 0, piece), Kinds: texts(), Classes: texts(),
-		Actions: texts(), Objects: texts(), Logins: texts(), Roles: texts(), Actors: texts(), Purposes: texts(), People: texts(), Counts: make([]int64, 0, piece),
-		Clients: texts(), Applications: texts(), Sessions: texts(), Vxids: texts(), Xacts: make([]int64, 0, piece), EventLines: texts(), States: texts(),
-	})
-	return b.Rows[len(b.Rows)-1]
+	of, ok := b.sorts[*s]
+	if !ok {
+		p := b.Rows[len(b.Rows)-1]
+		p.Tenants, p.Kinds, p.Classes, p.Actions = append(p.Tenants, s.tenant), append(p.Kinds, s.kind), append(p.Classes, s.class), append(p.Actions, s.action)
+		p.Objects, p.Logins, p.Roles, p.Actors = append(p.Objects, s.object), append(p.Logins, s.login), append(p.Roles, s.role), append(p.Actors, s.actor)
+		p.Purposes, p.Clients, p.Applications = append(p.Purposes, s.purpose), append(p.Clients, s.client), append(p.Applications, s.application)
+		p.Sessions, p.States = append(p.Sessions, s.session), append(p.States, s.state)
+		of = int32(len(p.Tenants)) //nolint:gosec // a piece and the people of one line
+		b.sorts[*s] = of
+	}
+	return of
+}
+
+// add adds a row to the last piece. What no row of it has anything of stays empty.
+func (b *builder) add(of, part int32, at time.Time, person string, rows int64, vxid string, xact int64, mac string) {
+	p := b.Rows[len(b.Rows)-1]
+	n := len(p.Lines)
+	p.Sorts, p.Lines, p.OccurredAt = append(p.Sorts, of), append(p.Lines, int32(b.Lines)), append(p.OccurredAt, at) //nolint:gosec // at most 8 Mi lines
+	p.Parts, p.People, p.Counts = seldom(p.Parts, n, part, 0), seldom(p.People, n, person, ""), seldom(p.Counts, n, rows, -1)
+	p.Vxids, p.Xacts, p.EventLines = seldom(p.Vxids, n, vxid, ""), seldom(p.Xacts, n, xact, 0), seldom(p.EventLines, n, mac, "")
+}
+
+// seldom appends the value of row n, and of those before it where it is the first of all.
+func seldom[T comparable](to []T, n int, value, none T) []T {
+	if value == none && len(to) == 0 {
+		return to
+	}
+	for len(to) < n {
+		to = append(to, none)
+	}
+	return append(to, value)
 }
 
 // finding adds what a record shows, or counts it to what the session showed before.

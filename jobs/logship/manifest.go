@@ -11,6 +11,7 @@ import (
 	"io"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"filippo.io/age"
@@ -125,7 +126,7 @@ func NewObject(recipients []age.Recipient, spool bool) (*Object, error) {
 	if len(recipients) == 0 {
 		return nil, segment.ErrNoRecipients
 	}
-	o := &Object{digest: sha256.New()}
+	o := &Object{digest: sha256.New(), compress: encoders.Get().(*zstd.Encoder)} //nolint:forcetypeassert // it has no others
 	var err error
 	if o.encrypt, err = age.Encrypt(&o.Stored, recipients...); err != nil {
 		return nil, fmt.Errorf("open age: %w", err)
@@ -134,9 +135,18 @@ func NewObject(recipients []age.Recipient, spool bool) (*Object, error) {
 	if spool {
 		to = append(to, &o.Spool)
 	}
-	o.compress, err = zstd.NewWriter(io.MultiWriter(to...), zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(true))
-	return o, err
+	o.compress.Reset(io.MultiWriter(to...))
+	return o, nil
 }
+
+// encoders are used again: each takes megabytes.
+var encoders = sync.Pool{New: func() any {
+	e, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20), zstd.WithEncoderCRC(true), zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		panic(err) // of the options
+	}
+	return e
+}}
 
 // Write takes lines.
 func (o *Object) Write(lines []byte, _ int64) error {
@@ -149,6 +159,8 @@ func (o *Object) Close() error {
 	if err := errors.Join(o.compress.Close(), o.encrypt.Close()); err != nil {
 		return err
 	}
+	encoders.Put(o.compress)
+	o.compress = nil
 	o.digest.Sum(o.Sums.Compressed[:0])
 	o.Sums.Stored = sha256.Sum256(o.Stored.Bytes())
 	return nil

@@ -206,6 +206,7 @@ type Position struct {
 	Size     int64
 	Complete bool // it will not grow
 	Next     string
+	Newest   bool // nothing comes behind Next
 	Findings []Finding
 }
 
@@ -319,7 +320,7 @@ func (p *Position) settle(ctx context.Context, src Source, files []File, state *
 		if !p.Complete {
 			return nil
 		}
-		p.Next = files[i+1].Name
+		p.Next, p.Newest = files[i+1].Name, i+2 == len(files)
 		// It may have grown between the listing and the beginning of the next one.
 		if p.Size, err = p.File.Size(); err != nil || p.Place.Offset < p.Size {
 			return err

@@ -3,6 +3,7 @@ package logship
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"time"
@@ -69,15 +70,13 @@ func (s *State) Finish(place Place) {
 // Marshal writes the state down.
 func (s *State) Marshal() ([]byte, error) {
 	var b bytes.Buffer
-	w, err := zstd.NewWriter(&b, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<18))
-	if err != nil {
+	w := encoders.Get().(*zstd.Encoder) //nolint:forcetypeassert // it has no others
+	w.Reset(&b)
+	if err := errors.Join(json.NewEncoder(w).Encode(s), w.Close()); err != nil {
 		return nil, err
 	}
-	if err := json.NewEncoder(w).Encode(s); err != nil {
-		return nil, err
-	}
-	err = w.Close()
-	return b.Bytes(), err
+	encoders.Put(w)
+	return b.Bytes(), nil
 }
 
 // ParseState reads a state; of no bytes, the first.

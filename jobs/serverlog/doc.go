@@ -92,11 +92,11 @@
 //	category_uid   6; 3
 //	activity_id    6005: READ 1 Read; WRITE: UPDATE 2, DELETE and TRUNCATE 7, others 5 Write;
 //	               connection received 3 Connect; else 99 with activity_name DDL, Role, Function,
-//	               Misc, Failed statement, Forged record, Message; Context; own reads 1 Read
+//	               Misc, Failed statement, Forged record, Unverified record, Message; Context; own reads 1 Read
 //	               3002: logon and logon failed 1, logoff 2, authenticated 99
 //	type_uid       class_uid × 100 + activity_id
 //	severity_id    1; failed 2; logon failed 3; forged 4
-//	status_id      1; failed and logon failed 2; forged 99 (status: Not believed)
+//	status_id      1; failed and logon failed 2; forged and unverified 99 (status: Not believed)
 //	status_code    SQLSTATE
 //	time           of the record, ms since 1970; 0 if its zone is not known
 //	message        the server's (see Redaction), not for statements

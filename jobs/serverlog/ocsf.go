@@ -39,10 +39,12 @@ const (
 	// checked and says so by Claim: Read never finds them.
 	OwnContext
 	OwnRead
+	// OwnUnverified claims to be one, and nobody can tell any more.
+	OwnUnverified
 )
 
 var kindNames = [...]string{
-	"other", "statement", "unproven", "forgery", "connect", "authenticated", "logon", "logon failed", "logoff", "failed", "context", "read",
+	"other", "statement", "unproven", "forgery", "connect", "authenticated", "logon", "logon failed", "logoff", "failed", "context", "read", "unverified",
 }
 
 func (k Kind) String() string { return kindNames[k] }
@@ -102,7 +104,7 @@ func (e *Encoder) Read(r *Record) Kind {
 }
 
 // Claim says what the record that was read last is, where the caller knows better:
-// OwnContext and OwnRead, whose message is passed on as it is, or Forgery.
+// OwnContext and OwnRead, whose message is passed on as it is, OwnUnverified or Forgery.
 func (e *Encoder) Claim(k Kind) { e.kind = k }
 
 func (e *Encoder) classify(r *Record) Kind {
@@ -232,6 +234,8 @@ func (e *Encoder) Append(dst []byte, c *Context) []byte {
 		did = activity{99, "Context"}
 	case OwnRead:
 		did = activity{id: 1}
+	case OwnUnverified:
+		did, status = activity{99, "Unverified record"}, 99
 	}
 
 	dst = append(dst, `{"activity_id":`...)

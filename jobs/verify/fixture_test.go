@@ -142,7 +142,7 @@ func (f *fixture) seal() {
 		require.NoError(f, f.conn.QueryRow(f.Context(), `select count(*) from custody_data.audit_logs a, custody_data.ledger_heads h
 			where a.xid >= h.sealed_to and (a.xid > h.sealed_to or h.sealed_to_entry_id is null or a.log_entry_id > h.sealed_to_entry_id) and a.xid < '900000000000'`).Scan(&left))
 		return left == 0
-	}, time.Minute, 20*time.Millisecond, "events stay unsealed")
+	}, 5*time.Minute, 20*time.Millisecond, "events stay unsealed")
 }
 
 // leaves reads the hashes of level 0.

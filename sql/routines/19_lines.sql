@@ -38,8 +38,9 @@
 --
 -- The key is the owner's, made by migrations or by the first transaction that needs one, rotated by
 -- custody.rotate_context_key, which keeps the secret of a retired one for 35 days, so that logs that come late can be
--- checked. It is not in dumps: after a restore, logs from before cannot be checked. A key that a transaction made and rolled
--- back is unknown to the check: that happens once in a database's life at most, and is found as a forgery.
+-- checked; the kid stays, so that a line that comes later still is told from one under a key that never was. It is not in
+-- dumps: after a restore, logs from before cannot be checked, and their keys never were. A key that a transaction made and
+-- rolled back is unknown to the check: that happens once in a database's life at most, and is found as a forgery.
 --
 -- Test vector: under the secret sha256('pgcustody line'), of the kid 00000000-0000-4000-8000-000000000001,
 --   {"v":1,"what":"context","tenant":"acme","actor":"~0123456789abcdef","purpose":"care","login":"app","role":"app","pid":4711,"xact":1795305600000000}
@@ -171,20 +172,23 @@ declare
   v_results boolean[];
 begin
   with given as materialized (
-    select m.n, m.message, m.session, k.secret, substr(m.message, 48, 64) as mac, convert_to(substr(m.message, 113), 'UTF8') as said
+    select m.n, m.message, m.session, case when coalesce(k.retired_at > clock_timestamp() - interval '35 days', true) then k.secret end as secret, k.kid,
+      m.message like 'PGCUSTODY ____________________________________.________________________________________________________________ {%' as formed,
+      substr(m.message, 48, 64) as mac, convert_to(substr(m.message, 113), 'UTF8') as said
     from unnest(p_messages, p_sessions) with ordinality m (message, session, n)
     left join custody_keys.context_keys k on k.tenant_id = 'system' and k.kind = 'line' and k.kid = substr(m.message, 11, 36)
-      and (k.retired_at is null or k.retired_at > clock_timestamp() - interval '35 days')
   ), made as materialized (
     -- Compared by their digests under the key: how long that takes tells nothing about the MACs.
-    select g.n, g.session,
-      case when coalesce(g.secret is not null and g.message like 'PGCUSTODY ____________________________________.________________________________________________________________ {%'
+    select g.n, g.session, g.formed and g.kid is not null and g.secret is null as unverified,
+      case when coalesce(g.secret is not null and g.formed
           and sha256(g.secret || convert_to(g.mac, 'UTF8')) = sha256(g.secret || convert_to(encode(custody_data.hmac_sha256(g.said, g.secret), 'hex'), 'UTF8')), false)
         then convert_from(g.said, 'UTF8')::json end as line
     from given g
   )
   select array_agg(case
-      when m.line is null or m.session is null or m.session !~ '^[0-9a-f]{1,15}\.[0-9a-f]{1,8}$' then false
+      when m.session is null or m.session !~ '^[0-9a-f]{1,15}\.[0-9a-f]{1,8}$' then false
+      when m.unverified then null
+      when m.line is null then false
       else ('x' || lpad(split_part(m.session, '.', 2), 16, '0'))::bit(64)::bigint = (m.line ->> 'pid')::bigint
         and ('x' || lpad(split_part(m.session, '.', 1), 16, '0'))::bit(64)::bigint <= (m.line ->> 'xact')::bigint / 1000000 end order by m.n)
   into v_results
@@ -195,7 +199,7 @@ $$;
 revoke all on function custody_data.lines_are_ours(text[], text[]) from public;
 grant execute on function custody_data.lines_are_ours(text[], text[]) to custody_worker;
 comment on function custody_data.lines_are_ours(text[], text[]) is
-'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Callers: custody_worker.';
+'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Null where the key was retired longer ago: nobody can tell any more. Callers: custody_worker.';
 
 do $$
 begin

@@ -184,15 +184,18 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 
 
 -- definer: access events are written by this function alone
 create or replace function custody.add_access_events(
-  p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamptz[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[],
-  p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[],
-  p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]
+  p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[],
+  p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[],
+  p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamptz[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]
 )
 returns bigint
 language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+-- A sort is looked up by its number: how many there are the planner cannot know.
+set enable_nestloop = off
+set enable_mergejoin = off
 as $$
 declare
   v_recorded_at timestamptz;
@@ -206,24 +209,35 @@ begin
       message = format('batch %s of logs was not recorded in this transaction', coalesce(p_batch::text, 'null')),
       hint = 'Access events go with their batch: custody.record_log_batch comes first, in the same transaction.';
   end if;
+  with sorts as materialized (
+    select s.n, coalesce(nullif(s.tenant, ''), 'system')::custody_data.tenant_name as tenant_id, s.kind, nullif(s.class, '') as class, nullif(s.action, '') as action,
+      nullif(s.object, '') as object_name, nullif(s.login, '') as login, nullif(s.role, '') as role,
+      case when s.actor <> '' and left(s.actor, 1) <> '~' then s.actor::uuid end as actor_id, case when left(s.actor, 1) = '~' then s.actor end as actor_pseudonym,
+      nullif(s.purpose, '') as purpose, nullif(s.client, '')::inet as client, nullif(s.application, '') as application, s.session, nullif(s.state, '') as state_code
+    from unnest(p_tenants, p_kinds, p_classes, p_actions, p_objects, p_logins, p_roles, p_actors, p_purposes, p_clients, p_applications, p_sessions, p_states)
+      with ordinality s (tenant, kind, class, action, object, login, role, actor, purpose, client, application, session, state, n)
+  )
   insert into custody_data.access_events (tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, action, object_name, login, role,
     actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, event_xid, state_code)
-  select coalesce(nullif(u.tenant, ''), 'system'), v_recorded_at, p_batch, u.line, u.part, u.occurred_at, u.kind, nullif(u.class, ''), nullif(u.action, ''), nullif(u.object, ''),
-    nullif(u.login, ''), nullif(u.role, ''), case when u.actor <> '' and left(u.actor, 1) <> '~' then u.actor::uuid end, case when left(u.actor, 1) = '~' then u.actor end,
-    nullif(u.purpose, ''), nullif(u.person, '')::uuid, nullif(u.n, -1), nullif(u.client, '')::inet, nullif(u.application, ''), u.session, nullif(u.vxid, ''),
+  select s.tenant_id, v_recorded_at, p_batch, u.line, coalesce(u.part, 0), u.occurred_at, s.kind, s.class, s.action, s.object_name, s.login, s.role,
+    s.actor_id, s.actor_pseudonym, s.purpose, nullif(u.person, '')::uuid, nullif(u.n, -1), s.client, s.application, s.session, nullif(u.vxid, ''),
     case when u.xact > 0 then timestamptz 'epoch' + u.xact * interval '1 microsecond' end, nullif(regexp_replace(u.event_line, ' \d+$', ''), ''),
-    substring(u.event_line from ' (\d+)$')::xid8, nullif(u.state, '')
-  from unnest(p_lines, p_parts, p_tenants, p_occurred_at, p_kinds, p_classes, p_actions, p_objects, p_logins, p_roles, p_actors, p_purposes, p_people, p_rows,
-    p_clients, p_applications, p_sessions, p_vxids, p_xacts, p_event_lines, p_states)
-    u (line, part, tenant, occurred_at, kind, class, action, object, login, role, actor, purpose, person, n, client, application, session, vxid, xact, event_line, state);
+    substring(u.event_line from ' (\d+)$')::xid8, s.state_code
+  from (
+    -- In the list, not in FROM: there each array would be written down first.
+    select unnest(p_sorts) as sort, unnest(p_lines) as line, unnest(p_parts) as part, unnest(p_occurred_at) as occurred_at, unnest(p_people) as person, unnest(p_rows) as n,
+      unnest(p_vxids) as vxid, unnest(p_xacts) as xact, unnest(p_event_lines) as event_line
+  ) u
+  -- A row of no sort has no kind, and is refused.
+  left join sorts s on s.n = u.sort;
   get diagnostics v_rows = row_count;
   return v_rows;
 end
 $$;
-revoke all on function custody.add_access_events(bigint, integer[], integer[], text[], timestamptz[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]) from public;
-grant execute on function custody.add_access_events(bigint, integer[], integer[], text[], timestamptz[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]) to custody_worker;
-comment on function custody.add_access_events(bigint, integer[], integer[], text[], timestamptz[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]) is
-'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym; an event line is followed by a blank and the transaction of its event. COPY, which would be as fast, is refused by Postgres under row-level security.
+revoke all on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[]) from public;
+grant execute on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[]) to custody_worker;
+comment on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[]) is
+'Adds access events to a batch that the same transaction has recorded, and returns how many. What most of them have in common stands once: the arrays from p_tenants to p_states have one place for each sort of event; those from p_sorts on one for each event, the first of which says its sort, from 1. p_parts and the arrays from p_people on may be empty where no event has anything there. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym; an event line is followed by a blank and the transaction of its event. COPY is refused by Postgres under row-level security.
 Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
 
 -- definer: places of sinks are written by this function alone

@@ -121,6 +121,18 @@ CREATE TYPE custody_data.detection_finding AS (
 
 COMMENT ON TYPE custody_data.detection_finding IS 'What a rule found, in the one shape that all give: whose tenant, what it folds by, who acted, how many events from when to when, and facts without personal data. recorded_to: when the last of the events was shipped, by which what was found before is known.';
 
+-- Name: detection_input; Type: TYPE; Schema: custody_data
+
+CREATE TYPE custody_data.detection_input AS (
+	groups custody_data.access_group[],
+	hours custody_data.access_hour[],
+	definitions text[]
+);
+
+-- Name: TYPE detection_input; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TYPE custody_data.detection_input IS 'What a run of detection computes once for all rules. definitions: findings of custody_check as they are now, id and object with a blank between; none where past data is tried.';
+
 -- Name: sealed_value; Type: DOMAIN; Schema: custody_data
 
 CREATE DOMAIN custody_data.sealed_value AS bytea
@@ -282,16 +294,18 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
--- Name: add_access_events(bigint, integer[], integer[], text[], timestamp with time zone[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bigint[], text[], text[], text[], text[], bigint[], text[], text[]); Type: FUNCTION; Schema: custody
+-- Name: add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamp with time zone[], text[], bigint[], text[], bigint[], text[]); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) RETURNS bigint
+CREATE FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
+    SET enable_nestloop TO 'off'
+    SET enable_mergejoin TO 'off'
+    AS $_$ … $_$;
 
--- Name: FUNCTION add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]); Type: COMMENT; Schema: custody
+-- Name: FUNCTION add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_lines integer[], p_parts integer[], p_tenants text[], p_occurred_at timestamp with time zone[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_people text[], p_rows bigint[], p_clients text[], p_applications text[], p_sessions text[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_states text[]) IS 'Adds access events to a batch that the same transaction has recorded, one for each place of the arrays, and returns how many. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym. COPY, which would be as fast, is refused by Postgres under row-level security.
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]) IS 'Adds access events to a batch that the same transaction has recorded, and returns how many. What most of them have in common stands once: the arrays from p_tenants to p_states have one place for each sort of event; those from p_sorts on one for each event, the first of which says its sort, from 1. p_parts and the arrays from p_people on may be empty where no event has anything there. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym; an event line is followed by a blank and the transaction of its event. COPY is refused by Postgres under row-level security.
 Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
 
 -- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
@@ -1082,17 +1096,19 @@ COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timesta
 p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: finds and writes nothing.
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 
--- Name: drop_access_months(timestamp with time zone); Type: FUNCTION; Schema: custody
+-- Name: drop_access_months(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.drop_access_months(p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF text
+CREATE FUNCTION custody.drop_access_months(p_limit integer DEFAULT 1, p_as_of timestamp with time zone DEFAULT now()) RETURNS SETOF text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION drop_access_months(p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+-- Name: FUNCTION drop_access_months(p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.drop_access_months(p_as_of timestamp with time zone) IS 'Drops the months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
-Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
+COMMENT ON FUNCTION custody.drop_access_months(p_limit integer, p_as_of timestamp with time zone) IS 'Drops the oldest months of access_events that ended longer ago than the policy access asks, and returns their names. Each is an event (retention.run, with the rows by the planner''s estimate) of the same transaction. Legal holds keep the trail and the records, and the batches stay in the store for shipped_logs: months here go all the same.
+Set lock_timeout before, as for custody.drop_archived_partitions: a drop locks access_events, and who ships or asks queues behind it.
+p_limit: 1 to 100 months. p_as_of: not in the future.
+Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custody_worker.';
 
 -- Name: partition_drops; Type: TABLE; Schema: custody_data
 
@@ -1305,7 +1321,7 @@ CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of
 -- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, alerts, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -1374,6 +1390,7 @@ CREATE TABLE custody_data.archive_segments (
     retain_until timestamp with time zone,
     recorded_at timestamp with time zone,
     superseded_at timestamp with time zone,
+    hold_wanted boolean,
     legal_hold boolean DEFAULT false NOT NULL,
     expired_at timestamp with time zone,
     objects_deleted_at timestamp with time zone,
@@ -1382,6 +1399,7 @@ CREATE TABLE custody_data.archive_segments (
     CONSTRAINT archive_segments_part_starts_at_1_check CHECK ((part >= 1)),
     CONSTRAINT archive_segments_recorded_whole_check CHECK (((recorded_at IS NULL) OR ((object_key IS NOT NULL) AND (manifest_key IS NOT NULL) AND (plain_bytes IS NOT NULL) AND (compressed_bytes IS NOT NULL) AND (stored_bytes IS NOT NULL) AND (plain_sha256 IS NOT NULL) AND (compressed_sha256 IS NOT NULL) AND (stored_sha256 IS NOT NULL) AND (manifest_sha256 IS NOT NULL) AND (root_hash IS NOT NULL) AND (first_occurred_at IS NOT NULL) AND (last_occurred_at IS NOT NULL) AND ((people IS NOT NULL) OR (objects_deleted_at IS NOT NULL)) AND (recipients IS NOT NULL) AND (retain_until IS NOT NULL))))
 );
+ALTER TABLE ONLY custody_data.archive_segments ALTER COLUMN people SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY custody_data.archive_segments FORCE ROW LEVEL SECURITY;
 
@@ -1404,6 +1422,10 @@ COMMENT ON COLUMN custody_data.archive_segments.people IS 'Bloom filter over the
 -- Name: COLUMN archive_segments.superseded_at; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.archive_segments.superseded_at IS 'When its leaves were cut off (custody.take_over_leaves): it stands for nothing any more, and its events get other leaves and another segment.';
+
+-- Name: COLUMN archive_segments.hold_wanted; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_segments.hold_wanted IS 'Whether a legal hold covers what it may hold; empty until somebody looked (custody.held_segments).';
 
 -- Name: COLUMN archive_segments.legal_hold; Type: COMMENT; Schema: custody_data
 
@@ -1639,14 +1661,14 @@ COMMENT ON VIEW custody.held_segment IS 'Shape of held_segments. wanted: whether
 -- Name: held_segments(); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.held_segments() RETURNS SETOF custody.held_segment
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION held_segments(); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.held_segments() IS 'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need.
-Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker, custody_auditor.';
+COMMENT ON FUNCTION custody.held_segments() IS 'Recorded segments whose objects are not under the store''s legal hold and should be, or are and should not, in order of day and part. A segment that may hold a held person''s events counts: one in a few hundred is held without need. What it found is noted, so that the next look costs what is new: segments, holds, and holds that have ended.
+Errors: PC001, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: import_audit_events(uuid, bytea, boolean); Type: FUNCTION; Schema: custody
 
@@ -2181,7 +2203,7 @@ CREATE FUNCTION custody.place_hold(p_scope jsonb, p_reference text, p_reason tex
 -- Name: FUNCTION place_hold(p_scope jsonb, p_reference text, p_reason text, p_until timestamp with time zone); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.place_hold(p_scope jsonb, p_reference text, p_reason text, p_until timestamp with time zone) IS 'Places a legal hold and returns its id; waits for deletions of the tenant that are under way.
-p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
+p_scope: {"tenant": true}, {"user_id": "…"}, or {"table": "…", "row": "…"} (row: user_id for profiles and preferences, conversation_id with user_id where two people share it, consent_id, log_entry_id, with "day": "2026-11-21" where the event is in the archive alone). p_reference: case number, 1 to 256 characters. p_reason: why; neither names the person. p_until: when it ends by itself; default never.
 Errors: PC001, PC003, PC009, PC011, PC013 there already, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_privacy.';
 
 -- Name: plan_erasure(text); Type: FUNCTION; Schema: custody
@@ -2312,7 +2334,7 @@ CREATE FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until
 
 -- Name: FUNCTION reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whether its transaction was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whose transaction has ended, prepared ones included, whether it was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
 Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
@@ -2904,7 +2926,7 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026, PC029 never opened, PC
 -- Name: segment_may_hold(bytea, text, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.segment_may_hold(p_people bytea, p_tenant text, p_identity uuid) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
@@ -2978,7 +3000,7 @@ CREATE FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_ba
 -- Name: FUNCTION set_retention_policy(p_class text, p_keep interval, p_basis text); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.set_retention_policy(p_class text, p_keep interval, p_basis text) IS 'Sets how long the tenant in context keeps a class, at once where nothing goes sooner by it (decision set). Where something would, nothing changes: the change that it returns has no decision and waits 30 days for custody.approve_retention_change by a second person. Either takes the place of an open proposal for the class. In tenant system it sets the shared policy.
-p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids; access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
+p_class: audit, audit_hot (tenant system only, 7 days or more), consent, conversations, entry_ids, erased_ids, alerts (from when they were closed); access (months of access_events) and shipped_logs (batches of the log in the store; tenant system only); key_age, kek_generation and key_backup for keys, by which no data goes, and restored for copies, which are set at once. p_keep: from the end that the class defines, at most 100 years. p_basis: legal basis, 1 to 1000 characters.
 Errors: PC001, PC012 unknown policy, PC015, PC023, PC026 isolation level. Callers: custody_privacy, custody_admin.';
 
 -- Name: set_unique_fields(text[]); Type: FUNCTION; Schema: custody
@@ -3153,6 +3175,7 @@ CREATE TABLE custody_data.legal_holds (
     identity_id uuid,
     table_name text,
     row_id text,
+    event_day date,
     reference text NOT NULL,
     reason text NOT NULL,
     placed_by uuid NOT NULL,
@@ -3161,6 +3184,7 @@ CREATE TABLE custody_data.legal_holds (
     released_at timestamp with time zone,
     released_by uuid,
     release_reason text,
+    CONSTRAINT legal_holds_event_has_its_day_check CHECK (((event_day IS NOT NULL) = (NOT (table_name IS DISTINCT FROM 'audit_logs'::text)))),
     CONSTRAINT legal_holds_reference_length_is_1_to_256_check CHECK (((char_length(reference) >= 1) AND (char_length(reference) <= 256))),
     CONSTRAINT legal_holds_scope_is_known_check CHECK ((scope = ANY (ARRAY['tenant'::text, 'person'::text, 'row'::text]))),
     CONSTRAINT legal_holds_scope_names_its_object_check CHECK ((((scope = 'tenant'::text) AND (identity_id IS NULL) AND (table_name IS NULL) AND (row_id IS NULL)) OR ((scope = 'person'::text) AND (identity_id IS NOT NULL) AND (table_name IS NULL) AND (row_id IS NULL)) OR ((scope = 'row'::text) AND (table_name IS NOT NULL) AND (row_id IS NOT NULL))))
@@ -3171,6 +3195,10 @@ ALTER TABLE ONLY custody_data.legal_holds FORCE ROW LEVEL SECURITY;
 -- Name: TABLE legal_holds; Type: COMMENT; Schema: custody_data
 
 COMMENT ON TABLE custody_data.legal_holds IS 'Legal holds: while one stands, neither erasure nor retention takes what it covers. Rows are released, never deleted.';
+
+-- Name: COLUMN legal_holds.event_day; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.legal_holds.event_day IS 'UTC day of a held event, by which the segments are found that can have it.';
 
 -- Name: COLUMN legal_holds.reference; Type: COMMENT; Schema: custody_data
 
@@ -3436,16 +3464,16 @@ CREATE FUNCTION custody_data.blind_indexes(p_field text, p_value text) RETURNS b
 
 COMMENT ON FUNCTION custody_data.blind_indexes(p_field text, p_value text) IS 'Blind indexes of a value of field email or phone, normalised, or of a user_id: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 
--- Name: bulk_reads(timestamp with time zone, interval, bigint, bigint, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: bulk_reads(timestamp with time zone, interval, bigint, bigint, custody_data.access_hour[]); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.bulk_read
+CREATE FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_hours custody_data.access_hour[]) RETURNS SETOF custody_data.bulk_read
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_hours custody_data.access_hour[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_groups custody_data.access_group[]) IS 'Hours in which an actor read as much, with the most that they read in an hour of the days before: rows and reads that name a person.';
+COMMENT ON FUNCTION custody_data.bulk_reads(p_from timestamp with time zone, p_look_back interval, p_rows bigint, p_people bigint, p_hours custody_data.access_hour[]) IS 'Hours in which an actor read as much, with the most that they read in an hour of the days before: rows and reads that name a person.';
 
 -- Name: caller_role(); Type: FUNCTION; Schema: custody_data
 
@@ -3971,194 +3999,194 @@ COMMENT ON COLUMN custody_data.detection_rules.threshold IS 'From how many on th
 
 -- Name: COLUMN detection_rules.function_name; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.detection_rules.function_name IS 'Function of custody_data (rule, from, to, groups) that returns setof detection_finding.';
+COMMENT ON COLUMN custody_data.detection_rules.function_name IS 'Function of custody_data (rule, from, to, seen) that returns setof detection_finding.';
 
--- Name: detect_after_hours(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_after_hours(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
 
--- Name: detect_bulk_people(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_bulk_people(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor read at least threshold different people within one clock hour, in more than three times as many reads as in any hour of the days before (look_back). Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_bulk_people(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor read at least threshold different people within one clock hour, in more than three times as many reads as in any hour of the days before (look_back). Folds by actor.';
 
--- Name: detect_bulk_rows(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_bulk_rows(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor read at least threshold rows within one clock hour, and more than three times the most that they read in an hour of the days before (look_back). Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_bulk_rows(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor read at least threshold rows within one clock hour, and more than three times the most that they read in an hour of the days before (look_back). Folds by actor.';
 
--- Name: detect_canary(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_canary(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold reads of people who were planted. Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of people who were planted. Folds by actor.';
 
--- Name: detect_definitions(timestamp with time zone, text); Type: FUNCTION; Schema: custody_data
+-- Name: detect_definitions(text[], text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_definitions(p_to timestamp with time zone, p_match text) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_definitions(p_definitions text[], p_match text) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_definitions(p_to timestamp with time zone, p_match text); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_definitions(p_definitions text[], p_match text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_definitions(p_to timestamp with time zone, p_match text) IS 'Findings of custody_check of which id and object, a blank between, match; where p_to is now.';
+COMMENT ON FUNCTION custody_data.detect_definitions(p_definitions text[], p_match text) IS 'Findings of custody_check, as id and object with a blank between, that match.';
 
--- Name: detect_failed_logins(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_failed_logins(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold failed logins within look_back, at one login or from one network (/24, /48). Folds by each.';
+COMMENT ON FUNCTION custody_data.detect_failed_logins(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold failed logins within look_back, at one login or from one network (/24, /48). Folds by each.';
 
--- Name: detect_first_table(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_first_table(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: an actor who has read on at least threshold days of look_back reads a table for the first time in it. Folds by actor and table.';
+COMMENT ON FUNCTION custody_data.detect_first_table(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor who has read on at least threshold days of look_back reads a table for the first time in it. Folds by actor and table.';
 
--- Name: detect_log_finding(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_log_finding(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold findings of one kind about the log of a source, forged lines, gaps and lost files among them (log_findings). Folds by kind and source.';
+COMMENT ON FUNCTION custody_data.detect_log_finding(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold findings of one kind about the log of a source, forged lines, gaps and lost files among them (log_findings). Folds by kind and source.';
 
--- Name: detect_network(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_network(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold events of a login from an address that no list of it, or of a role of its, has (detection_networks); without a list anywhere is expected. Folds by login and network (/24, /48).';
+COMMENT ON FUNCTION custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold events of a login from an address that no list of it, or of a role of its, has (detection_networks); without a list anywhere is expected. Folds by login and network (/24, /48).';
 
--- Name: detect_new_superuser(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_new_superuser(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
+COMMENT ON FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
 
--- Name: detect_policy_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_policy_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: row-level security is off, or a policy is not as the last migration left it (custody_check.findings), or threshold CREATE, ALTER or DROP POLICY on our tables were logged. Folds by finding and by login.';
+COMMENT ON FUNCTION custody_data.detect_policy_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: row-level security is off, or a policy is not as the last migration left it (custody_check.findings), or threshold CREATE, ALTER or DROP POLICY on our tables were logged. Folds by finding and by login.';
 
--- Name: detect_privileged_read(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_privileged_read(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
+COMMENT ON FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
 
--- Name: detect_role_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_role_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold statements that make, change or grant roles. Folds by login.';
+COMMENT ON FUNCTION custody_data.detect_role_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold statements that make, change or grant roles. Folds by login.';
 
--- Name: detect_schema_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_schema_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: threshold DDL statements on our schemas; each migration is one. Folds by login.';
+COMMENT ON FUNCTION custody_data.detect_schema_statement(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold DDL statements on our schemas; each migration is one. Folds by login.';
 
--- Name: detect_sealing_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_sealing_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: at least threshold events of the trail have no leaf in the ledger, the oldest for longer than look_back.';
+COMMENT ON FUNCTION custody_data.detect_sealing_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: at least threshold events of the trail have no leaf in the ledger, the oldest for longer than look_back.';
 
--- Name: detect_settings_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_settings_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, a setting would log keys (custody_check.findings), or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
+COMMENT ON FUNCTION custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a setting of pgaudit or of logging is not what it was when detection last looked, a setting would log keys (custody_check.findings), or threshold ALTER SYSTEM, ALTER DATABASE or changes of such a setting were logged. Folds by setting and by login.';
 
--- Name: detect_shipping_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_shipping_behind(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: of a source that was shipped before, nothing has been for longer than look_back. Folds by source.';
+COMMENT ON FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: of a source that was shipped before, nothing has been for longer than look_back. Folds by source.';
 
 -- Name: detect_statements(timestamp with time zone, timestamp with time zone, bigint, text, text, text); Type: FUNCTION; Schema: custody_data
 
@@ -4171,16 +4199,16 @@ CREATE FUNCTION custody_data.detect_statements(p_from timestamp with time zone, 
 
 COMMENT ON FUNCTION custody_data.detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text) IS 'Logged statements of a class whose command and object match, by login.';
 
--- Name: detect_trigger_disabled(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: detect_trigger_disabled(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $_$ … $_$;
 
--- Name: FUNCTION detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_groups custody_data.access_group[]) IS 'Rule: a guard is disabled, gone, replaced or changed (custody_check.findings), or threshold CREATE, ALTER or DROP TRIGGER on our tables were logged. Folds by finding and by login.';
+COMMENT ON FUNCTION custody_data.detect_trigger_disabled(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a guard is disabled, gone, replaced or changed (custody_check.findings), or threshold CREATE, ALTER or DROP TRIGGER on our tables were logged. Folds by finding and by login.';
 
 -- Name: detection_knows(); Type: FUNCTION; Schema: custody_data
 
@@ -4440,16 +4468,16 @@ CREATE FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to t
 
 COMMENT ON FUNCTION custody_data.held_events(p_from timestamp with time zone, p_to timestamp with time zone) IS 'Where in the partition of p_from to p_to the events stand that a legal hold of any tenant covers.';
 
--- Name: held_leaves(); Type: FUNCTION; Schema: custody_data
+-- Name: hold_covers(custody_data.legal_holds, date, int8multirange, bytea); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.held_leaves() RETURNS TABLE(leaf bigint)
+CREATE FUNCTION custody_data.hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION held_leaves(); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.held_leaves() IS 'Leaves of events that are themselves under legal hold.';
+COMMENT ON FUNCTION custody_data.hold_covers(p_hold custody_data.legal_holds, p_day date, p_leaves int8multirange, p_people bytea) IS 'Whether a segment may hold an event that a hold covers: of the held tenant, by or about the held person, or the held event itself, which is looked for on its day alone. p_leaves: none of a segment that was superseded, whose leaves are of other events now.';
 
 -- Name: holds_in(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
@@ -4632,16 +4660,16 @@ CREATE FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) RETURNS 
 
 COMMENT ON FUNCTION custody_data.json_matches(p_json jsonb, p_pattern text) IS 'Whether a string somewhere in a JSON value matches a regular expression, without regard to case.';
 
--- Name: keep_baselines(custody_data.access_group[]); Type: FUNCTION; Schema: custody_data
+-- Name: keep_baselines(custody_data.access_hour[]); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.keep_baselines(p_groups custody_data.access_group[]) RETURNS void
+CREATE FUNCTION custody_data.keep_baselines(p_hours custody_data.access_hour[]) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION keep_baselines(p_groups custody_data.access_group[]); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION keep_baselines(p_hours custody_data.access_hour[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.keep_baselines(p_groups custody_data.access_group[]) IS 'Keeps what each actor read at most in an hour of each day. The same hour twice changes nothing.';
+COMMENT ON FUNCTION custody_data.keep_baselines(p_hours custody_data.access_hour[]) IS 'Keeps what each actor read at most in an hour of each day. The same hour twice changes nothing.';
 
 -- Name: keep_of(text); Type: FUNCTION; Schema: custody_data
 
@@ -4754,6 +4782,19 @@ CREATE FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) RETURNS 
 
 COMMENT ON FUNCTION custody_data.leaves_between(p_from bigint, p_to bigint) IS 'Leaves of events whose xid lies between two, both inclusive; lost leaves have xid 0.';
 
+-- Name: leaves_have(int8multirange, uuid); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.leaves_have(p_leaves int8multirange, p_log_entry_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$ … $$;
+
+-- Name: FUNCTION leaves_have(p_leaves int8multirange, p_log_entry_id uuid); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.leaves_have(p_leaves int8multirange, p_log_entry_id uuid) IS 'Whether one of these leaves is of an event of this id, of whatever tenant: reads the map of their tiles alone.';
+
 -- Name: leaves_of(uuid, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.leaves_of(p_log_entry_id uuid, p_from timestamp with time zone, p_to timestamp with time zone) RETURNS TABLE(leaf bigint, day integer)
@@ -4797,7 +4838,7 @@ CREATE FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]
 
 -- Name: FUNCTION lines_are_ours(p_messages text[], p_sessions text[]); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) IS 'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Callers: custody_worker.';
+COMMENT ON FUNCTION custody_data.lines_are_ours(p_messages text[], p_sessions text[]) IS 'Which messages of log records, each with the session_id of its record (%c), are lines that this schema wrote in that session: their MAC is right under a key that is not retired for 35 days. Null where the key was retired longer ago: nobody can tell any more. Callers: custody_worker.';
 
 -- Name: live_in(custody_data.incarnations); Type: FUNCTION; Schema: custody_data
 
@@ -4875,6 +4916,18 @@ CREATE FUNCTION custody_data.logins_here() RETURNS TABLE(login text, kind text, 
 -- Name: FUNCTION logins_here(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.logins_here() IS 'Every login that may connect to this database: person, application, superuser, retired or unregistered; whether it may act as custody_owner; whether each of its statements is to be logged; whether pgaudit.sql has excepted it from that.';
+
+-- Name: look_for_holds(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.look_for_holds() RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$ … $$;
+
+-- Name: FUNCTION look_for_holds(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.look_for_holds() IS 'Notes which segments with objects a legal hold covers (hold_wanted). Reads the filters of segments that are new, with a new hold those of all, once, and with one that has ended those of the segments that were held.';
 
 -- Name: make_context_key(); Type: FUNCTION; Schema: custody_data
 
@@ -5331,7 +5384,7 @@ CREATE FUNCTION custody_data.record_question(p_question text, p_from timestamp w
 
 -- Name: FUNCTION record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid) IS 'Appends the event of a question: which, about whom, and how many rows were the answer.';
+COMMENT ON FUNCTION custody_data.record_question(p_question text, p_from timestamp with time zone, p_to timestamp with time zone, p_rows bigint, p_about uuid) IS 'Says in the server log that a question was asked, and appends its event: which, about whom, and how many rows were the answer.';
 
 -- Name: record_read(uuid, text, text[], bigint); Type: FUNCTION; Schema: custody_data
 
@@ -5447,7 +5500,7 @@ ALTER TABLE ONLY custody_data.alerts FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE alerts; Type: COMMENT; Schema: custody_data
 
-COMMENT ON TABLE custody_data.alerts IS 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Never deleted.';
+COMMENT ON TABLE custody_data.alerts IS 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Closed ones are kept for the policy alerts.';
 
 -- Name: COLUMN alerts.object_key; Type: COMMENT; Schema: custody_data
 
@@ -5852,17 +5905,6 @@ CREATE FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) RE
 
 COMMENT ON FUNCTION custody_data.segment_retain_until(p_day date, p_part integer) IS 'Until when a segment''s objects must at least be locked, if it is recorded now.';
 
--- Name: segments_on_hold(); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.segments_on_hold() RETURNS TABLE(day date, part integer)
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION segments_on_hold(); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.segments_on_hold() IS 'Segments with objects that may hold an event that a legal hold covers: of a held tenant, by or about a held person, or held itself.';
-
 -- Name: session_secret_1; Type: SEQUENCE; Schema: custody_keys
 
 CREATE UNLOGGED SEQUENCE custody_keys.session_secret_1
@@ -6059,6 +6101,17 @@ CREATE FUNCTION custody_data.tg_audit_people() RETURNS trigger
 -- Name: FUNCTION tg_audit_people(); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.tg_audit_people() IS 'Statement trigger of tables with one row a person: appends record events.';
+
+-- Name: tg_keep_alerts(); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.tg_keep_alerts() RETURNS trigger
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION tg_keep_alerts(); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.tg_keep_alerts() IS 'Row guard of alerts: lets go only closed ones that the policy has released (PC020).';
 
 -- Name: tg_keep_entries(); Type: FUNCTION; Schema: custody_data
 
@@ -6592,7 +6645,8 @@ CREATE VIEW custody.holds WITH (security_invoker='true') AS
     h.released_at,
     h.released_by,
     h.release_reason,
-    ((h.released_at IS NULL) AND ((h.until_at IS NULL) OR (h.until_at > now()))) AS active
+    ((h.released_at IS NULL) AND ((h.until_at IS NULL) OR (h.until_at > now()))) AS active,
+    h.event_day
    FROM custody_data.legal_holds h;
 
 -- Name: VIEW holds; Type: COMMENT; Schema: custody
@@ -6688,6 +6742,7 @@ CREATE TABLE custody_data.access_events (
     vxid text COLLATE pg_catalog."C",
     xact_at timestamp with time zone,
     event_line text COLLATE pg_catalog."C",
+    event_xid xid8,
     rolled_back boolean,
     state_code text COLLATE pg_catalog."C",
     CONSTRAINT access_events_kind_is_known_check CHECK ((kind = ANY (ARRAY['read'::text, 'statement'::text, 'connect'::text, 'authenticated'::text, 'logon'::text, 'logon_failed'::text, 'logoff'::text, 'forged'::text, 'message'::text])))
@@ -6786,11 +6841,15 @@ COMMENT ON COLUMN custody_data.access_events.xact_at IS 'When the transaction be
 
 -- Name: COLUMN access_events.event_line; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; empty where it could write none (read only, standby).';
+COMMENT ON COLUMN custody_data.access_events.event_line IS 'metadata.line of the event record.read that the transaction wrote; read only or standby where it could write none, and the line alone is the record.';
+
+-- Name: COLUMN access_events.event_xid; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.access_events.event_xid IS 'The transaction that wrote the event.';
 
 -- Name: COLUMN access_events.rolled_back; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_line.';
+COMMENT ON COLUMN custody_data.access_events.rolled_back IS 'Of reads: whether the transaction was rolled back, and so left no event in the trail; empty until reconciled, and where there is no event_xid.';
 
 -- Name: COLUMN access_events.state_code; Type: COMMENT; Schema: custody_data
 
@@ -6812,7 +6871,12 @@ CREATE VIEW custody.log_reconciliation WITH (security_invoker='true') AS
   WHERE ((e.kind = 'statement'::text) AND (e.actor_id IS NULL) AND (e.actor_pseudonym IS NULL) AND (e.class = ANY (ARRAY['READ'::text, 'WRITE'::text])) AND (e.object_name = ANY (ARRAY['custody_data.user_profiles'::text, 'custody_data.user_preferences'::text, 'custody_data.consent_records'::text, 'custody_data.conversations'::text])))
 UNION ALL
  SELECT e.tenant_id,
-    'rolled_back'::text AS kind,
+        CASE
+            WHEN e.rolled_back THEN 'rolled_back'::text
+            WHEN (e.event_xid IS NOT NULL) THEN 'open'::text
+            WHEN (e.event_line = 'standby'::text) THEN 'standby'::text
+            ELSE 'read_only'::text
+        END AS kind,
     e.occurred_at,
     e.batch,
     e.line,
@@ -6821,11 +6885,11 @@ UNION ALL
     e.object_name,
     NULL::uuid AS log_entry_id
    FROM custody_data.access_events e
-  WHERE e.rolled_back;
+  WHERE (e.rolled_back OR ((e.rolled_back IS NULL) AND (e.event_line IS NOT NULL)));
 
 -- Name: VIEW log_reconciliation; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads whose transaction was rolled back. Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
+COMMENT ON VIEW custody.log_reconciliation IS 'Of the tenant in context: statements on tables of record in whose transaction no context of ours was entered (statement_without_row: a superuser, or a login that goes past the functions), and reads of which the trail has no event: the transaction was rolled back (rolled_back), had not ended when it was last looked, or was not looked at yet (open), or could write none (read_only, standby: not to be verified, the line is the record). Events without their line, which only the worker may look for, are in log_findings (row_without_line). Readers: custody_worker, custody_privacy, custody_auditor.';
 
 -- Name: logins; Type: VIEW; Schema: custody
 
@@ -6982,7 +7046,7 @@ CREATE TABLE custody_data.retention_policies (
     change_id uuid,
     CONSTRAINT retention_policies_audit_hot_is_7_days_or_more_check CHECK (((class <> 'audit_hot'::text) OR (keep >= '7 days'::interval))),
     CONSTRAINT retention_policies_basis_is_given_check CHECK (((char_length(basis) >= 1) AND (char_length(basis) <= 1000))),
-    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text, 'access'::text, 'shipped_logs'::text]))),
+    CONSTRAINT retention_policies_class_is_known_check CHECK ((class = ANY (ARRAY['audit'::text, 'audit_hot'::text, 'consent'::text, 'conversations'::text, 'entry_ids'::text, 'erased_ids'::text, 'restored'::text, 'key_age'::text, 'kek_generation'::text, 'key_backup'::text, 'access'::text, 'shipped_logs'::text, 'alerts'::text]))),
     CONSTRAINT retention_policies_keep_is_positive_check CHECK ((keep > '00:00:00'::interval))
 );
 
@@ -7042,7 +7106,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
          SELECT t.name,
             'a_reject_delete'::text AS trigger_name
            FROM tables t
-          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text, 'access_events'::text, 'log_sources'::text, 'log_batches'::text, 'log_sinks'::text, 'alerts'::text, 'canaries'::text, 'detection_rules'::text, 'detection_heads'::text]))
+          WHERE (t.name = ANY (ARRAY['tenants'::text, 'identities'::text, 'requests'::text, 'legal_holds'::text, 'holders'::text, 'erasure_notices'::text, 'job_runs'::text, 'archive_heads'::text, 'archive_segments'::text, 'archive_restores'::text, 'audit_actions'::text, 'audit_resource_types'::text, 'retention_policies'::text, 'retention_changes'::text, 'key_encryption_keys'::text, 'data_keys'::text, 'logins'::text, 'context_keys'::text, 'access_events'::text, 'log_sources'::text, 'log_batches'::text, 'log_sinks'::text, 'canaries'::text, 'detection_rules'::text, 'detection_heads'::text]))
         UNION ALL
          SELECT t.name,
             g.trigger_name
@@ -7050,7 +7114,7 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
              CROSS JOIN ( VALUES ('a_reject_truncate'::text), ('a_require_live_identity'::text), ('a_reject_held'::text), ('z_audit_insert'::text), ('z_audit_update'::text), ('z_audit_delete'::text)) g(trigger_name))
           WHERE (t.name = ANY (ARRAY['user_profiles'::text, 'user_preferences'::text, 'conversations'::text]))
         UNION ALL
-         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text), ('context_keys'::text,'a_reject_key_change'::text), ('logins'::text,'a_reject_key_change'::text), ('logins'::text,'z_list_logins'::text), ('access_events'::text,'a_reject_row_delete'::text), ('access_events'::text,'a_reject_key_change'::text), ('log_batches'::text,'a_reject_key_change'::text), ('log_sources'::text,'a_reject_key_change'::text), ('log_spool'::text,'a_reject_truncate'::text), ('alerts'::text,'a_reject_key_change'::text), ('canaries'::text,'a_reject_key_change'::text), ('detection_rules'::text,'a_reject_key_change'::text), ('detection_networks'::text,'a_reject_truncate'::text), ('actor_settings'::text,'a_reject_truncate'::text)
+         VALUES ('retention_policies'::text,'a_require_approval'::text), ('consent_records'::text,'a_reject_early_delete'::text), ('consent_records'::text,'a_require_live_identity'::text), ('consent_records'::text,'a_reject_held'::text), ('consent_records'::text,'z_audit_insert'::text), ('consent_records'::text,'z_audit_delete'::text), ('audit_entry_ids'::text,'a_reject_truncate'::text), ('erased_user_ids'::text,'a_reject_truncate'::text), ('wrapped_keys'::text,'a_reject_truncate'::text), ('key_encryption_keys'::text,'a_reject_key_change'::text), ('data_keys'::text,'a_reject_key_change'::text), ('wrapped_keys'::text,'a_reject_key_change'::text), ('context_keys'::text,'a_reject_key_change'::text), ('logins'::text,'a_reject_key_change'::text), ('logins'::text,'z_list_logins'::text), ('access_events'::text,'a_reject_row_delete'::text), ('access_events'::text,'a_reject_key_change'::text), ('log_batches'::text,'a_reject_key_change'::text), ('log_sources'::text,'a_reject_key_change'::text), ('log_spool'::text,'a_reject_truncate'::text), ('alerts'::text,'a_reject_key_change'::text), ('alerts'::text,'a_reject_truncate'::text), ('alerts'::text,'a_reject_early_delete'::text), ('canaries'::text,'a_reject_key_change'::text), ('detection_rules'::text,'a_reject_key_change'::text), ('detection_networks'::text,'a_reject_truncate'::text), ('actor_settings'::text,'a_reject_truncate'::text)
         ), exposing(place, setting) AS (
          SELECT 'this session'::name AS "?column?",
             l.setting
@@ -7731,6 +7795,7 @@ CREATE TABLE custody_data.archive_heads (
     opened_to bigint DEFAULT 0 NOT NULL,
     days_end date DEFAULT '1970-01-01'::date NOT NULL,
     first_open bigint DEFAULT 0 NOT NULL,
+    holds uuid[] DEFAULT '{}'::uuid[] NOT NULL,
     CONSTRAINT archive_heads_first_open_is_looked_at_check CHECK (((first_open >= 0) AND (first_open <= opened_to)))
 );
 
@@ -7751,6 +7816,10 @@ COMMENT ON COLUMN custody_data.archive_heads.days_end IS 'Of those, all of days 
 -- Name: COLUMN archive_heads.first_open; Type: COMMENT; Schema: custody_data
 
 COMMENT ON COLUMN custody_data.archive_heads.first_open IS 'No leaf below this one is still without a segment, but for lost leaves.';
+
+-- Name: COLUMN archive_heads.holds; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.archive_heads.holds IS 'Legal holds that stood at the last look: every segment with a hold_wanted was compared with them.';
 
 -- Name: audit_actions; Type: TABLE; Schema: custody_data
 
@@ -8085,7 +8154,7 @@ COMMENT ON TABLE custody_data.log_findings IS 'What is wrong with a log, with a 
 
 -- Name: COLUMN log_findings.kind; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.log_findings.kind IS 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours, under a key that is gone). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
+COMMENT ON COLUMN custody_data.log_findings.kind IS 'Of the log: gap, repeat, reordered (lines of a session), lost_file (removed before it was read), truncated, replaced, clock_back. Of lines: broken, too_long, cut, bad_encoding, unknown_zone, forged (claims to be pgaudit''s, the server''s or ours), unverified (ours under a key retired more than 35 days ago, or pgaudit''s in a log that names no source: nobody can tell). Of the reconciliation: statement_without_row, row_without_line, batch_without_object, batch_altered, orphan (an object that no batch names), sink_behind (batches were dropped that a sink had not taken).';
 
 -- Name: COLUMN log_findings.line_from; Type: COMMENT; Schema: custody_data
 
@@ -8616,13 +8685,13 @@ CREATE INDEX access_events_rare_idx ON ONLY custody_data.access_events USING btr
 
 CREATE INDEX access_events_recorded_at_idx ON ONLY custody_data.access_events USING brin (recorded_at) WITH (pages_per_range='32');
 
--- Name: access_events_session_id_idx; Type: INDEX; Schema: custody_data
-
-CREATE INDEX access_events_session_id_idx ON ONLY custody_data.access_events USING btree (session_id, vxid);
-
 -- Name: access_events_unreconciled_idx; Type: INDEX; Schema: custody_data
 
-CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_line IS NOT NULL) AND (rolled_back IS NULL));
+CREATE INDEX access_events_unreconciled_idx ON ONLY custody_data.access_events USING btree (recorded_at) WHERE ((event_xid IS NOT NULL) AND (rolled_back IS NULL));
+
+-- Name: alerts_closed_at_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX alerts_closed_at_idx ON custody_data.alerts USING btree (tenant_id, closed_at) WHERE (closed_at IS NOT NULL);
 
 -- Name: alerts_object_key_idx; Type: INDEX; Schema: custody_data
 
@@ -8639,6 +8708,10 @@ CREATE INDEX alerts_rule_idx ON custody_data.alerts USING btree (tenant_id, rule
 -- Name: archive_restores_begun_at_idx; Type: INDEX; Schema: custody_data
 
 CREATE INDEX archive_restores_begun_at_idx ON custody_data.archive_restores USING btree (tenant_id, begun_at DESC);
+
+-- Name: archive_segments_holds_idx; Type: INDEX; Schema: custody_data
+
+CREATE INDEX archive_segments_holds_idx ON custody_data.archive_segments USING btree (tenant_id, day, part) WHERE ((recorded_at IS NOT NULL) AND (objects_deleted_at IS NULL) AND ((hold_wanted IS NULL) OR hold_wanted OR legal_hold));
 
 -- Name: archive_segments_open_idx; Type: INDEX; Schema: custody_data
 
@@ -8832,12 +8905,6 @@ CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.access_
 
 ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_delete;
 
--- Name: alerts a_reject_delete; Type: TRIGGER; Schema: custody_data
-
-CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.alerts FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
-
-ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_delete;
-
 -- Name: archive_heads a_reject_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.archive_heads FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
@@ -8970,6 +9037,12 @@ CREATE TRIGGER a_reject_delete BEFORE DELETE OR TRUNCATE ON custody_data.tenants
 
 ALTER TABLE custody_data.tenants ENABLE ALWAYS TRIGGER a_reject_delete;
 
+-- Name: alerts a_reject_early_delete; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_early_delete BEFORE DELETE ON custody_data.alerts FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_alerts();
+
+ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_early_delete;
+
 -- Name: consent_records a_reject_early_delete; Type: TRIGGER; Schema: custody_data
 
 CREATE TRIGGER a_reject_early_delete BEFORE DELETE ON custody_data.consent_records FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_early_delete();
@@ -9002,7 +9075,7 @@ ALTER TABLE custody_data.user_profiles ENABLE ALWAYS TRIGGER a_reject_held;
 
 -- Name: access_events a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'state_code', '=rolled_back');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.access_events FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'recorded_at', 'batch', 'line', 'part', 'occurred_at', 'kind', 'class', 'action', 'object_name', 'login', 'role', 'actor_id', 'actor_pseudonym', 'purpose', 'identity_id', 'rows', 'client', 'application', 'session_id', 'vxid', 'xact_at', 'event_line', 'event_xid', 'state_code', '=rolled_back');
 
 ALTER TABLE custody_data.access_events ENABLE ALWAYS TRIGGER a_reject_key_change;
 
@@ -9062,7 +9135,7 @@ ALTER TABLE custody_data.job_runs ENABLE ALWAYS TRIGGER a_reject_key_change;
 
 -- Name: legal_holds a_reject_key_change; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.legal_holds FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
+CREATE TRIGGER a_reject_key_change BEFORE UPDATE ON custody_data.legal_holds FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_column_change('tenant_id', 'hold_id', 'scope', 'identity_id', 'table_name', 'row_id', 'event_day', 'reference', 'reason', 'placed_by', 'placed_at', '+released_at');
 
 ALTER TABLE custody_data.legal_holds ENABLE ALWAYS TRIGGER a_reject_key_change;
 
@@ -9233,6 +9306,12 @@ ALTER TABLE custody_data.access_baselines ENABLE ALWAYS TRIGGER a_reject_truncat
 CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.actor_settings FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
 
 ALTER TABLE custody_data.actor_settings ENABLE ALWAYS TRIGGER a_reject_truncate;
+
+-- Name: alerts a_reject_truncate; Type: TRIGGER; Schema: custody_data
+
+CREATE TRIGGER a_reject_truncate BEFORE TRUNCATE ON custody_data.alerts FOR EACH STATEMENT EXECUTE FUNCTION custody_data.tg_reject_mutation();
+
+ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_truncate;
 
 -- Name: audit_entry_ids a_reject_truncate; Type: TRIGGER; Schema: custody_data
 

@@ -13,8 +13,9 @@ create function pg_temp.batch(p_more jsonb default '{}') returns timestamptz lan
     'lines', 3, 'bytes', 100, 'stored_bytes', 50, 'retain_until', '2020-01-01T00:00:00Z', 'last_occurred_at', '2026-01-02T00:00:00Z') || p_more, '\x01', '\x02')
 $$;
 create function pg_temp.events(p_batch bigint) returns bigint language sql as $$
-  select custody.add_access_events(p_batch, '{1,2}', '{0,0}', '{batches,""}', array[now(), now()], '{read,connect}', '{READ,""}', '{record.read,""}', '{custody_data.user_profiles,""}', '{dr,""}', '{dr,""}',
-    '{~0123456789abcdef,""}', '{care,""}', array[gen_random_uuid()::text, ''], '{2,-1}', '{192.0.2.1,""}', '{app,""}', '{a.b,a.b}', '{3/7,""}', '{1795305600000000,0}', '{0123456789abcdef,""}', '{"",""}')
+  select custody.add_access_events(p_batch, '{batches,""}', '{read,connect}', '{READ,""}', '{record.read,""}', '{custody_data.user_profiles,""}', '{dr,""}', '{dr,""}',
+    '{~0123456789abcdef,""}', '{care,""}', '{192.0.2.1,""}', '{app,""}', '{a.b,a.b}', '{"",""}',
+    '{1,2}', '{1,2}', '{}', array[now(), now()], array[gen_random_uuid()::text, ''], '{2,-1}', '{3/7,""}', '{1795305600000000,0}', '{0123456789abcdef,""}')
 $$;
 set local session authorization custody_runner;
 select custody.set_context('system', 'runner');
@@ -28,6 +29,10 @@ select row_eq($$select e.tenant_id::text collate "default", e.kind collate "defa
   row ('batches'::text, 'read'::text, null::uuid, '~0123456789abcdef'::text, 2::bigint, '192.0.2.1'::inet, '2026-11-22 00:00:00+00'::timestamptz, '0123456789abcdef'::text, null::text), 'of a tenant');
 select row_eq($$select e.tenant_id::text collate "default", e.kind collate "default", e.actor_pseudonym collate "default", e.rows, e.client, e.xact_at from custody_data.access_events e where e.line = 2$$,
   row ('system'::text, 'connect'::text, null::text, null::bigint, null::inet, null::timestamptz), 'or of none');
+select results_eq($$select custody.add_access_events(1, '{batches}', '{statement}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{a.b}', '{""}',
+  '{1,1}', '{3,4}', '{}', array[now(), now()], '{}', '{}', '{}', '{}', '{}')$$, $$values (2::bigint)$$, 'many of one sort');
+select throws_ok($$select custody.add_access_events(1, '{batches}', '{statement}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{a.b}', '{""}',
+  '{1,2}', '{5,6}', '{}', array[now(), now()], '{}', '{}', '{}', '{}', '{}')$$, '23502', null, 'none of no sort');
 
 -- Nobody goes on from where another has been.
 select refuses($$select pg_temp.batch()$$, 'PC070', 'from a place that has moved');

@@ -79,8 +79,8 @@ func TestSoak(t *testing.T) {
 		background.Go(func() {
 			w := &soakWriter{T: t, env: env, n: n}
 			defer w.close()
-			for ctx.Err() == nil {
-				kind := rand.IntN(len(soakKinds))
+			// Each kind is somebody's first.
+			for kind := n % len(soakKinds); ctx.Err() == nil; kind = rand.IntN(len(soakKinds)) {
 				if err := w.write(ctx, kind); err == nil {
 					done[kind].Add(1)
 				} else if ctx.Err() == nil {
