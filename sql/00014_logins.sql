@@ -96,4 +96,4 @@ alter table custody_keys.context_keys enable always trigger a_reject_delete, ena
 
 -- +goose Down
 drop table custody_keys.context_keys, custody_data.logins cascade;
-drop sequence custody_keys.session_secret_1, custody_keys.session_secret_2;
+drop sequence custody_keys.session_secret_1, custody_keys.session_secret_2 cascade;

@@ -399,8 +399,8 @@ func TestDumpAndRestore(t *testing.T) {
 			restored["custody_keys.context_keys"] = o.digests["custody_keys.context_keys"] // not in dumps
 			require.Equal(t, o.digests, restored, "table by table, partition by partition")
 			require.Equal(t,
-				ask[string](t, o.bed, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by 1) from pg_catalog.pg_sequences`),
-				ask[string](t, b, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by 1) from pg_catalog.pg_sequences`))
+				ask[string](t, o.bed, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by schemaname, sequencename) from pg_catalog.pg_sequences`),
+				ask[string](t, b, `select string_agg(concat_ws(' ', schemaname, sequencename, last_value), ', ' order by schemaname, sequencename) from pg_catalog.pg_sequences`))
 			require.Empty(t, ask[[]string](t, b, `select coalesce(array_agg(concat_ws(' ', id, object, detail)), '{}') from custody_check.findings`))
 			requireSameDump(t, o.schema(t), b.schema(t))
 			if login == stack.Superuser {

@@ -19,8 +19,8 @@ insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occ
   ('reconciled', now(), 1, 2, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa2', '3'),
   ('reconciled', now(), 1, 3, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'read only', null),
   ('reconciled', now(), 1, 8, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'standby', null),
-  -- of a transaction that has not ended: this one
-  ('reconciled', now(), 1, 9, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa3', pg_current_xact_id()),
+  -- of a transaction that has not ended, as it has not begun: other sessions of the server do not get that far
+  ('reconciled', now(), 1, 9, now() - interval '1 hour', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa3', (pg_current_xact_id()::text::bigint + 1000000000)::text::xid8),
   -- of longer ago than events are sure to be in Postgres
   ('reconciled', now(), 1, 10, now() - interval '100 days', 'read', 'READ', 'custody_data.user_profiles', 'dr', current_setting('testing.ada')::uuid, '~1', 'a.b', 'aaaaaaaaaaaaaaa4', '3'),
   ('system', now(), 1, 4, now() - interval '1 hour', 'statement', 'READ', 'custody_data.user_profiles', 'postgres', null, null, 'c.d', null, null),
