@@ -499,10 +499,10 @@ func TestShipRealServer(t *testing.T) {
 
 	// The same through the connection, where that right was granted.
 	_, err := b.super.Exec(t.Context(), `grant execute on function pg_catalog.pg_read_binary_file(text, bigint, bigint, boolean), pg_catalog.pg_stat_file(text, boolean) to custody_runner;
-		grant pg_monitor, pg_read_server_files to custody_runner`)
+		grant pg_monitor to custody_runner`)
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		_, err := b.super.Exec(context.WithoutCancel(t.Context()), "revoke pg_monitor, pg_read_server_files from custody_runner")
+		_, err := b.super.Exec(context.WithoutCancel(t.Context()), "revoke pg_monitor from custody_runner")
 		require.NoError(t, err)
 	})
 	// It runs when this one has ended, before the rights go.

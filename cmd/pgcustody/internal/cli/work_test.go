@@ -84,6 +84,22 @@ func (d *daemon) await(message string) map[string]any {
 	}
 }
 
+// ran waits for the run of a job, which may have been before the daemon said that it works.
+func (d *daemon) ran(job string) (run map[string]any) {
+	d.Helper()
+	require.Eventually(d, func() bool {
+		for line := range strings.Lines(d.said()) {
+			var entry map[string]any
+			if json.Unmarshal([]byte(line), &entry) == nil && entry["msg"] == "job run" && entry["job"] == job {
+				run = entry
+				return true
+			}
+		}
+		return false
+	}, 2*time.Minute, 20*time.Millisecond, "the daemon did not run %s", job)
+	return run
+}
+
 func (d *daemon) said() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -166,14 +182,9 @@ func TestWork(t *testing.T) {
 	registerTenant(t, env)
 	asTenant(t, env, "custody_app", "select custody.put_profile('alice-4711', '{}')")
 	asTenant(t, env, "custody_runner", "select custody.request_erasure('alice-4711', 'asked')")
-	for {
-		entry := d.await("job run")
-		if entry["job"] == "erase" {
-			require.Equal(t, "succeeded", entry["status"])
-			require.EqualValues(t, 1, entry["erased"])
-			break
-		}
-	}
+	entry := d.ran("erase")
+	require.Equal(t, "succeeded", entry["status"])
+	require.EqualValues(t, 1, entry["erased"])
 	require.NotContains(t, d.said(), "alice-4711")
 	// The attempt is over a moment after its run is on record, and a scrape in between
 	// sees one metric and not yet the other.
@@ -275,8 +286,7 @@ func TestWorkStopsGracefullyThenHard(t *testing.T) {
 
 	// The next daemon goes on with it.
 	next := startWork(t, env)
-	for entry := next.await("job run"); entry["job"] != "erase"; entry = next.await("job run") {
-	}
+	next.ran("erase")
 	var left int
 	asTenant(t, env, "custody_runner", "select count(*) from custody_data.user_profiles", &left)
 	require.Zero(t, left)
@@ -291,11 +301,7 @@ func TestWorkLetsARunningJobEnd(t *testing.T) {
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
 	d.await("stopping")
 	require.NoError(t, blocker.Rollback(t.Context()))
-	entry := d.await("job run")
-	for entry["job"] != "erase" {
-		entry = d.await("job run")
-	}
-	require.Equal(t, "succeeded", entry["status"])
+	require.Equal(t, "succeeded", d.ran("erase")["status"])
 	require.Zero(t, d.end(), d.said())
 }
 
@@ -349,8 +355,7 @@ func TestBehindAPooler(t *testing.T) {
 	d := startWork(t, env, "--requests-every", "1s")
 	asTenant(t, env, "custody_app", "select custody.put_profile('bob', '{}')")
 	asTenant(t, env, "custody_runner", "select custody.request_erasure('bob', 'asked')")
-	for entry := d.await("job run"); entry["job"] != "erase"; entry = d.await("job run") {
-	}
+	d.ran("erase")
 	require.NoError(t, d.cmd.Process.Signal(syscall.SIGTERM))
 	require.Zero(t, d.end(), d.said())
 }
