@@ -14,7 +14,7 @@ import (
 const addAccessEvents = `-- name: AddAccessEvents :one
 select custody.add_access_events($1::bigint, $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
   $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-  $15::integer[], $16::integer[], $17::integer[], $18::timestamptz[], $19::text[], $20::bigint[], $21::text[], $22::bigint[], $23::text[])::bigint as rows
+  $15::integer[], $16::integer[], $17::integer[], $18::timestamptz[], $19::text[], $20::bigint[], $21::text[], $22::bigint[], $23::text[], $24::bigint[])::bigint as rows
 `
 
 type AddAccessEventsParams struct {
@@ -41,6 +41,7 @@ type AddAccessEventsParams struct {
 	Vxids        []string
 	Xacts        []int64
 	EventLines   []string
+	EventXids    []int64
 }
 
 func (q *Queries) AddAccessEvents(ctx context.Context, db DBTX, arg AddAccessEventsParams) (int64, error) {
@@ -68,6 +69,7 @@ func (q *Queries) AddAccessEvents(ctx context.Context, db DBTX, arg AddAccessEve
 		arg.Vxids,
 		arg.Xacts,
 		arg.EventLines,
+		arg.EventXids,
 	)
 	var rows int64
 	err := row.Scan(&rows)

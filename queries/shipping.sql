@@ -34,7 +34,7 @@ select custody.record_log_batch(@batch::jsonb, @state::bytea, sqlc.narg(spool)::
 -- name: AddAccessEvents :one
 select custody.add_access_events(@batch::bigint, @tenants::text[], @kinds::text[], @classes::text[], @actions::text[], @objects::text[], @logins::text[], @roles::text[], @actors::text[],
   @purposes::text[], @clients::text[], @applications::text[], @sessions::text[], @states::text[],
-  @sorts::integer[], @lines::integer[], @parts::integer[], @occurred_at::timestamptz[], @people::text[], @counts::bigint[], @vxids::text[], @xacts::bigint[], @event_lines::text[])::bigint as rows;
+  @sorts::integer[], @lines::integer[], @parts::integer[], @occurred_at::timestamptz[], @people::text[], @counts::bigint[], @vxids::text[], @xacts::bigint[], @event_lines::text[], @event_xids::bigint[])::bigint as rows;
 
 -- name: LogSinks :many
 select s.sink, s.batch, s.line, s.trail_leaf, s.sent_lines, s.sent_at, s.failed_at, s.failures, s.last_error

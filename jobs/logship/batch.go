@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -385,7 +386,7 @@ var parameterPrefix = []byte(`parameter "`)
 // row adds what a record is to access_events, if it is anything there.
 func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c *Context, line *own, mac string) {
 	var class, action, object, what string
-	rows := int64(-1)
+	rows, event := int64(-1), int64(0)
 	if b.foreign(r) {
 		switch kind {
 		case serverlog.Connect, serverlog.Authenticated, serverlog.Logon, serverlog.LogonFailed, serverlog.Logoff:
@@ -426,10 +427,11 @@ func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c 
 		switch {
 		case line.Event == "" || line.Event == "read only" || line.Event == "standby":
 			mac = line.Event
-		case strings.Trim(line.Event, "0123456789") == "" && len(line.Event) < 20:
-			mac += " " + line.Event
 		default:
-			mac = ""
+			var err error
+			if event, err = strconv.ParseInt(line.Event, 10, 64); err != nil || event <= 0 {
+				mac, event = "", 0
+			}
 		}
 	case serverlog.Other:
 		if !bytes.HasPrefix(r.Message, parameterPrefix) || string(r.BackendType) != "postmaster" {
@@ -460,11 +462,11 @@ func (b *builder) row(r *serverlog.Record, kind serverlog.Kind, at time.Time, c 
 	vxid := clean(string(r.VXID))
 	if kind == serverlog.OwnRead && len(line.People) > 0 {
 		for i, person := range line.People {
-			b.add(of, int32(i), at, person, rows, vxid, xact, mac) //nolint:gosec // 1000 people at most
+			b.add(of, int32(i), at, person, rows, vxid, xact, mac, event) //nolint:gosec // 1000 people at most
 		}
 		return
 	}
-	b.add(of, 0, at, person, rows, vxid, xact, mac)
+	b.add(of, 0, at, person, rows, vxid, xact, mac, event)
 }
 
 // sort returns the number of a sort in the piece that takes the next rows.
@@ -489,12 +491,13 @@ func (b *builder) sort(s *sort) int32 {
 }
 
 // add adds a row to the last piece. What no row of it has anything of stays empty.
-func (b *builder) add(of, part int32, at time.Time, person string, rows int64, vxid string, xact int64, mac string) {
+func (b *builder) add(of, part int32, at time.Time, person string, rows int64, vxid string, xact int64, mac string, event int64) {
 	p := b.Rows[len(b.Rows)-1]
 	n := len(p.Lines)
 	p.Sorts, p.Lines, p.OccurredAt = append(p.Sorts, of), append(p.Lines, int32(b.Lines)), append(p.OccurredAt, at) //nolint:gosec // at most 8 Mi lines
 	p.Parts, p.People, p.Counts = seldom(p.Parts, n, part, 0), seldom(p.People, n, person, ""), seldom(p.Counts, n, rows, -1)
-	p.Vxids, p.Xacts, p.EventLines = seldom(p.Vxids, n, vxid, ""), seldom(p.Xacts, n, xact, 0), seldom(p.EventLines, n, mac, "")
+	p.Vxids, p.Xacts = seldom(p.Vxids, n, vxid, ""), seldom(p.Xacts, n, xact, 0)
+	p.EventLines, p.EventXids = seldom(p.EventLines, n, mac, ""), seldom(p.EventXids, n, event, 0)
 }
 
 // seldom appends the value of row n, and of those before it where it is the first of all.

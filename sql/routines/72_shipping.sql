@@ -186,7 +186,7 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026 isolation level, PC070 
 create or replace function custody.add_access_events(
   p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[],
   p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[],
-  p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamptz[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]
+  p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamptz[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_event_xids bigint[]
 )
 returns bigint
 language plpgsql
@@ -221,12 +221,12 @@ begin
     actor_id, actor_pseudonym, purpose, identity_id, rows, client, application, session_id, vxid, xact_at, event_line, event_xid, state_code)
   select s.tenant_id, v_recorded_at, p_batch, u.line, coalesce(u.part, 0), u.occurred_at, s.kind, s.class, s.action, s.object_name, s.login, s.role,
     s.actor_id, s.actor_pseudonym, s.purpose, nullif(u.person, '')::uuid, nullif(u.n, -1), s.client, s.application, s.session, nullif(u.vxid, ''),
-    case when u.xact > 0 then timestamptz 'epoch' + u.xact * interval '1 microsecond' end, nullif(regexp_replace(u.event_line, ' \d+$', ''), ''),
-    substring(u.event_line from ' (\d+)$')::xid8, s.state_code
+    case when u.xact > 0 then timestamptz 'epoch' + u.xact * interval '1 microsecond' end, nullif(u.event_line, ''),
+    case when u.event_xid > 0 then u.event_xid::text::xid8 end, s.state_code
   from (
     -- In the list, not in FROM: there each array would be written down first.
     select unnest(p_sorts) as sort, unnest(p_lines) as line, unnest(p_parts) as part, unnest(p_occurred_at) as occurred_at, unnest(p_people) as person, unnest(p_rows) as n,
-      unnest(p_vxids) as vxid, unnest(p_xacts) as xact, unnest(p_event_lines) as event_line
+      unnest(p_vxids) as vxid, unnest(p_xacts) as xact, unnest(p_event_lines) as event_line, unnest(p_event_xids) as event_xid
   ) u
   -- A row of no sort has no kind, and is refused.
   left join sorts s on s.n = u.sort;
@@ -234,10 +234,10 @@ begin
   return v_rows;
 end
 $$;
-revoke all on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[]) from public;
-grant execute on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[]) to custody_worker;
-comment on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[]) is
-'Adds access events to a batch that the same transaction has recorded, and returns how many. What most of them have in common stands once: the arrays from p_tenants to p_states have one place for each sort of event; those from p_sorts on one for each event, the first of which says its sort, from 1. p_parts and the arrays from p_people on may be empty where no event has anything there. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym; an event line is followed by a blank and the transaction of its event. COPY is refused by Postgres under row-level security.
+revoke all on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[], bigint[]) from public;
+grant execute on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[], bigint[]) to custody_worker;
+comment on function custody.add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamptz[], text[], bigint[], text[], bigint[], text[], bigint[]) is
+'Adds access events to a batch that the same transaction has recorded, and returns how many. What most of them have in common stands once: the arrays from p_tenants to p_states have one place for each sort of event; those from p_sorts on one for each event, the first of which says its sort, from 1. p_parts and the arrays from p_people on may be empty where no event has anything there. Empty texts, -1 rows, an xact of 0 and an event of transaction 0 are none; an actor that begins with ~ is a pseudonym. COPY is refused by Postgres under row-level security.
 Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
 
 -- definer: places of sinks are written by this function alone

@@ -58,7 +58,8 @@ begin
       -- that may have left the trail say nothing.
       pg_visible_in_snapshot(e.event_xid, pg_current_snapshot()) and e.occurred_at > now() - custody_data.hot_period() as ended
     from custody_data.access_events e
-    where e.event_xid is not null and e.rolled_back is null and e.occurred_at >= p_since and e.occurred_at < p_until
+    -- Also from before p_since: whose transaction had not ended then.
+    where e.event_xid is not null and e.rolled_back is null and e.occurred_at < p_until
   ), known as (
     select r.*, exists (
         select from custody_data.audit_logs a
@@ -104,5 +105,5 @@ $$;
 revoke all on function custody.reconcile_logs(timestamptz, timestamptz) from public;
 grant execute on function custody.reconcile_logs(timestamptz, timestamptz) to custody_worker;
 comment on function custody.reconcile_logs(timestamptz, timestamptz) is
-'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whose transaction has ended, prepared ones included, whether it was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+'Holds reads and statements of p_since to p_until, and reads from before that nobody could decide, against the trail, as far as the log has been shipped: says on each read whose transaction has ended, prepared ones included, whether it was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
 Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';

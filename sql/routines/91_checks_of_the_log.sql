@@ -183,6 +183,12 @@ from (values
 join pg_catalog.pg_settings g on g.name = w.name
 where g.setting !~ w.fits
 union all
+-- The collector goes on in a new file, which has the same name, again and again: some 0.3 ms a line, for which every session waits.
+select 'log-slow', 'Each line of a large log file is a rotation', 'warning', 'ISO 27001 A.8.6', g.name,
+  pg_catalog.format('it is %s, and log_filename, %s, has the same name for a new file', pg_catalog.current_setting(g.name), f.setting), 'alter system set log_rotation_size = 0; select pg_reload_conf()'
+from pg_catalog.pg_settings g join pg_catalog.pg_settings f on f.name = 'log_filename'
+where g.name = 'log_rotation_size' and g.setting <> '0' and f.setting !~ '%[scrSTX]'
+union all
 select 'login-unregistered', 'A login that works with personal data is nobody''s', 'error', 'HIPAA 164.312(a)(2)(i)', l.login,
   pg_catalog.format('member of %s; it says itself for whom and by whom it works', m.groups),
   pg_catalog.format('a person''s: custody.register_login(%L, actor, tenant); an application''s: custody.require_tokens(%L), or for free mode: comment on role %I is ''… @custody{"login":"application"}''', l.login, l.login, l.login)

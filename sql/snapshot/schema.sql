@@ -294,18 +294,18 @@ COMMENT ON FUNCTION custody.acknowledge_erasure(p_request_id uuid, p_holder text
 p_evidence: what the holder answered; names nobody.
 Errors: PC001, PC015 confined to one person, PC025 unknown holder. Callers: custody_privacy, custody_worker.';
 
--- Name: add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamp with time zone[], text[], bigint[], text[], bigint[], text[]); Type: FUNCTION; Schema: custody
+-- Name: add_access_events(bigint, text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], text[], integer[], integer[], integer[], timestamp with time zone[], text[], bigint[], text[], bigint[], text[], bigint[]); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]) RETURNS bigint
+CREATE FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_event_xids bigint[]) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET enable_nestloop TO 'off'
     SET enable_mergejoin TO 'off'
-    AS $_$ … $_$;
+    AS $$ … $$;
 
--- Name: FUNCTION add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]); Type: COMMENT; Schema: custody
+-- Name: FUNCTION add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_event_xids bigint[]); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[]) IS 'Adds access events to a batch that the same transaction has recorded, and returns how many. What most of them have in common stands once: the arrays from p_tenants to p_states have one place for each sort of event; those from p_sorts on one for each event, the first of which says its sort, from 1. p_parts and the arrays from p_people on may be empty where no event has anything there. Empty texts, -1 rows and an xact of 0 are none; an actor that begins with ~ is a pseudonym; an event line is followed by a blank and the transaction of its event. COPY is refused by Postgres under row-level security.
+COMMENT ON FUNCTION custody.add_access_events(p_batch bigint, p_tenants text[], p_kinds text[], p_classes text[], p_actions text[], p_objects text[], p_logins text[], p_roles text[], p_actors text[], p_purposes text[], p_clients text[], p_applications text[], p_sessions text[], p_states text[], p_sorts integer[], p_lines integer[], p_parts integer[], p_occurred_at timestamp with time zone[], p_people text[], p_rows bigint[], p_vxids text[], p_xacts bigint[], p_event_lines text[], p_event_xids bigint[]) IS 'Adds access events to a batch that the same transaction has recorded, and returns how many. What most of them have in common stands once: the arrays from p_tenants to p_states have one place for each sort of event; those from p_sorts on one for each event, the first of which says its sort, from 1. p_parts and the arrays from p_people on may be empty where no event has anything there. Empty texts, -1 rows, an xact of 0 and an event of transaction 0 are none; an actor that begins with ~ is a pseudonym. COPY is refused by Postgres under row-level security.
 Errors: PC001, PC015 outside tenant system, PC026, PC072 the batch is not of this transaction. Callers: custody_worker.';
 
 -- Name: add_log_findings(text, jsonb); Type: FUNCTION; Schema: custody
@@ -2334,7 +2334,7 @@ CREATE FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until
 
 -- Name: FUNCTION reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until against the trail, as far as the log has been shipped: says on each read whose transaction has ended, prepared ones included, whether it was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
+COMMENT ON FUNCTION custody.reconcile_logs(p_since timestamp with time zone, p_until timestamp with time zone) IS 'Holds reads and statements of p_since to p_until, and reads from before that nobody could decide, against the trail, as far as the log has been shipped: says on each read whose transaction has ended, prepared ones included, whether it was rolled back, and records findings: statement_without_row, row_without_line (once a day each). Returns how many findings are new, and how many reads were rolled back. It is an event (log.reconcile).
 Errors: PC001, PC009, PC015 outside tenant system, PC026. Callers: custody_worker.';
 
 -- Name: record_audit_event(text, text, text, text, jsonb, text, timestamp with time zone, uuid, jsonb); Type: FUNCTION; Schema: custody
@@ -3952,6 +3952,17 @@ CREATE FUNCTION custody_data.definitions() RETURNS TABLE(object text, digest tex
 
 COMMENT ON FUNCTION custody_data.definitions() IS 'Every object of the schemas of pgcustody, partitions apart, with a digest of its definition, owner and rights.';
 
+-- Name: delete_due_consents(text, timestamp with time zone, interval, integer); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.delete_due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_limit integer) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION delete_due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_limit integer); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.delete_due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_limit integer) IS 'Deletes p_limit of the consent records that are due and not held, or as many as there are, person after person, of each the oldest first, and returns how many.';
+
 -- Name: destroy_data_keys(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.destroy_data_keys(p_identity_id uuid) RETURNS integer[]
@@ -4221,9 +4232,9 @@ CREATE FUNCTION custody_data.detection_knows() RETURNS jsonb
 
 COMMENT ON FUNCTION custody_data.detection_knows() IS 'Superusers, logins that pass row-level security, members of the owner, and settings of logging as they are now.';
 
--- Name: due_consents(text, timestamp with time zone, interval); Type: FUNCTION; Schema: custody_data
+-- Name: due_consents(text, timestamp with time zone, interval, uuid, uuid); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval) RETURNS TABLE(consent_id uuid, identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone)
+CREATE FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_after uuid DEFAULT NULL::uuid, p_to uuid DEFAULT NULL::uuid) RETURNS TABLE(consent_id uuid, identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone)
     LANGUAGE sql STABLE
     BEGIN ATOMIC
  SELECT c.consent_id,
@@ -4244,7 +4255,7 @@ CREATE FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with 
              r.xid,
              lag(r.occurred_at) OVER (PARTITION BY r.identity_id, r.purpose ORDER BY r.occurred_at DESC, r.recorded_at DESC, r.consent_id DESC) AS next_at
             FROM custody_data.consent_records r
-           WHERE (((r.tenant_id)::text = due_consents.p_tenant) AND (r.occurred_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)))) c
+           WHERE (((r.tenant_id)::text = due_consents.p_tenant) AND (r.occurred_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)) AND (r.identity_id > COALESCE(due_consents.p_after, '00000000-0000-0000-0000-000000000000'::uuid)) AND (r.identity_id <= COALESCE(due_consents.p_to, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)))) c
       LEFT JOIN custody_data.identities i ON ((((i.tenant_id)::text = due_consents.p_tenant) AND (i.identity_id = c.identity_id) AND (i.erased_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)))))
    WHERE ((c.occurred_at < (due_consents.p_as_of - due_consents.p_keep)) AND ((LEAST(
          CASE
@@ -4253,9 +4264,9 @@ CREATE FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with 
          END, i.erased_at) + due_consents.p_keep) < due_consents.p_as_of));
 END;
 
--- Name: FUNCTION due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_after uuid, p_to uuid); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval) IS 'Consent records that ended more than p_keep before p_as_of, held or not: withdrawals, grants that another record followed, and those of people erased since.';
+COMMENT ON FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_after uuid, p_to uuid) IS 'Consent records that ended more than p_keep before p_as_of, held or not: withdrawals, grants that another record followed, and those of people erased since. Of the people after p_after up to p_to; null for all.';
 
 -- Name: encode_base64url(bytea); Type: FUNCTION; Schema: custody_data
 
@@ -7647,6 +7658,17 @@ UNION ALL
    FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
      JOIN pg_settings g ON ((g.name = w.name)))
   WHERE (g.setting !~ w.fits)
+UNION ALL
+ SELECT 'log-slow'::text AS id,
+    'Each line of a large log file is a rotation'::text AS title,
+    'warning'::text AS level,
+    'ISO 27001 A.8.6'::text AS control,
+    g.name AS object,
+    format('it is %s, and log_filename, %s, has the same name for a new file'::text, current_setting(g.name), f.setting) AS detail,
+    'alter system set log_rotation_size = 0; select pg_reload_conf()'::text AS remediation
+   FROM (pg_settings g
+     JOIN pg_settings f ON ((f.name = 'log_filename'::text)))
+  WHERE ((g.name = 'log_rotation_size'::text) AND (g.setting <> '0'::text) AND (f.setting !~ '%[scrSTX]'::text))
 UNION ALL
  SELECT 'login-unregistered'::text AS id,
     'A login that works with personal data is nobody''s'::text AS title,

@@ -47,8 +47,8 @@ const unlockScript = "select custody.unlock(decode(:kek, 'hex'));\n"
 
 var tpsLine = regexp.MustCompile(`(?m)^tps = ([0-9.]+)`)
 
-// pgbench repeats one script and returns transactions per second without the
-// time that connecting took.
+// pgbench repeats one script, whose variable first is 1 where a session begins, and
+// returns transactions per second without the time that connecting took.
 func (d *database) pgbench(ctx context.Context, s script, clients int, each time.Duration) (tps float64, err error) {
 	dir, err := os.MkdirTemp("", "pgcustody-pgbench-")
 	if err != nil {
@@ -60,9 +60,13 @@ func (d *database) pgbench(ctx context.Context, s script, clients int, each time
 		return 0, err
 	}
 	// The key of a stack that is thrown away may stand in the arguments of a process.
-	cmd := d.pgProgram(ctx, s.login, "pgbench", "--no-vacuum", "--protocol=prepared", "--file="+file, "--define=kek="+hex.EncodeToString(d.kek.Bytes()),
-		fmt.Sprintf("--client=%d", clients), fmt.Sprintf("--jobs=%d", min(clients, max(runtime.NumCPU()/2, 1))),
-		fmt.Sprintf("--time=%d", max(int(each.Seconds()), 1)))
+	// A quick run goes by transactions: on a busy machine a second may pass without one.
+	length := fmt.Sprintf("--time=%d", max(int(each.Seconds()), 1))
+	if d.quick {
+		length = "--transactions=25"
+	}
+	cmd := d.pgProgram(ctx, s.login, "pgbench", "--no-vacuum", "--protocol=prepared", "--file="+file, "--define=kek="+hex.EncodeToString(d.kek.Bytes()), "--define=first=1",
+		fmt.Sprintf("--client=%d", clients), fmt.Sprintf("--jobs=%d", min(clients, max(runtime.NumCPU()/2, 1))), length)
 	if s.beside != nil {
 		beside, end := context.WithCancel(ctx)
 		ended := make(chan error, 1)

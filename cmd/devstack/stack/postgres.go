@@ -335,6 +335,7 @@ logging_collector = on
 log_destination = 'jsonlog'
 log_directory = '%s'
 log_filename = 'postgres-%%Y-%%m-%%d.log'
+log_rotation_size = 0	# of a name that comes again, each line of a larger file would be a rotation
 log_timezone = 'UTC'
 log_connections = on
 log_disconnections = on

@@ -35,6 +35,16 @@ select is(custody.enforce_retention('consent', 100), 0::bigint, 'nothing is left
 select is((select sum((e.metadata ->> 'rows')::int) from events('retain_consents', 'retention.run') e), 5::bigint, 'each batch is an event');
 select is((select d.due_rows from custody.retention_due_at(now() + interval '1 year 1 second') d where d.class = 'consent'), 2::bigint, 'in a year two more');
 
+-- Among many people each batch takes what it is told, from wherever it begins, until nothing is left.
+set local session authorization custody_app;
+select enter('retain_consents', 'clerk') /* $1 */;
+select pg_temp.decide('person ' || p, 'news', 9, true), case when p % 3 <> 0 then pg_temp.decide('person ' || p, 'news', 8, false) end from generate_series(1, 100) p;
+set local session authorization custody_runner;
+select enter('retain_consents', 'runner') /* $1 */;
+select is(array(select custody.enforce_retention('consent', 3) from generate_series(1, 46)), array_fill(3::bigint, array[44]) || array[2::bigint, 0], 'batches of three');
+select is((select count(*) from custody_data.consent_records c where c.purpose = 'news'), 33::bigint, 'leave the grants that nothing followed');
+select is((select bool_and(c.granted) from custody_data.consent_records c where c.purpose = 'news'), true, 'and no withdrawal');
+
 -- The guard asks the policy, not the caller.
 reset session authorization;
 set local role custody_owner;

@@ -15,7 +15,7 @@ $$;
 create function pg_temp.events(p_batch bigint) returns bigint language sql as $$
   select custody.add_access_events(p_batch, '{batches,""}', '{read,connect}', '{READ,""}', '{record.read,""}', '{custody_data.user_profiles,""}', '{dr,""}', '{dr,""}',
     '{~0123456789abcdef,""}', '{care,""}', '{192.0.2.1,""}', '{app,""}', '{a.b,a.b}', '{"",""}',
-    '{1,2}', '{1,2}', '{}', array[now(), now()], array[gen_random_uuid()::text, ''], '{2,-1}', '{3/7,""}', '{1795305600000000,0}', '{0123456789abcdef,""}')
+    '{1,2}', '{1,2}', '{}', array[now(), now()], array[gen_random_uuid()::text, ''], '{2,-1}', '{3/7,""}', '{1795305600000000,0}', '{0123456789abcdef,""}', '{4711,0}')
 $$;
 set local session authorization custody_runner;
 select custody.set_context('system', 'runner');
@@ -25,14 +25,14 @@ select is((last_event('system', 'log.ship')).metadata, jsonb_build_object('batch
 select row_eq($$select f.kind collate "default", f.batch, f.session_id collate "default", f.line_from, f.line_to, f.occurrences from custody_data.log_findings f where f.source = 'db1'$$, row ('gap'::text, 1::bigint, 'a.b'::text, 2::bigint, 4::bigint, 3::bigint), 'with its finding');
 select row_eq($$select s.file_name collate "default", s.file_offset, s.last_line_at from custody_data.log_sources s where s.source = 'db1'$$, row ('a.json'::text, 100::bigint, '2026-01-02 00:00:00+00'::timestamptz), 'and the place');
 select is(pg_temp.events(1), 2::bigint, 'rows go with it');
-select row_eq($$select e.tenant_id::text collate "default", e.kind collate "default", e.actor_id, e.actor_pseudonym collate "default", e.rows, e.client, e.xact_at, e.event_line collate "default", e.state_code collate "default" from custody_data.access_events e where e.line = 1$$,
-  row ('batches'::text, 'read'::text, null::uuid, '~0123456789abcdef'::text, 2::bigint, '192.0.2.1'::inet, '2026-11-22 00:00:00+00'::timestamptz, '0123456789abcdef'::text, null::text), 'of a tenant');
+select row_eq($$select e.tenant_id::text collate "default", e.kind collate "default", e.actor_id, e.actor_pseudonym collate "default", e.rows, e.client, e.xact_at, e.event_line collate "default", e.event_xid, e.state_code collate "default" from custody_data.access_events e where e.line = 1$$,
+  row ('batches'::text, 'read'::text, null::uuid, '~0123456789abcdef'::text, 2::bigint, '192.0.2.1'::inet, '2026-11-22 00:00:00+00'::timestamptz, '0123456789abcdef'::text, '4711'::xid8, null::text), 'of a tenant');
 select row_eq($$select e.tenant_id::text collate "default", e.kind collate "default", e.actor_pseudonym collate "default", e.rows, e.client, e.xact_at from custody_data.access_events e where e.line = 2$$,
   row ('system'::text, 'connect'::text, null::text, null::bigint, null::inet, null::timestamptz), 'or of none');
 select results_eq($$select custody.add_access_events(1, '{batches}', '{statement}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{a.b}', '{""}',
-  '{1,1}', '{3,4}', '{}', array[now(), now()], '{}', '{}', '{}', '{}', '{}')$$, $$values (2::bigint)$$, 'many of one sort');
+  '{1,1}', '{3,4}', '{}', array[now(), now()], '{}', '{}', '{}', '{}', '{}', '{}')$$, $$values (2::bigint)$$, 'many of one sort');
 select throws_ok($$select custody.add_access_events(1, '{batches}', '{statement}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{""}', '{a.b}', '{""}',
-  '{1,2}', '{5,6}', '{}', array[now(), now()], '{}', '{}', '{}', '{}', '{}')$$, '23502', null, 'none of no sort');
+  '{1,2}', '{5,6}', '{}', array[now(), now()], '{}', '{}', '{}', '{}', '{}', '{}')$$, '23502', null, 'none of no sort');
 
 -- Nobody goes on from where another has been.
 select refuses($$select pg_temp.batch()$$, 'PC070', 'from a place that has moved');

@@ -5,7 +5,7 @@ select no_plan();
 set local session authorization custody_runner;
 select custody.set_context('system', 'runner');
 select refuses($$select custody.record_log_batch('{}', '\x01')$$, 'PC026', 'no batch');
-select refuses($$select custody.add_access_events(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')$$, 'PC026', 'no rows');
+select refuses($$select custody.add_access_events(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')$$, 'PC026', 'no rows');
 select refuses($$select custody.mark_sink('x', 1, 1, 1, 1)$$, 'PC026', 'no sink');
 select refuses($$select custody.trim_log_spool('{}', 'x')$$, 'PC026', 'no spool');
 select refuses($$select custody.add_log_findings('x', '[]')$$, 'PC026', 'no finding');

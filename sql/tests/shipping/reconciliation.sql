@@ -29,6 +29,8 @@ insert into custody_data.access_events (tenant_id, recorded_at, batch, line, occ
   ('system', now(), 1, 7, now() - interval '1 hour', 'statement', 'READ', 'public.other', 'postgres', null, null, 'c.d', null, null);
 set local session authorization custody_runner;
 select custody.set_context('system', 'runner');
+select results_eq($$select r.kind, r.findings from custody.reconcile_logs(now() - interval '1 minute', now()) r$$, $$values ('statement_without_row'::text, 0::bigint), ('row_without_line', 0), ('rolled_back', 0)$$, 'nothing of this minute');
+select is((select e.rolled_back from custody_data.access_events e where e.line = 2), true, 'but what was open before is decided');
 select results_eq($$select r.kind, r.findings from custody.reconcile_logs(now() - interval '101 days', now()) r$$, $$values ('statement_without_row'::text, 1::bigint), ('row_without_line', 1), ('rolled_back', 1)$$, 'what has one and not the other');
 select results_eq($$select e.line, e.rolled_back from custody_data.access_events e where e.kind = 'read' order by 1$$, $$values (1, false), (2, true), (3, null), (8, null), (9, null), (10, null)$$, 'a read says what became of it; one that writes no event, and one whose transaction is open, nothing');
 select results_eq($$select f.kind collate "default", f.occurrences, f.session_id collate "default", f.detail - 'first_event' from custody_data.log_findings f order by f.kind$$, $$values

@@ -6,7 +6,7 @@ select tenant('shipping_refusals');
 set local session authorization custody_runner;
 select custody.set_context('shipping_refusals', 'runner');
 select refuses($$select custody.record_log_batch('{}', '\x01')$$, 'PC015', 'no batch');
-select refuses($$select custody.add_access_events(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')$$, 'PC015', 'no rows');
+select refuses($$select custody.add_access_events(1, '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}', '{}')$$, 'PC015', 'no rows');
 select refuses($$select custody.mark_sink('x', 1, 1, 1, 1)$$, 'PC015', 'no sink');
 select refuses($$select custody.trim_log_spool('{}', 'x')$$, 'PC015', 'no spool');
 select refuses($$select custody.add_log_findings('x', '[]')$$, 'PC015', 'no finding');
