@@ -22,7 +22,7 @@ type ArchiveArgs struct{}
 func (ArchiveArgs) Kind() string { return "archive" }
 
 func (ArchiveArgs) InsertOpts() river.InsertOpts {
-	return river.InsertOpts{Queue: QueueMaintenance, MaxAttempts: 5, UniqueOpts: once()}
+	return river.InsertOpts{Queue: QueueBulk, MaxAttempts: 5, UniqueOpts: once()}
 }
 
 // ArchiveConfig says how patient the archive is.

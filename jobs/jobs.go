@@ -35,7 +35,8 @@ const SystemTenant = "system"
 // Queues of the daemon. A command that works its jobs itself has a queue of its
 // own, named by OwnQueue.
 const (
-	QueueMaintenance = "maintenance" // retention, archive, partitions, requests, keys, detect
+	QueueMaintenance = "maintenance" // partitions, requests, keys, detect, reconcile, verify
+	QueueBulk        = "bulk"        // archive, retention: one after the other, so that live traffic feels one of them at most
 	QueueSubjects    = "subjects"    // erase, export
 	QueueNotices     = "notices"     // notify, alert
 	QueueLogs        = "logs"        // ship: apart, so that no long run keeps the log from the store
@@ -237,6 +238,7 @@ func NewClient(d Deps, o ClientOptions) (*river.Client[pgx.Tx], error) {
 		config.PeriodicJobs = Periodic(d.Config.Schedule)
 		config.Queues = map[string]river.QueueConfig{
 			QueueMaintenance: {MaxWorkers: 4},
+			QueueBulk:        {MaxWorkers: 1},
 			QueueSubjects:    {MaxWorkers: 4},
 			QueueNotices:     {MaxWorkers: 8},
 			QueueLedger:      {MaxWorkers: 4},

@@ -26,7 +26,7 @@ type RetentionArgs struct {
 func (RetentionArgs) Kind() string { return "retention" }
 
 func (RetentionArgs) InsertOpts() river.InsertOpts {
-	return river.InsertOpts{Queue: QueueMaintenance, MaxAttempts: 3, UniqueOpts: once()}
+	return river.InsertOpts{Queue: QueueBulk, MaxAttempts: 3, UniqueOpts: once()}
 }
 
 // RetentionConfig says how hard retention works.

@@ -71,13 +71,14 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 	if err := decoder.Reset(compressed); err != nil {
 		return finish(damaged("%s", err))
 	}
-	// What comes next is made ready and hashed while lines are worked at.
-	plain := sha256.New()
+	// What comes next is made ready while lines are worked at, and hashed beside that.
+	plain := newBeside(sha256.New())
 	made, making := io.Pipe()
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		_, err := decoder.WriteTo(io.MultiWriter(plain, making))
+		plain.end()
 		making.CloseWithError(err)
 	}()
 	wait = func() {
@@ -97,7 +98,7 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 			continue
 		case err == io.EOF && len(piece) == 0 && len(long) == 0:
 			wait()
-			plain.Sum(sums.PlainSHA256[:0])
+			plain.sum.Sum(sums.PlainSHA256[:0])
 			sums.CompressedBytes, sums.CompressedSHA256 = compressed.n, compressed.digest()
 			return finish(nil)
 		case err == io.EOF:
@@ -117,6 +118,40 @@ func Read(r io.Reader, identities []age.Identity, line func(line []byte) error) 
 		}
 		long = long[:0]
 	}
+}
+
+// beside hashes what is written to it, a few pieces behind its writer.
+type beside struct {
+	sum        hash.Hash
+	full, free chan []byte
+	ended      chan struct{}
+}
+
+func newBeside(sum hash.Hash) *beside {
+	const pieces = 4
+	b := &beside{sum: sum, full: make(chan []byte, pieces), free: make(chan []byte, pieces), ended: make(chan struct{})}
+	for range pieces {
+		b.free <- nil
+	}
+	go func() {
+		defer close(b.ended)
+		for piece := range b.full {
+			b.sum.Write(piece)
+			b.free <- piece
+		}
+	}()
+	return b
+}
+
+func (b *beside) Write(p []byte) (int, error) {
+	b.full <- append((<-b.free)[:0], p...)
+	return len(p), nil
+}
+
+// end waits until all is hashed; nothing may be written any more.
+func (b *beside) end() {
+	close(b.full)
+	<-b.ended
 }
 
 // nobody has no key, so that an object is only opened as far as its header.

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -110,6 +112,7 @@ func (w *work) Run(ctx context.Context) error {
 	if err := w.check(); err != nil {
 		return err
 	}
+	runtime.GOMAXPROCS(coresAtWork(os.Getenv("GOMAXPROCS"), runtime.GOMAXPROCS(0)))
 	known, err := w.knownLost(w.KnownLost)
 	if err != nil {
 		return err
@@ -172,6 +175,16 @@ func (w *work) Run(ctx context.Context) error {
 }
 
 // serve works jobs and answers HTTP until ctx ends or one of them fails.
+// coresAtWork is how many cores the daemon uses at once: a quarter of those that it may
+// use, so that the others are free for a database on the same machine, unless the
+// environment says how many.
+func coresAtWork(said string, cores int) int {
+	if said != "" {
+		return cores
+	}
+	return max(cores/4, 1)
+}
+
 func (w *work) serve(ctx context.Context, listener net.Listener, pool *pgxpool.Pool, deps jobs.Deps, registry *prometheus.Registry) error {
 	client, err := jobs.NewClient(deps, jobs.ClientOptions{PollOnly: w.Pooler == "transaction", SoftStop: w.StopAfter})
 	if err != nil {

@@ -447,3 +447,11 @@ func TestInterruptedCommand(t *testing.T) {
 	asTenant(t, env, "custody_runner", "select count(*) from river.river_job where kind = 'erase' and state not in ('cancelled', 'discarded', 'completed')", &open)
 	require.Zero(t, open, "no job is left on a queue that nobody works")
 }
+
+func TestCoresAtWork(t *testing.T) {
+	t.Parallel()
+	for cores, want := range map[int]int{1: 1, 2: 1, 4: 1, 8: 2, 64: 16} {
+		require.Equal(t, want, coresAtWork("", cores))
+		require.Equal(t, cores, coresAtWork("3", cores), "the environment has said how many")
+	}
+}
