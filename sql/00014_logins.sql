@@ -78,8 +78,9 @@ comment on sequence custody_keys.session_secret_2 is 'The other half of session_
 alter table custody_keys.context_keys enable row level security, force row level security;
 create policy context_keys_owner_all on custody_keys.context_keys to custody_owner using (true);
 comment on policy context_keys_owner_all on custody_keys.context_keys is 'The owner''s functions. For nobody else is there a policy, so that nobody else sees a row.';
--- Without the grant pg_dump would stop; without a policy it finds nothing.
-grant select on custody_keys.context_keys, custody_keys.session_secret_1, custody_keys.session_secret_2 to custody_backup;
+-- Without the grant pg_dump would stop; without a policy it finds nothing. The sequences have no policies, so nobody reads
+-- them: who could would see what sessions draw, and its own session's secret. A dump is made with --no-unlogged-table-data.
+grant select on custody_keys.context_keys to custody_backup;
 
 create trigger a_reject_delete before delete or truncate on custody_data.logins
   for each statement execute function custody_data.tg_reject_mutation();

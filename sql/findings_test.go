@@ -163,6 +163,7 @@ var failing = []struct{ id, object, example, mend string }{
 	{"copy-granted", "dora", "create role readers;\ngrant pg_read_all_data to readers;\ngrant readers to dora", ""},
 	{"table-granted", "dora", `grant select (user_id) on custody_data.identities to dora`, ""},
 	{"table-granted", "dora", `grant select on custody_keys.wrapped_keys to dora`, ""},
+	{"table-granted", "custody_backup", `grant select on custody_keys.session_secret_1 to custody_backup`, ""},
 	{"definer-foreign", "public.peek()", `create function public.peek() returns bigint language sql security definer as 'select count(user_id) from custody_data.identities'`, ""},
 }
 

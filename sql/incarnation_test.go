@@ -408,7 +408,7 @@ func (c *copies) fresh(t *testing.T, name string) *inLife {
 func (c *copies) restore(t *testing.T, b *inLife, tables ...string) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "rows")
-	args := []string{"--enable-row-security", "--format=custom", "--data-only", "--file=" + file, "--dbname=" + c.p.URLs[dump]}
+	args := []string{"--enable-row-security", "--no-unlogged-table-data", "--format=custom", "--data-only", "--file=" + file, "--dbname=" + c.p.URLs[dump]}
 	for _, table := range tables {
 		args = append(args, "--table="+table)
 	}

@@ -286,6 +286,90 @@ func TestTokenModeReachesOpenSessions(t *testing.T) {
 	s.rollback(t)
 }
 
+// Nothing that signs or checks a context is a checked login's to read, call or change, nor a backup's.
+func TestNobodyReadsWhatSignsAContext(t *testing.T) {
+	t.Parallel()
+	b := newBed(t)
+	b.session(t, app).run(t, tenant, `select custody.put_preferences('pat', '{}')`)
+	m := b.inTokenMode(t)
+	require.NoError(t, pgx.BeginFunc(t.Context(), b.admin, func(tx pgx.Tx) error {
+		_, err := tx.Exec(t.Context(), `set local role custody_admin; select custody.set_context('acme', 'root'), custody.register_login('custody_dpo', 'dora', 'acme', '{access}')`)
+		return err
+	}))
+	refused := map[string]string{
+		`select secret from custody_keys.context_keys`:         "42501",
+		`select currval('custody_keys.session_secret_1')`:      "42501",
+		`select last_value from custody_keys.session_secret_2`: "42501",
+		`select setval('custody_keys.session_secret_1', 1)`:    "42501",
+		`select nextval('custody_keys.session_secret_2')`:      "42501",
+		`select lastval()`:                                                             "55000",
+		`select custody_data.session_secret()`:                                         "42501",
+		`select custody_data.context_mac('x')`:                                         "42501",
+		`select custody_data.hmac_sha256('x', 'x')`:                                    "42501",
+		`select custody_data.sign_context()`:                                           "42501",
+		`select custody_data.context_key()`:                                            "42501",
+		`select custody_data.line_key()`:                                               "42501",
+		`select custody_data.enter_context('other', 'x')`:                              "42501",
+		`select custody_data.read_token('x')`:                                          "42501",
+		`select custody_data.write_checked_logins('{}')`:                               "42501",
+		`select custody.require_tokens('custody_app', false)`:                          "42501",
+		`select custody.register_login('custody_dpo', 'x', 'other')`:                   "42501",
+		`select custody.register_token_key('mine', $1)`:                                "42501",
+		`update custody_data.logins set ended_at = now()`:                              "42501",
+		`create function custody_data.checked_logins(int) returns int return 1`:        "42501",
+		`set session authorization custody_runner`:                                     "42501",
+		`set role custody_owner`:                                                       "42501",
+		`select set_config('session_authorization', 'custody_runner', true)`:           "42501",
+		`select custody.set_context('other', 'dora', 'access')`:                        "PC061",
+		`select custody.set_context('acme', 'somebody else', 'access')`:                "PC061",
+		`select custody.set_context('acme', 'dora', 'curiosity')`:                      "PC061",
+		`select custody.begin_context('` + m.token(t, map[string]any{"exp": 1}) + `')`: "PC060",
+	}
+	for login, enter := range map[string]string{
+		app: `select custody.begin_context('` + m.token(t, nil) + `')`,
+		dpo: `select custody.set_context('acme', 'dora', 'access')`,
+	} {
+		s := b.session(t, login)
+		s.must(t, "begin")
+		s.must(t, enter)
+		is := s.must(t, whoAmI)
+		require.NotEmpty(t, is)
+		for statement, code := range refused {
+			s.must(t, "savepoint a")
+			_, err := s.try(t.Context(), strings.Replace(statement, "$1", `'\x00'`, 1))
+			requireCode(t, err, code)
+			s.must(t, "rollback to savepoint a")
+			require.Equal(t, is, s.must(t, whoAmI))
+		}
+		require.Equal(t, "0", s.must(t, `select count(last_value) from pg_catalog.pg_sequences where schemaname = 'custody_keys'`))
+		// Who is taken to another tenant or actor by a token is the application alone.
+		s.must(t, "savepoint a")
+		_, err := s.try(t.Context(), `select custody.begin_context('`+m.token(t, map[string]any{"tenant": "other", "sub": "somebody"})+`')`)
+		if login == dpo {
+			requireCode(t, err, "PC061")
+		} else {
+			require.NoError(t, err)
+		}
+		s.must(t, "rollback to savepoint a")
+		require.Equal(t, "1", s.must(t, seen))
+		// What forgets the secret ends the context, and no more.
+		s.must(t, "discard sequences")
+		_, err = s.try(t.Context(), seen)
+		requireCode(t, err, "55000")
+		s.must(t, "rollback")
+		s.must(t, "begin")
+		s.must(t, enter)
+		require.Equal(t, "1", s.must(t, seen))
+		s.must(t, "rollback")
+	}
+	s := b.session(t, dump)
+	require.Equal(t, "0", s.must(t, `select count(*) from custody_keys.context_keys`))
+	for _, statement := range []string{`select last_value from custody_keys.session_secret_1`, `select currval('custody_keys.session_secret_2')`} {
+		_, err := s.try(t.Context(), statement)
+		requireCode(t, err, "42501")
+	}
+}
+
 // A context that is checked does not keep scans from running in parallel.
 func TestParallelScansInASignedContext(t *testing.T) {
 	t.Parallel()
@@ -319,7 +403,7 @@ func TestADumpHasNoKeysOfContexts(t *testing.T) {
 	_, err := client(t, b.Stack, "pg_dump", "--exclude-table-data=custody_keys.context_keys", "--format=custom", "--file="+bySuperuser, "--dbname="+b.URLs[stack.Superuser])
 	require.NoError(t, err)
 	keysOnly := filepath.Join(t.TempDir(), "keys")
-	_, err = client(t, b.Stack, "pg_dump", "--enable-row-security", "--data-only", "--schema=custody_keys", "--format=custom", "--file="+keysOnly, "--dbname="+b.URLs["custody_dump"])
+	_, err = client(t, b.Stack, "pg_dump", "--enable-row-security", "--no-unlogged-table-data", "--data-only", "--schema=custody_keys", "--format=custom", "--file="+keysOnly, "--dbname="+b.URLs["custody_dump"])
 	require.NoError(t, err)
 	for _, file := range []string{byBackup, bySuperuser, keysOnly} {
 		text, err := client(t, b.Stack, "pg_restore", "--file=-", file)

@@ -224,7 +224,7 @@ func (r *run) make(ctx context.Context) (*Result, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.Keys, err = r.upload(ctx, "keys", keysKey(m.ID), min(r.KeepKeys, firstLock), "--data-only", "--schema=custody_keys", "--exclude-table-data=custody_keys.context_keys")
+	m.Keys, err = r.upload(ctx, "keys", keysKey(m.ID), min(r.KeepKeys, firstLock), "--data-only", "--schema=custody_keys", "--exclude-table-data=custody_keys.context_keys", "--no-unlogged-table-data")
 	if err != nil {
 		return nil, err
 	}

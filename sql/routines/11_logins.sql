@@ -12,10 +12,11 @@
 -- owner; the sequence itself holds 1 again at once. The sequences are unlogged: their setval writes no WAL (tried with
 -- pg_walinspect: not a byte; of a logged one whoever reads WAL, a standby or the archive of it, would have the secrets of
 -- sessions that live), and base backups leave them out. Between the two calls the number is in a page of shared memory, which
--- a superuser can read, as he can the process. So nobody looks a key up for each statement, and it ends with the process. A
--- session that has none yet and may not write, READ ONLY or on a standby, signs with the key of the server instead, a context
--- key: made by the first transaction that draws a secret and finds none for this run of the server. Two at once make two.
--- Rotation forgets all but the newest and the one before.
+-- whoever may SELECT the sequence can read: the owner, and a superuser, who can read the process as well. (Not backups, whose
+-- role may SELECT the rest; a right on it that somebody was given, pg_read_all_data among them, is a finding.) So nobody looks
+-- a key up for each statement, and it ends with the process. A session that has none yet and may not write, READ ONLY or on a
+-- standby, signs with the key of the server instead, a context key: made by the first transaction that draws a secret and
+-- finds none for this run of the server. Two at once make two. Rotation forgets all but the newest and the one before.
 --
 -- What is given is compared with what was made by same_text, which tells nothing by its time. A token is good in its one
 -- spelling alone, and no member of it may be there twice: who builds tokens by joining strings would otherwise let a person

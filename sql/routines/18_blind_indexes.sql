@@ -101,7 +101,7 @@ begin
 end
 $$;
 revoke all on function custody_data.blind_indexes(text, text) from public;
-grant execute on function custody_data.blind_indexes(text, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
+grant execute on function custody_data.blind_indexes(text, text) to custody_worker;
 comment on function custody_data.blind_indexes(text, text) is
 'Blind indexes of a value of field email or phone, normalised, or of a user_id: under the newest index key first, then under those that are being replaced; none of a value without substance, or before there is an index key. Errors: PC001, PC033.';
 

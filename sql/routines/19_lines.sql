@@ -22,7 +22,7 @@
 --   xact     start of the transaction in microseconds since 1970
 --   and of a read:
 --   table    of the values; wrapped_keys where data keys were given out, with which a caller opens values by itself
---   columns  of the values
+--   columns  of the values; of find_subject those that it looked in, since to say whose an address is says what theirs is
 --   people   identities whose values they are, at most 1000; more make more lines
 --   rows     how many are known to be opened when the line is written, at least
 --   event    where the read has one: the transaction's id, whose event it is, without which it was rolled back; read only or standby
@@ -31,7 +31,8 @@
 -- the memory of the first with it. The event has in metadata.line the first 16 digits of MAC.
 --
 -- What makes a line ours: its MAC, and that the session it stands in is the one it was made in. A session cannot learn its
--- start from a function of another's (see 11_logins.sql), so the line has pid and start of the transaction: the session_id
+-- start from a function of another's (see 11_logins.sql), nor cheaply the number of its virtual transaction, so the line has
+-- pid and start of the transaction, and the record beside it what the server says of session and vxid: the session_id
 -- of the log record (%c) is START.PID in hexadecimal, seconds since 1970; ours has that PID and a START not after xact. A
 -- message that a session copies from another, or from its own process number's past, is not. One that a session repeats
 -- while its transaction lasts says again what is true.

@@ -370,16 +370,20 @@ comment on function custody.delete_profile(text) is
 'Deletes the profile and returns whether there was one. Not an erasure: see custody.request_erasure.
 Errors: PC001, PC003, PC032 under a legal hold. Callers: custody_readwrite.';
 
+-- definer: who is found is recorded, as what is opened is
 create or replace function custody.find_subject(p_email text default null, p_phone text default null, p_limit integer default 100, p_after text default null)
 returns setof text
 language plpgsql
 stable
+security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
+  v_columns constant text[] := array_remove(array[case when p_email is not null then 'email' end, case when p_phone is not null then 'phone' end], null);
   v_emails bytea[];
   v_phones bytea[];
+  v_found record;
 begin
   if p_limit is null or p_limit not between 1 and 10000 then
     raise exception using errcode = 'PC023', message = 'invalid p_limit', hint = 'Give 1 to 10000 and go on with p_after.';
@@ -389,23 +393,28 @@ begin
   end if;
   v_emails := case when p_email is not null then custody_data.blind_indexes('email', p_email) end;
   v_phones := case when p_phone is not null then custody_data.blind_indexes('phone', p_phone) end;
-  return query
-  select i.user_id
-  from custody_data.user_profiles p
-  join custody_data.identities i on i.tenant_id = p.tenant_id and i.identity_id = p.identity_id
-  where p.tenant_id = v_tenant
-    and (v_emails is null or p.email_index = any (v_emails)) and (v_phones is null or p.phone_index = any (v_phones))
-    and (p_after is null or i.user_id > p_after)
-  order by i.user_id
-  limit p_limit;
+  for v_found in
+    select i.user_id, i.identity_id
+    from custody_data.user_profiles p
+    join custody_data.identities i on i.tenant_id = p.tenant_id and i.identity_id = p.identity_id
+    where p.tenant_id = v_tenant
+      and (v_emails is null or p.email_index = any (v_emails)) and (v_phones is null or p.phone_index = any (v_phones))
+      and (p_after is null or i.user_id > p_after)
+    order by i.user_id
+    limit p_limit
+  loop
+    -- To say whose an address is says what their address is.
+    perform custody_data.record_read(v_found.identity_id, 'user_profiles', v_columns, 1);
+    return next v_found.user_id;
+  end loop;
 end
 $$;
 revoke all on function custody.find_subject(text, text, integer, text) from public;
 grant execute on function custody.find_subject(text, text, integer, text) to custody_readonly, custody_readwrite, custody_worker, custody_privacy;
 comment on function custody.find_subject(text, text, integer, text) is
-'The user_ids whose profile has this e-mail address and this telephone number, in their order.
+'The user_ids whose profile has this e-mail address and this telephone number, in their order. Each found is a read of theirs, recorded before any is returned.
 p_email: compared without case and surrounding blanks, in Unicode NFKC. p_phone: compared in E.164 where both say their country, else by their digits. Either may be left out. p_limit: 1 to 10000. p_after: the last user_id, to go on.
-Errors: PC001, PC023, PC033 locked. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC023, PC033 locked, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 create or replace function custody_data.check_preferences(p_preferences jsonb)
 returns void

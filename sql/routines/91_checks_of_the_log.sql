@@ -216,8 +216,9 @@ cross join lateral (
   union
   select y.grantee, y.privilege_type from pg_catalog.pg_attribute a cross join lateral pg_catalog.aclexplode(a.attacl) y where a.attrelid = c.oid
 ) x
-where n.nspname in ('custody_data', 'custody_keys') and c.relkind in ('r', 'p') and x.grantee not in (0, c.relowner)
-  and pg_catalog.pg_get_userbyid(x.grantee) <> 'custody_pgaudit' and pg_catalog.pg_get_userbyid(x.grantee) not in (select g.name from groups g)
+-- of sequences the secrets of sessions, which no group reads
+where (n.nspname in ('custody_data', 'custody_keys') and c.relkind in ('r', 'p') or n.nspname = 'custody_keys' and c.relkind = 'S') and x.grantee not in (0, c.relowner)
+  and pg_catalog.pg_get_userbyid(x.grantee) <> 'custody_pgaudit' and (c.relkind = 'S' or pg_catalog.pg_get_userbyid(x.grantee) not in (select g.name from groups g))
   and (n.nspname = 'custody_keys' or exists (select from pg_catalog.pg_description e where e.classoid = 'pg_catalog.pg_class'::regclass and e.objoid = c.oid and e.description like '%@custody{%'))
 union all
 select 'definer-foreign', 'A function reads with the rights of somebody who sees personal data', 'warning', 'HIPAA 164.312(b)', f.name,

@@ -1537,15 +1537,15 @@ Errors: PC001, PC009, PC015 outside tenant system, PC023, PC026. Callers: custod
 -- Name: find_subject(text, text, integer, text); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.find_subject(p_email text DEFAULT NULL::text, p_phone text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after text DEFAULT NULL::text) RETURNS SETOF text
-    LANGUAGE plpgsql STABLE
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION find_subject(p_email text, p_phone text, p_limit integer, p_after text); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.find_subject(p_email text, p_phone text, p_limit integer, p_after text) IS 'The user_ids whose profile has this e-mail address and this telephone number, in their order.
+COMMENT ON FUNCTION custody.find_subject(p_email text, p_phone text, p_limit integer, p_after text) IS 'The user_ids whose profile has this e-mail address and this telephone number, in their order. Each found is a read of theirs, recorded before any is returned.
 p_email: compared without case and surrounding blanks, in Unicode NFKC. p_phone: compared in E.164 where both say their country, else by their digits. Either may be left out. p_limit: 1 to 10000. p_after: the last user_id, to go on.
-Errors: PC001, PC023, PC033 locked. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
+Errors: PC001, PC023, PC033 locked, PC063 the read cannot be recorded. Callers: custody_readonly, custody_readwrite, custody_worker, custody_privacy.';
 
 -- Name: finish_import(uuid, text, bytea, bigint, bigint, bigint, bigint, uuid); Type: FUNCTION; Schema: custody
 
@@ -7716,8 +7716,8 @@ UNION ALL
            FROM (pg_attribute a
              CROSS JOIN LATERAL aclexplode(a.attacl) y(grantor, grantee, privilege_type, is_grantable))
           WHERE (a.attrelid = c.oid)) x)
-  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND ((x.grantee <> (0)::oid) AND (x.grantee <> c.relowner)) AND (pg_get_userbyid(x.grantee) <> 'custody_pgaudit'::name) AND (NOT (pg_get_userbyid(x.grantee) IN ( SELECT g.name
-           FROM groups g))) AND ((n.nspname = 'custody_keys'::name) OR (EXISTS ( SELECT
+  WHERE ((((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"]))) OR ((n.nspname = 'custody_keys'::name) AND (c.relkind = 'S'::"char"))) AND ((x.grantee <> (0)::oid) AND (x.grantee <> c.relowner)) AND (pg_get_userbyid(x.grantee) <> 'custody_pgaudit'::name) AND ((c.relkind = 'S'::"char") OR (NOT (pg_get_userbyid(x.grantee) IN ( SELECT g.name
+           FROM groups g)))) AND ((n.nspname = 'custody_keys'::name) OR (EXISTS ( SELECT
            FROM pg_description e
           WHERE ((e.classoid = ('pg_class'::regclass)::oid) AND (e.objoid = c.oid) AND (e.description ~~ '%@custody{%'::text))))))
 UNION ALL

@@ -48,7 +48,6 @@ select refuses($$select custody.record_audit_events('[{"action": "account.login"
 select refuses($$select p.* from custody_data.user_profiles p where custody_data.open_profile(p) is not null$$, 'PC033', 'the helper of the readers');
 select refuses($$select c.evidence from custody.consents c$$, 'PC033', 'the view of consents');
 select refuses($$select s.title from custody.conversation_summaries s$$, 'PC033', 'the view of conversations');
-select refuses($$select custody_data.blind_indexes('email', 'ada@example.org')$$, 'PC033', 'an index computed');
 
 set local session authorization custody_dpo;
 select custody.set_context('locked', 'dpo');
@@ -59,6 +58,7 @@ select refuses($$select custody.export_items(current_setting('testing.export')::
 
 set local session authorization custody_runner;
 select custody.set_context('locked', 'runner');
+select refuses($$select custody_data.blind_indexes('email', 'ada@example.org')$$, 'PC033', 'an index computed');
 select custody.prepare_import('user_profiles');
 insert into pg_temp.staged_user_profiles (line, user_id, full_name) values (1, 'new', 'New');
 select refuses($$select custody.import_profiles()$$, 'PC033', 'profiles imported');

@@ -27,9 +27,9 @@ from (values
   ('custody', 'auditor privacy worker', 'list_keks list_key_ages list_sealed_values'),
   ('custody_data', 'auditor privacy readonly readwrite worker', 'is_unlocked'),
   -- what views and readers with the caller's rights open by, and imports seal by; none of it does anything while locked
-  ('custody_data', 'privacy readonly readwrite worker', 'blind_indexes open_conversation open_evidence open_preferences open_profile open_text open_values profile_fields profile_object'),
+  ('custody_data', 'privacy readonly readwrite worker', 'open_conversation open_evidence open_preferences open_profile open_text open_values profile_fields profile_object'),
   ('custody_data', 'privacy readonly readwrite worker', 'sealed_profile'),
-  ('custody_data', 'worker', 'lines_are_ours same_values'),
+  ('custody_data', 'worker', 'blind_indexes lines_are_ours same_values'),
   ('custody_data', 'worker', 'normalize_email normalize_phone open_personal refuse_taken seal_column seal_profile seal_values'),
   -- the trail
   ('custody', 'auditor privacy readwrite', 'audit_event audit_events'),
