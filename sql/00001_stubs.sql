@@ -37,7 +37,7 @@ begin
   foreach v_name in array array[
     'tg_reject_mutation', 'tg_reject_early_delete', 'tg_reject_column_change', 'tg_reject_held',
     'tg_touch_profile', 'tg_touch_preferences', 'tg_touch_conversation', 'tg_require_live_identity', 'tg_audit_people', 'tg_audit_conversations', 'tg_audit_consents',
-    'tg_require_approval', 'tg_keep_tiles', 'tg_keep_entries', 'tg_keep_stretches', 'tg_keep_alerts', 'tg_list_logins'
+    'tg_require_approval', 'tg_keep_tiles', 'tg_keep_entries', 'tg_keep_stretches', 'tg_list_logins'
   ] loop
     execute pg_catalog.format(
       $f$create function custody_data.%I() returns trigger language plpgsql set search_path = pg_catalog, pg_temp

@@ -91,7 +91,7 @@ $$;
 create trigger a_reject_mutation before update or truncate on custody_data.consent_records
   for each statement execute function custody_data.tg_reject_mutation();
 create trigger a_reject_early_delete before delete on custody_data.consent_records
-  for each row execute function custody_data.tg_reject_early_delete();
+  for each row execute function custody_data.tg_reject_early_delete('consent');
 
 -- A shorter policy names the change that a second person approved.
 create trigger a_require_approval before insert or update on custody_data.retention_policies

@@ -207,7 +207,7 @@ grant select on custody_data.alerts to custody_worker, custody_privacy, custody_
 create trigger a_reject_truncate before truncate on custody_data.alerts
   for each statement execute function custody_data.tg_reject_mutation();
 create trigger a_reject_early_delete before delete on custody_data.alerts
-  for each row execute function custody_data.tg_keep_alerts();
+  for each row execute function custody_data.tg_reject_early_delete('alerts');
 create trigger a_reject_key_change before update on custody_data.alerts
   for each row execute function custody_data.tg_reject_column_change('tenant_id', 'alert_id', 'rule', 'severity', 'object_key', 'actor_id', 'login', 'first_at', 'opened_at',
     '=acknowledged_at', '=acknowledged_by', '=closed_at', '=closed_by', '=close_reason', '=sent_at');

@@ -322,20 +322,23 @@ func TestLinesOfQuestions(t *testing.T) {
 	b := newBed(t)
 	b.session(t, "custody_app").run(t, tenant, `select custody.put_profile('pat', '{}')`)
 	pat := b.identity(t, "pat")
-	s := b.session(t, "custody_audit")
-	for question, want := range map[string]string{
-		`custody.access_to_person(now() - interval '1 day', now(), 'pat')`: "access_events " + pat,
-		`custody.access_summary(now() - interval '1 day', now())`:          "access_events ",
-		`custody.audit_events(now() - interval '1 day', now(), 'pat')`:     "audit_logs " + pat,
-		`custody.audit_event('99999999-9999-4999-8999-999999999999')`:      "audit_logs ",
+	for _, c := range []struct{ login, tenant, question, want string }{
+		{"custody_audit", tenant, `custody.access_to_person(now() - interval '1 day', now(), 'pat')`, "access_events " + pat},
+		{"custody_audit", tenant, `custody.access_by_actor(now() - interval '1 day', now(), 'pat')`, "access_events " + pat},
+		{"custody_audit", tenant, `custody.access_summary(now() - interval '1 day', now())`, "access_events "},
+		{"custody_dpo", tenant, `custody.access_of_subject(now() - interval '1 day', now(), 'pat')`, "access_events " + pat},
+		{"custody_audit", "system", `custody.detect(now() - interval '1 day', now(), true)`, "access_events "},
+		{"custody_audit", tenant, `custody.audit_events(now() - interval '1 day', now(), 'pat')`, "audit_logs " + pat},
+		{"custody_audit", tenant, `custody.audit_event('99999999-9999-4999-8999-999999999999')`, "audit_logs "},
 	} {
-		require.NoError(t, s.tryBegin(t.Context(), "", tenant, ""))
-		s.must(t, "select * from "+question)
+		s := b.session(t, c.login)
+		require.NoError(t, s.tryBegin(t.Context(), "", c.tenant, ""))
+		s.must(t, "select * from "+c.question)
 		s.must(t, "rollback")
 		lines, forged := b.ours(t, s)
 		require.Zero(t, forged)
 		last := lines[len(lines)-1]
-		require.Equal(t, "read "+want, last.What+" "+last.Table+" "+strings.Join(last.People, ","), question)
+		require.Equal(t, "read "+c.want, last.What+" "+last.Table+" "+strings.Join(last.People, ","), c.question)
 		require.Empty(t, last.Event, "there is none of a read to look for")
 	}
 }

@@ -181,7 +181,7 @@ end
 $$;
 comment on function custody_data.tg_require_live_identity() is 'Statement guard: every new row is about an identity that is there and not erased (PC021), and stays so until commit.';
 
-create or replace function custody_data.consent_expires_at(p_row custody_data.consent_records)
+create or replace function custody_data.expires_at(p_row custody_data.consent_records)
 returns timestamptz
 language sql
 stable
@@ -200,8 +200,22 @@ as $$
       where p.class = 'consent' and p.tenant_id in ((p_row).tenant_id, 'system')
       order by p.tenant_id = 'system' limit 1);
 $$;
-revoke all on function custody_data.consent_expires_at(custody_data.consent_records) from public;
-comment on function custody_data.consent_expires_at(custody_data.consent_records) is 'When a consent record may go: its end plus the policy consent; null while it is in force.';
+revoke all on function custody_data.expires_at(custody_data.consent_records) from public;
+comment on function custody_data.expires_at(custody_data.consent_records) is 'When a consent record may go: its end plus the policy consent; null while it is in force.';
+
+create or replace function custody_data.expires_at(p_row custody_data.alerts)
+returns timestamptz
+language sql
+stable
+set search_path = pg_catalog, pg_temp
+as $$
+  select (p_row).closed_at + (
+    select p.keep from custody_data.retention_policies p
+    where p.class = 'alerts' and p.tenant_id in ((p_row).tenant_id, 'system')
+    order by p.tenant_id = 'system' limit 1);
+$$;
+revoke all on function custody_data.expires_at(custody_data.alerts) from public;
+comment on function custody_data.expires_at(custody_data.alerts) is 'When an alert may go: its closing plus the policy alerts; null while it is not closed.';
 
 create or replace function custody_data.tg_require_approval()
 returns trigger
@@ -256,49 +270,23 @@ security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
-  v_expires_at constant timestamptz := custody_data.consent_expires_at(old);
+  v_expires_at constant timestamptz := custody_data.expires_at(old);
 begin
   if v_expires_at is null or v_expires_at >= now() then
     raise exception using
       errcode = 'PC020',
-      message = format('delete of %I.%I refused: the record is append-only until its retention ends', tg_table_schema, tg_table_name),
-      detail = case when v_expires_at is null then 'The consent is in force.' else format('It is kept until %s.', v_expires_at at time zone 'UTC') end,
-      hint = 'custody.enforce_retention(''consent'', …) deletes what is due.',
+      message = format('delete of %I.%I refused: the row stays until its retention ends', tg_table_schema, tg_table_name),
+      detail = case when v_expires_at is null then 'Its retention has not begun: a consent is in force, an alert is not closed.'
+        else format('It is kept until %s.', v_expires_at at time zone 'UTC') end,
+      hint = format('custody.enforce_retention(%L, …) deletes what is due.', tg_argv[0]),
       schema = tg_table_schema,
       table = tg_table_name;
   end if;
   return old;
 end
 $$;
-comment on function custody_data.tg_reject_early_delete() is 'Row guard of consent_records: lets go only what the policy has released (PC020).';
-
--- definer: as tg_reject_early_delete
-create or replace function custody_data.tg_keep_alerts()
-returns trigger
-language plpgsql
-stable
-security definer
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  v_expires_at constant timestamptz := old.closed_at + (
-    select p.keep from custody_data.retention_policies p
-    where p.class = 'alerts' and p.tenant_id in (old.tenant_id, 'system')
-    order by p.tenant_id = 'system' limit 1);
-begin
-  if v_expires_at is null or v_expires_at >= now() then
-    raise exception using
-      errcode = 'PC020',
-      message = format('delete of %I.%I refused: alerts stay until their retention ends', tg_table_schema, tg_table_name),
-      detail = case when v_expires_at is null then 'The alert is not closed.' else format('It is kept until %s.', v_expires_at at time zone 'UTC') end,
-      hint = 'custody.enforce_retention(''alerts'', …) deletes what is due.',
-      schema = tg_table_schema,
-      table = tg_table_name;
-  end if;
-  return old;
-end
-$$;
-comment on function custody_data.tg_keep_alerts() is 'Row guard of alerts: lets go only closed ones that the policy has released (PC020).';
+comment on function custody_data.tg_reject_early_delete() is
+'Row guard of consent_records and alerts: lets go only what the policy has released (PC020). Argument: the class of the policy.';
 
 -- Holds are placed one at a time and against deletions of the tenant: whoever deletes shares this lock, whoever
 -- places a hold takes it alone, so each sees the other's work or waits for it.

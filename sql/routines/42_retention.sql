@@ -318,7 +318,7 @@ returns table (consent_id uuid, identity_id uuid, purpose text, occurred_at time
 language sql
 stable
 begin atomic
-  -- In SQL-standard form, which the planner takes into the caller's query. What custody_data.consent_expires_at
+  -- In SQL-standard form, which the planner takes into the caller's query. What custody_data.expires_at
   -- says of one row, for all at once: one pass over the index by person and purpose, next to each record the one
   -- that follows it. The four days are for months of different length, which make adding a time to the end of a
   -- record another thing than taking it from p_as_of.

@@ -198,7 +198,7 @@ Errors: PC001, PC009, PC015 confined to one person. Callers: custody_auditor, cu
 create or replace view custody.own_access with (security_invoker = true) as
 select null::timestamptz as occurred_at, null::text as object_name, null::text as purpose, ''::text as by_whom
 where false;
-comment on view custody.own_access is 'Shape of access_of_subject. by_whom: self, staff (a person of the organisation) or program.';
+comment on view custody.own_access is 'Shape of access_of_subject. by_whom: self, staff (a person of the organisation) or program; unknown where the actor has no identity, as of one who has only ever read where nothing can be written.';
 
 -- definer: as access_to_person
 create or replace function custody.access_of_subject(
@@ -226,7 +226,7 @@ begin
   v_identity_id := custody_data.access_party(p_user_id, p_identity_id);
   return query
   select e.occurred_at, e.object_name::text, e.purpose,
-    case when e.actor_id = v_identity_id then 'self' when a.kind = 'person' then 'staff' else 'program' end
+    case when e.actor_id = v_identity_id then 'self' when a.kind = 'person' then 'staff' when a.kind is not null then 'program' else 'unknown' end
   from custody_data.access_events e
   left join custody_data.identities a on a.tenant_id = v_tenant and a.identity_id = e.actor_id
   where e.tenant_id = v_tenant and e.identity_id = v_identity_id and e.occurred_at >= p_from and e.occurred_at < p_to and e.kind = 'read'

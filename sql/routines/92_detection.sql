@@ -21,25 +21,34 @@
 
 create or replace function custody_data.access_groups(p_from timestamptz, p_to timestamptz)
 returns custody_data.access_group[]
-language sql
+language plpgsql
 stable
 set search_path = pg_catalog, pg_temp
--- There are far fewer groups than the planner thinks, for whom each event may be one: it would sort them all.
+-- A minute is planned as a minute, and a month as a month, which is worth compiling for.
+set plan_cache_mode = force_custom_plan
+-- There are far fewer groups than the planner thinks: it would sort the events.
 set enable_sort = off
 set enable_incremental_sort = off
 as $$
-  select coalesce(array_agg(row(g.*)::custody_data.access_group), '{}')
-  from (
-    select e.tenant_id::text as tenant_id, e.actor_id, e.actor_pseudonym, e.login, e.role, e.client, e.object_name, e.kind = 'read' as is_read,
-      date_bin('1 hour', e.occurred_at, 'epoch') as hour, count(*) as events,
-      -- a line about several people says its rows once
-      coalesce(sum(least(e.rows, 2147483647)::integer) filter (where e.part = 0), 0)::bigint as rows,
-      count(e.identity_id) filter (where e.kind = 'read') as people, count(*) filter (where e.kind = 'read' and e.identity_id = e.actor_id) as own,
-      min(e.occurred_at) as first_at, max(e.occurred_at) as last_at, max(e.recorded_at) as recorded_to
-    from custody_data.access_events e
-    where e.recorded_at >= p_from and e.recorded_at < p_to and (e.kind in ('read', 'authenticated', 'logon') or e.kind = 'statement' and e.class = 'READ')
-    group by 1, 2, 3, 4, 5, 6, 7, 8, 9
-  ) g;
+begin
+  return (
+    select coalesce(array_agg(row(g.*)::custody_data.access_group), '{}')
+    from (
+      select e.tenant_id, e.actor_id, e.actor_pseudonym, e.login, e.role, e.client, e.object_name, e.is_read, e.hour, count(*) as events,
+        -- a line about several people says its rows once
+        coalesce(sum(e.rows) filter (where e.part = 0), 0)::bigint as rows, count(e.identity_id) filter (where e.is_read) as people,
+        count(*) filter (where e.is_read and e.identity_id = e.actor_id) as own, min(e.occurred_at) as first_at, max(e.occurred_at) as last_at, max(e.recorded_at) as recorded_to
+      from (
+        select e.tenant_id::text as tenant_id, e.actor_id, e.actor_pseudonym, e.login, e.role, e.client, e.object_name, e.kind = 'read' as is_read,
+          date_bin('1 hour', e.occurred_at, 'epoch') as hour, least(e.rows, 2147483647)::integer as rows, e.part, e.identity_id, e.occurred_at, e.recorded_at
+        from custody_data.access_events e
+        where e.recorded_at >= p_from and e.recorded_at < p_to and (e.kind in ('read', 'authenticated', 'logon') or e.kind = 'statement' and e.class = 'READ')
+        -- Or the planner takes an hour for as rare as the instants in it.
+        offset 0
+      ) e
+      group by 1, 2, 3, 4, 5, 6, 7, 8, 9
+    ) g);
+end
 $$;
 revoke all on function custody_data.access_groups(timestamptz, timestamptz) from public;
 comment on function custody_data.access_groups(timestamptz, timestamptz) is 'Reads and sessions that were shipped from p_from to p_to (exclusive), counted: the one look at all events that detection takes.';
@@ -136,11 +145,15 @@ as $$
 declare
   v_hour record;
   v_people bigint;
+  v_found custody_data.detection_finding;
 begin
-  -- Reads that name a person are at least as many as the people. Only where there are enough of them is it worth telling them apart.
+  -- Reads that name a person are at least as many as the people. Only where there are enough of them is it worth telling them
+  -- apart, and of one actor only until there is a finding: the newest, which is what the alert keeps.
   for v_hour in
     select b.* from custody_data.bulk_reads(p_from, p_rule.look_back, null, p_rule.threshold, p_seen.hours) b where b.people > 3 * b.usual_people
+    order by b.tenant_id, b.actor, b.recorded_to desc, b.hour desc
   loop
+    continue when (v_hour.tenant_id, v_hour.actor) = (v_found.tenant_id, v_found.object_key);
     if v_hour.actor_id is not null then
       select count(*) into v_people
       from (
@@ -157,8 +170,9 @@ begin
         and e.recorded_at < p_to and e.kind = 'read' and coalesce(e.actor_pseudonym, 'login ' || e.login, 'nobody') = v_hour.actor;
     end if;
     if v_people >= p_rule.threshold then
-      return next row(v_hour.tenant_id, v_hour.actor, v_hour.actor_id, v_hour.login, v_hour.events, v_hour.first_at, v_hour.last_at, v_hour.recorded_to,
+      v_found := row(v_hour.tenant_id, v_hour.actor, v_hour.actor_id, v_hour.login, v_hour.events, v_hour.first_at, v_hour.last_at, v_hour.recorded_to,
         jsonb_build_object('hour', v_hour.hour, 'people', v_people, 'reads', v_hour.people, 'usual_reads', v_hour.usual_people, 'objects', v_hour.objects))::custody_data.detection_finding;
+      return next v_found;
     end if;
   end loop;
 end
@@ -173,25 +187,28 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select g.tenant_id, g.actor_id::text, g.actor_id, min(g.login), sum(g.events)::bigint, min(g.first_at), max(g.last_at), max(g.recorded_to),
+  select a.tenant_id, a.id::text, a.id, min(g.login), sum(g.events)::bigint, min(g.first_at), max(g.last_at), max(g.recorded_to),
     jsonb_build_object('time_zone', s.time_zone, 'from', min(s.work_from), 'to', min(s.work_to), 'objects', array_agg(distinct g.object_name) filter (where g.object_name is not null))
   from unnest(p_seen.groups) g
+  -- Who logs in has no context yet, but a person's login is that person.
+  left join custody_data.logins l on g.actor_id is null and l.role_name = g.login and l.mode = 'person' and l.ended_at is null
+  cross join lateral (select coalesce(g.actor_id, l.actor_id) as id, coalesce(l.tenant_id::text, g.tenant_id) as tenant_id) a
   join lateral (
     -- their own, or those of the tenant
     select s.* from custody_data.actor_settings s
-    where s.tenant_id = g.tenant_id and s.actor_id in (g.actor_id, '00000000-0000-0000-0000-000000000000')
-    order by s.actor_id = g.actor_id desc
+    where s.tenant_id = a.tenant_id and s.actor_id in (a.id, '00000000-0000-0000-0000-000000000000')
+    order by s.actor_id = a.id desc
     limit 1
   ) s on true
-  where g.actor_id is not null and g.recorded_to >= p_from and g.events > g.own and exists (
+  where a.id is not null and g.recorded_to >= p_from and g.events > g.own and exists (
     select from (values (g.first_at at time zone s.time_zone), (g.last_at at time zone s.time_zone)) t (at)
     where extract(isodow from t.at)::smallint <> all (s.work_days) or t.at::time < s.work_from or t.at::time >= s.work_to)
-  group by g.tenant_id, g.actor_id, s.time_zone
+  group by a.tenant_id, a.id, s.time_zone
   having sum(g.events) >= p_rule.threshold;
 $$;
 revoke all on function custody_data.detect_after_hours(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_after_hours(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
-'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
+'Rule: an actor with hours (actor_settings: their own or those of the tenant) read outside them, in their time zone, or logged in by a login of their own (register_login); threshold events of clock hours in which they did. Folds by actor.';
 
 create or replace function custody_data.detect_network(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
@@ -269,7 +286,8 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   with privileged as materialized (
-    select r.rolname::text as name from pg_roles r where r.rolsuper or r.rolbypassrls or pg_has_role(r.oid, 'custody_owner', 'member')
+    select r.rolname::text as name from pg_roles r
+    where exists (select from pg_roles s where (s.rolsuper or s.rolbypassrls or s.rolname = 'custody_owner') and pg_has_role(r.oid, s.oid, 'member'))
   ), personal as materialized (
     select distinct 'custody_data.' || p.table_name as name from custody_check.personal_columns p
   )
@@ -283,7 +301,7 @@ as $$
 $$;
 revoke all on function custody_data.detect_privileged_read(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_privileged_read(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
-'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
+'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, the owner, or a member of one of these, as roles are now. Folds by login.';
 
 create or replace function custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
@@ -392,8 +410,10 @@ stable
 set search_path = pg_catalog, pg_temp
 as $$
   select jsonb_build_object(
-    'superusers', (select coalesce(jsonb_agg(r.rolname order by r.rolname), '[]') from pg_roles r where r.rolsuper),
-    'bypassrls', (select coalesce(jsonb_agg(r.rolname order by r.rolname), '[]') from pg_roles r where r.rolbypassrls and not r.rolsuper),
+    -- Whoever may become one is one: SET ROLE is all it takes.
+    'superusers', (select coalesce(jsonb_agg(r.rolname order by r.rolname), '[]') from pg_roles r where exists (select from pg_roles s where s.rolsuper and pg_has_role(r.oid, s.oid, 'member'))),
+    'bypassrls', (select coalesce(jsonb_agg(r.rolname order by r.rolname), '[]') from pg_roles r
+      where not r.rolsuper and exists (select from pg_roles s where s.rolbypassrls and not s.rolsuper and pg_has_role(r.oid, s.oid, 'member'))),
     'owners', (select coalesce(jsonb_agg(r.rolname order by r.rolname), '[]') from pg_roles r where not r.rolsuper and r.rolname <> 'custody_owner' and pg_has_role(r.oid, 'custody_owner', 'member')),
     'settings', (
       select coalesce(jsonb_object_agg(s.place, s.setting), '{}')
@@ -428,7 +448,7 @@ as $$
 $$;
 revoke all on function custody_data.detect_new_superuser(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_new_superuser(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
-'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
+'Rule: a role is a superuser, has BYPASSRLS, is the owner''s, or a member of one that is, and was not when detection last looked. Folds by role.';
 
 create or replace function custody_data.detect_settings_changed(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_seen custody_data.detection_input)
 returns setof custody_data.detection_finding
@@ -545,6 +565,8 @@ language plpgsql
 volatile
 security definer
 set search_path = pg_catalog, pg_temp
+-- What is counted is to stay in memory, of which as much is taken as there is to count.
+set work_mem = '256MB'
 as $$
 declare
   v_head custody_data.detection_heads;
@@ -557,6 +579,7 @@ declare
   v_alert custody_data.alerts;
   v_alert_id uuid;
   v_outcome text;
+  v_count bigint := 0;
 begin
   perform custody_data.require_all_tenants('detection');
   if not p_dry_run then
@@ -611,12 +634,16 @@ begin
           jsonb_build_object('alert_id', v_alert_id, 'rule', v_rule.rule, 'severity', v_rule.severity, 'tenant', v_finding.tenant_id), null);
         perform pg_notify('pgcustody_alerts', json_build_object('alert_id', v_alert_id, 'severity', v_rule.severity)::text);
       end if;
+      v_count := v_count + 1;
       return next row(v_rule.rule, v_rule.severity, v_outcome, v_alert_id, v_finding.tenant_id, v_finding.object_key, v_finding.actor_id, v_finding.login,
         v_finding.events, v_finding.first_at, v_finding.last_at, v_finding.detail)::custody.detection;
     end loop;
   end loop;
 
-  if not p_dry_run then
+  if p_dry_run then
+    -- Nothing else would tell that somebody asked who read what.
+    perform custody_data.record_question('detect', v_from, v_to, v_count, null);
+  else
     perform custody_data.keep_baselines(v_seen.hours);
     if v_head.detected_to is null or (v_head.detected_to at time zone 'UTC')::date < (v_to at time zone 'UTC')::date then
       delete from custody_data.access_baselines b where b.day < (v_to at time zone 'UTC' - interval '1 year')::date;
@@ -631,7 +658,7 @@ revoke all on function custody.detect(timestamptz, timestamptz, boolean) from pu
 grant execute on function custody.detect(timestamptz, timestamptz, boolean) to custody_worker, custody_auditor;
 comment on function custody.detect(timestamptz, timestamptz, boolean) is
 'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now.
-p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: finds and writes nothing.
+p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: opens no alert and keeps nothing; the asking is an event (access.read).
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 
 create or replace function custody_data.keep_baselines(p_hours custody_data.access_hour[])

@@ -212,7 +212,7 @@ CREATE VIEW custody.own_access WITH (security_invoker='true') AS
 
 -- Name: VIEW own_access; Type: COMMENT; Schema: custody
 
-COMMENT ON VIEW custody.own_access IS 'Shape of access_of_subject. by_whom: self, staff (a person of the organisation) or program.';
+COMMENT ON VIEW custody.own_access IS 'Shape of access_of_subject. by_whom: self, staff (a person of the organisation) or program; unknown where the actor has no identity, as of one who has only ever read where nothing can be written.';
 
 -- Name: access_of_subject(timestamp with time zone, timestamp with time zone, text, uuid, integer); Type: FUNCTION; Schema: custody
 
@@ -1088,12 +1088,13 @@ COMMENT ON VIEW custody.detection IS 'Shape of detect. outcome: opened an alert,
 CREATE FUNCTION custody.detect(p_from timestamp with time zone DEFAULT NULL::timestamp with time zone, p_to timestamp with time zone DEFAULT NULL::timestamp with time zone, p_dry_run boolean DEFAULT false) RETURNS SETOF custody.detection
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET work_mem TO '256MB'
     AS $_$ … $_$;
 
 -- Name: FUNCTION detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean); Type: COMMENT; Schema: custody
 
 COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean) IS 'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now.
-p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: finds and writes nothing.
+p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: opens no alert and keeps nothing; the asking is an event (access.read).
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 
 -- Name: drop_access_months(integer, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -3133,8 +3134,9 @@ Errors: PC001, PC015 outside tenant system, PC023, PC026, PC041. Callers: custod
 -- Name: access_groups(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.access_groups(p_from timestamp with time zone, p_to timestamp with time zone) RETURNS custody_data.access_group[]
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
     SET enable_sort TO 'off'
     SET enable_incremental_sort TO 'off'
     AS $$ … $$;
@@ -3754,17 +3756,6 @@ CREATE FUNCTION custody_data.consent_content_id(p_identity_id uuid, p_purpose te
 
 COMMENT ON FUNCTION custody_data.consent_content_id(p_identity_id uuid, p_purpose text, p_granted boolean, p_policy_version text, p_legal_basis text, p_occurred_at timestamp with time zone) IS 'consent_id of an imported consent that came without one: a version 8 uuid from the SHA-256 of its content, so that the same line is the same record. The identity goes in, not the user_id, and the evidence does not: nobody can find out from the id who it was or what the evidence said.';
 
--- Name: consent_expires_at(custody_data.consent_records); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.consent_expires_at(p_row custody_data.consent_records) RETURNS timestamp with time zone
-    LANGUAGE sql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION consent_expires_at(p_row custody_data.consent_records); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.consent_expires_at(p_row custody_data.consent_records) IS 'When a consent record may go: its end plus the policy consent; null while it is in force.';
-
 -- Name: consent_holds(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.consent_holds() RETURNS TABLE(identity_id uuid, purpose text, occurred_at timestamp with time zone, recorded_at timestamp with time zone, consent_id uuid, reference text)
@@ -4021,7 +4012,7 @@ CREATE FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_ru
 
 -- Name: FUNCTION detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read or logged in outside them, in their time zone; threshold events of clock hours in which they did. Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_after_hours(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: an actor with hours (actor_settings: their own or those of the tenant) read outside them, in their time zone, or logged in by a login of their own (register_login); threshold events of clock hours in which they did. Folds by actor.';
 
 -- Name: detect_bulk_people(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
@@ -4120,7 +4111,7 @@ CREATE FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_
 
 -- Name: FUNCTION detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a role is superuser, has BYPASSRLS or is a member of the owner, and was not when detection last looked. Folds by role.';
+COMMENT ON FUNCTION custody_data.detect_new_superuser(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: a role is a superuser, has BYPASSRLS, is the owner''s, or a member of one that is, and was not when detection last looked. Folds by role.';
 
 -- Name: detect_policy_changed(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
@@ -4142,7 +4133,7 @@ CREATE FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detectio
 
 -- Name: FUNCTION detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, or the owner, as roles are now. Folds by login.';
+COMMENT ON FUNCTION custody_data.detect_privileged_read(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of tables with personal columns by a superuser, a login that passes row-level security, the owner, or a member of one of these, as roles are now. Folds by login.';
 
 -- Name: detect_role_statement(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 
@@ -4322,6 +4313,107 @@ CREATE FUNCTION custody_data.event_content(p_occurred_at timestamp with time zon
 -- Name: FUNCTION event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_has_personal boolean); Type: COMMENT; Schema: custody_data
 
 COMMENT ON FUNCTION custody_data.event_content(p_occurred_at timestamp with time zone, p_actor_id uuid, p_subject_id uuid, p_action text, p_resource_type text, p_resource_id text, p_result text, p_metadata jsonb, p_has_personal boolean) IS 'SHA-256 of what a client said of an event, independent of TimeZone: tells a retry from a clash of log_entry_ids. Of the personal part it has only whether there is one: that is compared by opening it, so that no digest of it outlives its key.';
+
+-- Name: alerts; Type: TABLE; Schema: custody_data
+
+CREATE TABLE custody_data.alerts (
+    tenant_id custody_data.tenant_name NOT NULL,
+    alert_id uuid DEFAULT gen_random_uuid() NOT NULL,
+    rule text NOT NULL COLLATE pg_catalog."C",
+    severity text NOT NULL COLLATE pg_catalog."C",
+    state text DEFAULT 'open'::text NOT NULL COLLATE pg_catalog."C",
+    object_key text NOT NULL COLLATE pg_catalog."C",
+    actor_id uuid,
+    login text COLLATE pg_catalog."C",
+    first_at timestamp with time zone NOT NULL,
+    last_at timestamp with time zone NOT NULL,
+    recorded_to timestamp with time zone NOT NULL,
+    count bigint DEFAULT 1 NOT NULL,
+    events bigint NOT NULL,
+    detail jsonb NOT NULL,
+    opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
+    acknowledged_at timestamp with time zone,
+    acknowledged_by uuid,
+    closed_at timestamp with time zone,
+    closed_by uuid,
+    close_reason text,
+    sent_at timestamp with time zone,
+    attempts integer DEFAULT 0 NOT NULL,
+    last_status text,
+    CONSTRAINT alerts_acknowledged_by_somebody_check CHECK (((acknowledged_at IS NULL) = (acknowledged_by IS NULL))),
+    CONSTRAINT alerts_close_reason_length_is_at_most_2000_check CHECK ((char_length(close_reason) <= 2000)),
+    CONSTRAINT alerts_closed_with_a_reason_check CHECK ((((state = 'closed'::text) = (closed_at IS NOT NULL)) AND ((closed_at IS NULL) = (closed_by IS NULL)) AND ((closed_at IS NULL) = (close_reason IS NULL)))),
+    CONSTRAINT alerts_severity_is_known_check CHECK ((severity = ANY (ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text]))),
+    CONSTRAINT alerts_state_is_known_check CHECK ((state = ANY (ARRAY['open'::text, 'acknowledged'::text, 'closed'::text])))
+);
+
+ALTER TABLE ONLY custody_data.alerts FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE alerts; Type: COMMENT; Schema: custody_data
+
+COMMENT ON TABLE custody_data.alerts IS 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Closed ones are kept for the policy alerts.';
+
+-- Name: COLUMN alerts.object_key; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.object_key IS 'What findings of the rule fold by: an actor, a login, a table.';
+
+-- Name: COLUMN alerts.first_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.first_at IS 'Time of the first event.';
+
+-- Name: COLUMN alerts.last_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.last_at IS 'Time of the last event.';
+
+-- Name: COLUMN alerts.recorded_to; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.recorded_to IS 'When the last of the events was shipped: what is found again without a later one is known.';
+
+-- Name: COLUMN alerts.count; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.count IS 'How often it was found with something new.';
+
+-- Name: COLUMN alerts.events; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.events IS 'How many events the newest finding counted.';
+
+-- Name: COLUMN alerts.detail; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.detail IS 'Facts of the newest finding; identities, names of roles and tables, counts.';
+
+-- Name: COLUMN alerts.close_reason; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.close_reason IS 'Why it was closed; must name nobody. @custody{"sensitivity":"content","retention":"alerts"}';
+
+-- Name: COLUMN alerts.sent_at; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.sent_at IS 'When the webhook took it.';
+
+-- Name: COLUMN alerts.last_status; Type: COMMENT; Schema: custody_data
+
+COMMENT ON COLUMN custody_data.alerts.last_status IS 'What became of the last attempt to send it.';
+
+-- Name: expires_at(custody_data.alerts); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.expires_at(p_row custody_data.alerts) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION expires_at(p_row custody_data.alerts); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.expires_at(p_row custody_data.alerts) IS 'When an alert may go: its closing plus the policy alerts; null while it is not closed.';
+
+-- Name: expires_at(custody_data.consent_records); Type: FUNCTION; Schema: custody_data
+
+CREATE FUNCTION custody_data.expires_at(p_row custody_data.consent_records) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$ … $$;
+
+-- Name: FUNCTION expires_at(p_row custody_data.consent_records); Type: COMMENT; Schema: custody_data
+
+COMMENT ON FUNCTION custody_data.expires_at(p_row custody_data.consent_records) IS 'When a consent record may go: its end plus the policy consent; null while it is in force.';
 
 -- Name: export_about(text); Type: FUNCTION; Schema: custody_data
 
@@ -5474,85 +5566,6 @@ CREATE FUNCTION custody_data.require_actor() RETURNS uuid
 
 COMMENT ON FUNCTION custody_data.require_actor() IS 'Identity of the actor in context, made where it is missing; also set in the context. Errors: PC001.';
 
--- Name: alerts; Type: TABLE; Schema: custody_data
-
-CREATE TABLE custody_data.alerts (
-    tenant_id custody_data.tenant_name NOT NULL,
-    alert_id uuid DEFAULT gen_random_uuid() NOT NULL,
-    rule text NOT NULL COLLATE pg_catalog."C",
-    severity text NOT NULL COLLATE pg_catalog."C",
-    state text DEFAULT 'open'::text NOT NULL COLLATE pg_catalog."C",
-    object_key text NOT NULL COLLATE pg_catalog."C",
-    actor_id uuid,
-    login text COLLATE pg_catalog."C",
-    first_at timestamp with time zone NOT NULL,
-    last_at timestamp with time zone NOT NULL,
-    recorded_to timestamp with time zone NOT NULL,
-    count bigint DEFAULT 1 NOT NULL,
-    events bigint NOT NULL,
-    detail jsonb NOT NULL,
-    opened_at timestamp with time zone DEFAULT clock_timestamp() NOT NULL,
-    acknowledged_at timestamp with time zone,
-    acknowledged_by uuid,
-    closed_at timestamp with time zone,
-    closed_by uuid,
-    close_reason text,
-    sent_at timestamp with time zone,
-    attempts integer DEFAULT 0 NOT NULL,
-    last_status text,
-    CONSTRAINT alerts_acknowledged_by_somebody_check CHECK (((acknowledged_at IS NULL) = (acknowledged_by IS NULL))),
-    CONSTRAINT alerts_close_reason_length_is_at_most_2000_check CHECK ((char_length(close_reason) <= 2000)),
-    CONSTRAINT alerts_closed_with_a_reason_check CHECK ((((state = 'closed'::text) = (closed_at IS NOT NULL)) AND ((closed_at IS NULL) = (closed_by IS NULL)) AND ((closed_at IS NULL) = (close_reason IS NULL)))),
-    CONSTRAINT alerts_severity_is_known_check CHECK ((severity = ANY (ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text]))),
-    CONSTRAINT alerts_state_is_known_check CHECK ((state = ANY (ARRAY['open'::text, 'acknowledged'::text, 'closed'::text])))
-);
-
-ALTER TABLE ONLY custody_data.alerts FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE alerts; Type: COMMENT; Schema: custody_data
-
-COMMENT ON TABLE custody_data.alerts IS 'What detection found and somebody has to look at: open, acknowledged, closed with a reason. Repeated findings fold into the alert that is not closed. Closed ones are kept for the policy alerts.';
-
--- Name: COLUMN alerts.object_key; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.object_key IS 'What findings of the rule fold by: an actor, a login, a table.';
-
--- Name: COLUMN alerts.first_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.first_at IS 'Time of the first event.';
-
--- Name: COLUMN alerts.last_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.last_at IS 'Time of the last event.';
-
--- Name: COLUMN alerts.recorded_to; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.recorded_to IS 'When the last of the events was shipped: what is found again without a later one is known.';
-
--- Name: COLUMN alerts.count; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.count IS 'How often it was found with something new.';
-
--- Name: COLUMN alerts.events; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.events IS 'How many events the newest finding counted.';
-
--- Name: COLUMN alerts.detail; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.detail IS 'Facts of the newest finding; identities, names of roles and tables, counts.';
-
--- Name: COLUMN alerts.close_reason; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.close_reason IS 'Why it was closed; must name nobody. @custody{"sensitivity":"content","retention":"alerts"}';
-
--- Name: COLUMN alerts.sent_at; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.sent_at IS 'When the webhook took it.';
-
--- Name: COLUMN alerts.last_status; Type: COMMENT; Schema: custody_data
-
-COMMENT ON COLUMN custody_data.alerts.last_status IS 'What became of the last attempt to send it.';
-
 -- Name: require_alert(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.require_alert(p_alert_id uuid) RETURNS custody_data.alerts
@@ -6113,17 +6126,6 @@ CREATE FUNCTION custody_data.tg_audit_people() RETURNS trigger
 
 COMMENT ON FUNCTION custody_data.tg_audit_people() IS 'Statement trigger of tables with one row a person: appends record events.';
 
--- Name: tg_keep_alerts(); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.tg_keep_alerts() RETURNS trigger
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION tg_keep_alerts(); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.tg_keep_alerts() IS 'Row guard of alerts: lets go only closed ones that the policy has released (PC020).';
-
 -- Name: tg_keep_entries(); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.tg_keep_entries() RETURNS trigger
@@ -6188,7 +6190,7 @@ CREATE FUNCTION custody_data.tg_reject_early_delete() RETURNS trigger
 
 -- Name: FUNCTION tg_reject_early_delete(); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.tg_reject_early_delete() IS 'Row guard of consent_records: lets go only what the policy has released (PC020).';
+COMMENT ON FUNCTION custody_data.tg_reject_early_delete() IS 'Row guard of consent_records and alerts: lets go only what the policy has released (PC020). Argument: the class of the policy.';
 
 -- Name: tg_reject_held(); Type: FUNCTION; Schema: custody_data
 
@@ -9061,13 +9063,13 @@ ALTER TABLE custody_data.tenants ENABLE ALWAYS TRIGGER a_reject_delete;
 
 -- Name: alerts a_reject_early_delete; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_early_delete BEFORE DELETE ON custody_data.alerts FOR EACH ROW EXECUTE FUNCTION custody_data.tg_keep_alerts();
+CREATE TRIGGER a_reject_early_delete BEFORE DELETE ON custody_data.alerts FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_early_delete('alerts');
 
 ALTER TABLE custody_data.alerts ENABLE ALWAYS TRIGGER a_reject_early_delete;
 
 -- Name: consent_records a_reject_early_delete; Type: TRIGGER; Schema: custody_data
 
-CREATE TRIGGER a_reject_early_delete BEFORE DELETE ON custody_data.consent_records FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_early_delete();
+CREATE TRIGGER a_reject_early_delete BEFORE DELETE ON custody_data.consent_records FOR EACH ROW EXECUTE FUNCTION custody_data.tg_reject_early_delete('consent');
 
 ALTER TABLE custody_data.consent_records ENABLE ALWAYS TRIGGER a_reject_early_delete;
 

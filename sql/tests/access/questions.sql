@@ -74,5 +74,11 @@ select is((select count(*) from custody.access_of_subject(now() - interval '1 da
 select refuses($$select custody.access_of_subject(now() - interval '1 day', now(), 'never seen')$$, 'PC011', 'of people who are known');
 select refuses($$select custody.access_of_subject(now() - interval '1 day', now(), '')$$, 'PC003', 'and have a name');
 select is((select count(*) from custody.access_by_actor(now() - interval '1 day', now(), 'robot')), 1::bigint, 'and asks as the auditor does');
+reset session authorization;
+select pg_temp.read('access_b', 'passer-by', 'ada', 20, 'in passing');
+set local session authorization custody_dpo;
+select enter('access_b', 'dpo') /* $1 */;
+select results_eq($$select a.by_whom collate "default", a.purpose collate "default" from custody.access_of_subject(now() - interval '1 day', now(), 'ada') a where a.purpose is not null$$,
+  $$values ('staff', 'elsewhere'), ('unknown', 'in passing')$$, 'of an actor without identity nobody knows what they are');
 select * from finish();
 rollback;

@@ -28,9 +28,8 @@ select set_eq('select f.schema || ''.'' || f.name from functions f where f.prose
   'custody.list_keks', 'custody.mark_certificate_stored', 'custody.unstored_certificates', 'custody.open_value', 'custody.register_kek', 'custody.retire_kek', 'custody.rewrap_keys', 'custody.seal_value', 'custody.unlock', 'custody_data.claim_data_key', 'custody_data.data_key', 'custody_data.open_values', 'custody_data.seal_column', 'custody_data.seal_values',
   'custody.begin_context', 'custody.register_login', 'custody.register_token_key', 'custody.require_tokens', 'custody.retire_login', 'custody.retire_token_key', 'custody.rotate_context_key',
   'custody_data.context_is_authentic', 'custody_data.live_logins', 'custody_data.tg_list_logins', 'custody.adopt_events', 'custody.consistency_proof', 'custody.inclusion_proof', 'custody.ledger_head', 'custody.ledger_root', 'custody.record_checkpoint', 'custody.seal_audit_log', 'custody.sealing_status', 'custody.take_over_leaves', 'custody.verify_ledger',
-  'custody_data.active_holds', 'custody_data.claim_identities', 'custody_data.claim_identity', 'custody_data.consent_expires_at', 'custody_data.holds_on',
+  'custody_data.active_holds', 'custody_data.claim_identities', 'custody_data.claim_identity', 'custody_data.expires_at', 'custody_data.holds_on',
   'custody_data.keep_of', 'custody_data.require_actor', 'custody_data.require_partition', 'custody_data.require_person', 'custody_data.tg_reject_early_delete',
-  'custody_data.tg_keep_alerts',
   'custody_data.tg_reject_held', 'custody_data.tg_require_live_identity',
   'custody_data.logins_here'], 'functions that run with the owner''s rights');
 -- What a comment says of the callers is what the catalog has.

@@ -42,7 +42,8 @@ set local session authorization custody_runner;
 select custody.set_context('system', 'runner', 'detection');
 select is(pg_temp.detects(now() - interval '1 hour', now() - interval '20 minutes', true), 'canary alerts_a opened, canary alerts_b opened', 'a dry run says what it would open');
 select is((select count(*) from custody_data.alerts) + (select count(*) from custody_data.detection_heads), 0::bigint, 'and writes nothing');
-select is((select count(*) from events('system', 'alert.open')), 0::bigint, 'no event either');
+select is((select count(*) from events('system', 'alert.open')), 0::bigint, 'no event of one either');
+select is((select e.metadata -> 'rows' from last_event('system', 'access.read') e), '2', 'but one of the question');
 select is(pg_temp.detects(now() - interval '1 hour', now() - interval '20 minutes'), 'canary alerts_a opened, canary alerts_b opened', 'the run opens it');
 select row_eq($$select a.rule collate "default", a.severity collate "default", a.state collate "default", a.actor_id, a.login collate "default", a.count, a.events, a.last_at, a.detail from pg_temp.alert('alerts_a') a$$,
   row ('canary'::text, 'critical'::text, 'open'::text, identity('alerts_a', 'ada'), 'custody_app'::text, 1::bigint, 2::bigint, now() - interval '30 minutes 1 second',
@@ -83,6 +84,12 @@ select row_eq('select a.actor::text collate "default", a.state::text collate "de
 select custody.acknowledge_alert((pg_temp.alert('alerts_a')).alert_id), custody.acknowledge_alert((pg_temp.alert('alerts_a')).alert_id);
 select row_eq($$select a.state collate "default", a.acknowledged_by from pg_temp.alert('alerts_a') a$$, row ('acknowledged'::text, identity('alerts_a', 'dpo')), 'and acknowledges it');
 select is((select count(*) from events('alerts_a', 'alert.acknowledge')), 1::bigint, 'once, as an event');
+reset session authorization;
+select pg_temp.reads('alerts_a', 1, now() - interval '9 minutes');
+set local session authorization custody_runner;
+select custody.set_context('system', 'runner', 'detection');
+select is(pg_temp.detects(now() - interval '10 minutes', now() - interval '8 minutes'), 'canary alerts_a folded', 'what comes then folds into it');
+select row_eq($$select a.state collate "default", a.count, a.acknowledged_by from pg_temp.alert('alerts_a') a$$, row ('acknowledged'::text, 3::bigint, identity('alerts_a', 'dpo')), 'and it stays acknowledged');
 set local session authorization custody_audit;
 select custody.set_context('alerts_a', 'auditor');
 select refuses(format('select custody.close_alert(%L, %L)', (pg_temp.alert('alerts_a')).alert_id, r), 'PC023', 'without a reason') from unnest(array[null, ' ', repeat('x', 2001)]) r;

@@ -23,16 +23,17 @@ func newDetectCmd(app *App) *cobra.Command {
 		Use:   "detect",
 		Short: "Run the rules of detection, on past data too",
 		Long: `Run the rules of detection over what was shipped from --since to --until, for all
-tenants. With --dry-run nothing is written: it says which alerts would be opened,
-which findings would fold into one, and which are known. Rules about how things
-stand (roles, settings, guards, sealing, shipping) look only where --until is now.
+tenants. With --dry-run nothing is written but that it was asked (access.read): it
+says which alerts would be opened, which findings would fold into one, and which are
+known. Rules about how things stand (roles, settings, guards, sealing, shipping) look
+only where --until is now.
 
 The daemon does the same each minute, over what is new (job detect).`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return d.Run(cmd.Context()) },
 	}
 	cmd.Flags().StringVar(&d.Since, "since", "", "look at what was shipped from here on: a time, as in 2027-01-31, or how long ago, as in 36h; default where detection was last, and ten minutes more")
 	cmd.Flags().StringVar(&d.Until, "until", "", "and before, in the same forms; default now")
-	cmd.Flags().BoolVar(&d.DryRun, "dry-run", false, "say what is found, and write nothing")
+	cmd.Flags().BoolVar(&d.DryRun, "dry-run", false, "say what is found, and open no alert")
 	return cmd
 }
 
