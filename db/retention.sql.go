@@ -31,21 +31,50 @@ func (q *Queries) ApproveRetentionChange(ctx context.Context, db DBTX, changeID 
 }
 
 const enforceRetention = `-- name: EnforceRetention :one
-select custody.enforce_retention($1, $2, coalesce($3::timestamptz, pg_catalog.now()))::bigint as rows
+select custody.enforce_retention($1, $2, coalesce($3::timestamptz, pg_catalog.now()), $4::uuid, $5::uuid)::bigint as rows
 `
 
 type EnforceRetentionParams struct {
 	Class string
 	Batch int32
 	AsOf  *time.Time
+	After uuid.UUID
+	To    *uuid.UUID
 }
 
-// One batch; 0 says that nothing is left.
+// One batch; 0 says that nothing is left, of consents among the people given.
 func (q *Queries) EnforceRetention(ctx context.Context, db DBTX, arg EnforceRetentionParams) (int64, error) {
-	row := db.QueryRow(ctx, enforceRetention, arg.Class, arg.Batch, arg.AsOf)
+	row := db.QueryRow(ctx, enforceRetention,
+		arg.Class,
+		arg.Batch,
+		arg.AsOf,
+		arg.After,
+		arg.To,
+	)
 	var rows int64
 	err := row.Scan(&rows)
 	return rows, err
+}
+
+const personAfter = `-- name: PersonAfter :one
+select c.identity_id
+from custody_data.consent_records c
+where c.tenant_id = custody.current_tenant() and c.identity_id > $1::uuid
+order by c.identity_id
+limit 1 offset $2::integer
+`
+
+type PersonAfterParams struct {
+	After   uuid.UUID
+	Records int32
+}
+
+// Whose is the consent record before which so many others are, by person, of the people after a person.
+func (q *Queries) PersonAfter(ctx context.Context, db DBTX, arg PersonAfterParams) (uuid.UUID, error) {
+	row := db.QueryRow(ctx, personAfter, arg.After, arg.Records)
+	var identity_id uuid.UUID
+	err := row.Scan(&identity_id)
+	return identity_id, err
 }
 
 const rejectRetentionChange = `-- name: RejectRetentionChange :one

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 
@@ -156,27 +157,41 @@ func (w *RetentionWorker) enforce(ctx context.Context, c RetentionConfig, deadli
 	scope.LockTimeout, scope.Timeout = c.LockTimeout, c.BatchTimeout
 	pace, failed := newPace(c), 0
 	defer func() { run.Count("yields", pace.yields) }()
+	// Consents go by stretches of people, after the one up to the other, nil where no more come.
+	var after uuid.UUID
+	var to *uuid.UUID
 	for {
 		if time.Now().After(deadline) {
 			return errNoTime
 		}
 		var rows int64
 		var felt bool
+		batch := pace.batch
 		started := time.Now()
 		err := InContext(ctx, w.Pool, scope, func(tx pgx.Tx) (err error) {
 			felt, err = w.watched(ctx, tx, c.Look, c.Patience, func() (err error) {
-				rows, err = db.New().EnforceRetention(ctx, tx, db.EnforceRetentionParams{Class: class, Batch: int32(pace.batch), AsOf: asOf})
+				if class == "consent" {
+					if to, err = personAfter(ctx, tx, after, consentsRead*batch); err != nil {
+						return err
+					}
+				}
+				rows, err = db.New().EnforceRetention(ctx, tx, db.EnforceRetentionParams{Class: class, Batch: int32(batch), AsOf: asOf, After: after, To: to})
 				return err
 			})
 			return err
 		})
 		var wait time.Duration
 		switch {
-		case err == nil && rows == 0:
+		case err == nil && rows == 0 && to == nil:
 			return nil
 		case err == nil:
-			deleted(rows)
-			run.Count("batches", 1)
+			if rows > 0 {
+				deleted(rows)
+				run.Count("batches", 1)
+			}
+			if rows < int64(batch) && to != nil {
+				after = *to
+			}
 			failed = 0
 			wait = pace.done(time.Since(started), felt)
 		case transient(err) && failed+1 < c.Attempts:
@@ -190,6 +205,20 @@ func (w *RetentionWorker) enforce(ctx context.Context, c RetentionConfig, deadli
 			return err
 		}
 	}
+}
+
+// consentsRead is how many consent records a batch reads, with the rest of the last
+// person's, for each that it may delete: most of those that are old are still in force.
+const consentsRead = 10
+
+// personAfter is the person with whom a stretch of n consent records ends, nil where not
+// as many are left.
+func personAfter(ctx context.Context, tx pgx.Tx, after uuid.UUID, n int) (*uuid.UUID, error) {
+	id, err := db.New().PersonAfter(ctx, tx, db.PersonAfterParams{After: after, Records: int32(n - 1)}) //nolint:gosec // batches are small
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil, nil //nolint:nilnil // the last stretch has no end
+	}
+	return &id, err
 }
 
 // transient tells what a smaller or later batch may get past: a lock or time

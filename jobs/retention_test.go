@@ -1,12 +1,15 @@
 package jobs
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
@@ -337,6 +340,45 @@ func TestRetentionTakesEachClass(t *testing.T) {
 		}
 		require.ElementsMatch(t, deletedClasses, classes)
 	}
+}
+
+// Consents go by stretches of people, each of which is read once or twice: what is in
+// force and what is held does not make later batches longer.
+func TestRetentionWalksThePeople(t *testing.T) {
+	b := newBench(t)
+	const consents = `select count(*) from custody_data.consent_records`
+	decide := func(users, granted, years string) {
+		b.exec(`select custody.record_consent('p' || n, 'news' || m, $2::boolean, '1', p_occurred_at => now() - $3::int * interval '1 year')
+			from generate_series(1, 60) n, generate_series(1, case n when 1 then 50 else 1 end) m where `+users+` and $1 <> ''`, tenant, granted, years)
+	}
+	decide("true", "true", "9")
+	decide("n % 3 <> 0", "false", "8") // the first person alone has more than a stretch
+	b.asRunner(`select custody.place_hold('{"user_id": "p2"}', 'case 1', 'litigation')`)
+	b.deps.Config.Retention = RetentionConfig{Batch: 2, MinBatch: 1, Pause: time.Millisecond}
+	require.EqualValues(t, 60+49+40+49, b.number(tenant, consents))
+
+	require.Equal(t, river.EventKindJobCompleted, b.work(RetentionArgs{Class: "consent"}).Kind)
+
+	const due = 2 * (39 + 49)
+	run := b.lastRun(SystemTenant, "retention")
+	require.EqualValues(t, due, b.count(run, "consent"))
+	require.EqualValues(t, 2, b.count(run, "held"))
+	require.GreaterOrEqual(t, b.count(run, "batches"), int64(due/2))
+	require.EqualValues(t, 20+2, b.number(tenant, consents), "those in force and those of the person under hold stay")
+	require.EqualValues(t, 1, b.number(tenant, consents+" where not granted"))
+
+	var ends []uuid.UUID
+	b.context(b.deps.Pool, tenant, func(tx pgx.Tx) error {
+		for to := (uuid.UUID{}); ; {
+			next, err := personAfter(t.Context(), tx, to, 5)
+			if next == nil || err != nil {
+				return err
+			}
+			ends, to = append(ends, *next), *next
+		}
+	})
+	require.Len(t, ends, 4, "22 records in stretches of 5, and a few where a person's two stand at an end")
+	require.True(t, slices.IsSortedFunc(ends, func(a, b uuid.UUID) int { return bytes.Compare(a[:], b[:]) }))
 }
 
 // What is due cannot be counted in time: then the batches find out.

@@ -1,6 +1,14 @@
 -- name: EnforceRetention :one
--- One batch; 0 says that nothing is left.
-select custody.enforce_retention(@class, @batch, coalesce(sqlc.narg(as_of)::timestamptz, pg_catalog.now()))::bigint as rows;
+-- One batch; 0 says that nothing is left, of consents among the people given.
+select custody.enforce_retention(@class, @batch, coalesce(sqlc.narg(as_of)::timestamptz, pg_catalog.now()), @after::uuid, sqlc.narg('to')::uuid)::bigint as rows;
+
+-- name: PersonAfter :one
+-- Whose is the consent record before which so many others are, by person, of the people after a person.
+select c.identity_id
+from custody_data.consent_records c
+where c.tenant_id = custody.current_tenant() and c.identity_id > @after::uuid
+order by c.identity_id
+limit 1 offset @records::integer;
 
 -- name: RetentionDue :many
 select d.tenant_id, d.class, d.relation, d.keep, d.due_rows, d.held_rows, d.oldest_at, d.due_bytes, d.held_by

@@ -331,61 +331,12 @@ begin atomic
       and r.identity_id > coalesce(p_after, '00000000-0000-0000-0000-000000000000') and r.identity_id <= coalesce(p_to, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
   ) c
   left join custody_data.identities i on i.tenant_id = p_tenant and i.identity_id = c.identity_id and i.erased_at < p_as_of - p_keep + interval '4 days'
+    and i.identity_id > coalesce(p_after, '00000000-0000-0000-0000-000000000000') and i.identity_id <= coalesce(p_to, 'ffffffff-ffff-ffff-ffff-ffffffffffff')
   where c.occurred_at < p_as_of - p_keep
     and least(case when c.granted then c.next_at else c.occurred_at end, i.erased_at) + p_keep < p_as_of;
 end;
 revoke all on function custody_data.due_consents(text, timestamptz, interval, uuid, uuid) from public;
 comment on function custody_data.due_consents(text, timestamptz, interval, uuid, uuid) is 'Consent records that ended more than p_keep before p_as_of, held or not: withdrawals, grants that another record followed, and those of people erased since. Of the people after p_after up to p_to; null for all.';
-
-create or replace function custody_data.delete_due_consents(p_tenant text, p_as_of timestamptz, p_keep interval, p_limit integer)
-returns bigint
-language plpgsql
-volatile
-set search_path = pg_catalog, pg_temp
-as $$
-declare
-  -- Whether a record is due shows in the one that follows it, so it takes a walk over the people, some of them at a
-  -- time. Each batch begins at a person by chance: then none walks what those before it walked in vain, and nothing
-  -- has to be remembered from one to the next.
-  c_last constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
-  v_began constant uuid := gen_random_uuid();
-  v_after uuid := v_began;
-  v_to uuid;
-  v_wrapped boolean := false;
-  v_rows bigint := 0;
-  v_deleted bigint;
-begin
-  loop
-    select r.identity_id into v_to from custody_data.consent_records r
-    where r.tenant_id = p_tenant and r.identity_id > v_after
-    order by r.identity_id offset 10 * p_limit - 1 limit 1;
-    v_to := least(coalesce(v_to, c_last), case when v_wrapped then v_began end);
-    -- Oldest first: a withdrawal never goes before the grant that it ended.
-    with held as materialized (
-      select h.* from custody_data.consent_holds() h
-    ), due as (
-      select d.consent_id
-      from custody_data.due_consents(p_tenant, p_as_of, p_keep, v_after, v_to) d
-      where not exists (
-        select from held h
-        where h.identity_id = d.identity_id and (h.purpose is null or (h.purpose = d.purpose
-          and (h.occurred_at, h.recorded_at, h.consent_id) <= (d.occurred_at, d.recorded_at, d.consent_id))))
-      order by d.occurred_at, d.recorded_at, d.consent_id
-      limit p_limit - v_rows
-    )
-    delete from custody_data.consent_records c using due d
-    where c.tenant_id = p_tenant and c.consent_id = d.consent_id;
-    get diagnostics v_deleted = row_count;
-    v_rows := v_rows + v_deleted;
-    exit when v_rows >= p_limit or (v_wrapped and v_to = v_began);
-    v_wrapped := v_wrapped or v_to = c_last;
-    v_after := case when v_to = c_last then '00000000-0000-0000-0000-000000000000' else v_to end;
-  end loop;
-  return v_rows;
-end
-$$;
-revoke all on function custody_data.delete_due_consents(text, timestamptz, interval, integer) from public;
-comment on function custody_data.delete_due_consents(text, timestamptz, interval, integer) is 'Deletes p_limit of the consent records that are due and not held, or as many as there are, person after person, of each the oldest first, and returns how many.';
 
 create or replace view custody.retention_item with (security_invoker = true) as
 select ''::text as tenant_id, ''::text as class, ''::text as relation, null::interval as keep, 0::bigint as due_rows, 0::bigint as held_rows,
@@ -575,7 +526,13 @@ comment on function custody_data.require_read_committed() is 'Raises PC026 at re
 
 -- definer: deletes rows that the worker itself may not delete
 -- random_page_cost: a batch is to read by the indexes, whatever the disks are said to be
-create or replace function custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamptz default now())
+create or replace function custody.enforce_retention(
+  p_class text,
+  p_limit integer,
+  p_as_of timestamptz default now(),
+  p_after uuid default null,
+  p_to uuid default null
+)
 returns bigint
 language plpgsql
 volatile
@@ -621,8 +578,26 @@ begin
       where c.tenant_id = v_tenant and c.identity_id = d.identity_id and c.conversation_id = d.conversation_id;
       get diagnostics v_rows = row_count;
     when 'consent' then
+      -- Oldest first: a withdrawal never goes before the grant that it ended. By execute, which plans for the people
+      -- given: a plan for any would read all that is old, and pick theirs out.
       if not v_all_held then
-        v_rows := custody_data.delete_due_consents(v_tenant, p_as_of, v_keep, p_limit);
+        execute $q$
+          with held as materialized (
+            select h.* from custody_data.consent_holds() h
+          ), due as (
+            select d.consent_id
+            from custody_data.due_consents($1, $2, $3, $4, $5) d
+            where not exists (
+              select from held h
+              where h.identity_id = d.identity_id and (h.purpose is null or (h.purpose = d.purpose
+                and (h.occurred_at, h.recorded_at, h.consent_id) <= (d.occurred_at, d.recorded_at, d.consent_id))))
+            order by d.occurred_at, d.recorded_at, d.consent_id
+            limit $6
+          )
+          delete from custody_data.consent_records c using due d
+          where c.tenant_id = $1 and c.consent_id = d.consent_id
+        $q$ using v_tenant, p_as_of, v_keep, p_after, p_to, p_limit;
+        get diagnostics v_rows = row_count;
       end if;
     when 'entry_ids' then
       with due as (
@@ -683,9 +658,9 @@ begin
   return v_rows;
 end
 $$;
-revoke all on function custody.enforce_retention(text, integer, timestamptz) from public;
-grant execute on function custody.enforce_retention(text, integer, timestamptz) to custody_worker, custody_privacy;
-comment on function custody.enforce_retention(text, integer, timestamptz) is
+revoke all on function custody.enforce_retention(text, integer, timestamptz, uuid, uuid) from public;
+grant execute on function custody.enforce_retention(text, integer, timestamptz, uuid, uuid) to custody_worker, custody_privacy;
+comment on function custody.enforce_retention(text, integer, timestamptz, uuid, uuid) is
 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, alerts, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+p_class: conversations, consent, entry_ids, erased_ids, alerts, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future. p_after, p_to: of consents only those of the people after p_after up to p_to; null for all. Whether a consent is due shows in the one that follows it, so a batch reads what the people have that it is told: among millions, give it some thousands of records at a time.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';

@@ -1311,18 +1311,18 @@ CREATE FUNCTION custody.due_requests(p_kind text, p_limit integer DEFAULT 100, p
 COMMENT ON FUNCTION custody.due_requests(p_kind text, p_limit integer, p_received_before timestamp with time zone) IS 'Open requests that can be carried out now, the most urgent first; held ones whose holds have ended are among them. p_kind: erasure or export. p_limit: 1 to 10000. p_received_before: leaves time to cancel.
 Errors: PC001, PC023. Callers: custody_worker, custody_privacy.';
 
--- Name: enforce_retention(text, integer, timestamp with time zone); Type: FUNCTION; Schema: custody
+-- Name: enforce_retention(text, integer, timestamp with time zone, uuid, uuid); Type: FUNCTION; Schema: custody
 
-CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone DEFAULT now()) RETURNS bigint
+CREATE FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone DEFAULT now(), p_after uuid DEFAULT NULL::uuid, p_to uuid DEFAULT NULL::uuid) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET random_page_cost TO '1.1'
-    AS $$ … $$;
+    AS $_$ … $_$;
 
--- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone); Type: COMMENT; Schema: custody
+-- Name: FUNCTION enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone, p_after uuid, p_to uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
-p_class: conversations, consent, entry_ids, erased_ids, alerts, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future.
+COMMENT ON FUNCTION custody.enforce_retention(p_class text, p_limit integer, p_as_of timestamp with time zone, p_after uuid, p_to uuid) IS 'Deletes one batch of what is due in the tenant in context and returns how many rows went; 0 when nothing is left to do. What holds cover stays. A batch that deletes is an event (retention.run) of the same transaction.
+p_class: conversations, consent, entry_ids, erased_ids, alerts, restored; audit, audit_hot, access and shipped_logs return 0, since whole months and objects go. p_limit: 1 to 100000 rows. p_as_of: not in the future. p_after, p_to: of consents only those of the people after p_after up to p_to; null for all. Whether a consent is due shows in the one that follows it, so a batch reads what the people have that it is told: among millions, give it some thousands of records at a time.
 Errors: PC001, PC009, PC012 unknown policy, PC015 confined to one person, PC023, PC026 isolation level. Callers: custody_worker, custody_privacy.';
 
 -- Name: ensure_audit_partitions(timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: custody
@@ -3943,17 +3943,6 @@ CREATE FUNCTION custody_data.definitions() RETURNS TABLE(object text, digest tex
 
 COMMENT ON FUNCTION custody_data.definitions() IS 'Every object of the schemas of pgcustody, partitions apart, with a digest of its definition, owner and rights.';
 
--- Name: delete_due_consents(text, timestamp with time zone, interval, integer); Type: FUNCTION; Schema: custody_data
-
-CREATE FUNCTION custody_data.delete_due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_limit integer) RETURNS bigint
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    AS $$ … $$;
-
--- Name: FUNCTION delete_due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_limit integer); Type: COMMENT; Schema: custody_data
-
-COMMENT ON FUNCTION custody_data.delete_due_consents(p_tenant text, p_as_of timestamp with time zone, p_keep interval, p_limit integer) IS 'Deletes p_limit of the consent records that are due and not held, or as many as there are, person after person, of each the oldest first, and returns how many.';
-
 -- Name: destroy_data_keys(uuid); Type: FUNCTION; Schema: custody_data
 
 CREATE FUNCTION custody_data.destroy_data_keys(p_identity_id uuid) RETURNS integer[]
@@ -4247,7 +4236,7 @@ CREATE FUNCTION custody_data.due_consents(p_tenant text, p_as_of timestamp with 
              lag(r.occurred_at) OVER (PARTITION BY r.identity_id, r.purpose ORDER BY r.occurred_at DESC, r.recorded_at DESC, r.consent_id DESC) AS next_at
             FROM custody_data.consent_records r
            WHERE (((r.tenant_id)::text = due_consents.p_tenant) AND (r.occurred_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)) AND (r.identity_id > COALESCE(due_consents.p_after, '00000000-0000-0000-0000-000000000000'::uuid)) AND (r.identity_id <= COALESCE(due_consents.p_to, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)))) c
-      LEFT JOIN custody_data.identities i ON ((((i.tenant_id)::text = due_consents.p_tenant) AND (i.identity_id = c.identity_id) AND (i.erased_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)))))
+      LEFT JOIN custody_data.identities i ON ((((i.tenant_id)::text = due_consents.p_tenant) AND (i.identity_id = c.identity_id) AND (i.erased_at < ((due_consents.p_as_of - due_consents.p_keep) + '4 days'::interval)) AND (i.identity_id > COALESCE(due_consents.p_after, '00000000-0000-0000-0000-000000000000'::uuid)) AND (i.identity_id <= COALESCE(due_consents.p_to, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)))))
    WHERE ((c.occurred_at < (due_consents.p_as_of - due_consents.p_keep)) AND ((LEAST(
          CASE
              WHEN c.granted THEN c.next_at

@@ -35,7 +35,7 @@ select is(custody.enforce_retention('consent', 100), 0::bigint, 'nothing is left
 select is((select sum((e.metadata ->> 'rows')::int) from events('retain_consents', 'retention.run') e), 5::bigint, 'each batch is an event');
 select is((select d.due_rows from custody.retention_due_at(now() + interval '1 year 1 second') d where d.class = 'consent'), 2::bigint, 'in a year two more');
 
--- Among many people each batch takes what it is told, from wherever it begins, until nothing is left.
+-- Among many people each batch takes as many as it is told until nothing is left.
 set local session authorization custody_app;
 select enter('retain_consents', 'clerk') /* $1 */;
 select pg_temp.decide('person ' || p, 'news', 9, true), case when p % 3 <> 0 then pg_temp.decide('person ' || p, 'news', 8, false) end from generate_series(1, 100) p;
@@ -44,6 +44,27 @@ select enter('retain_consents', 'runner') /* $1 */;
 select is(array(select custody.enforce_retention('consent', 3) from generate_series(1, 46)), array_fill(3::bigint, array[44]) || array[2::bigint, 0], 'batches of three');
 select is((select count(*) from custody_data.consent_records c where c.purpose = 'news'), 33::bigint, 'leave the grants that nothing followed');
 select is((select bool_and(c.granted) from custody_data.consent_records c where c.purpose = 'news'), true, 'and no withdrawal');
+
+-- And of those people alone that it is told.
+set local session authorization custody_app;
+select enter('retain_consents', 'clerk') /* $1 */;
+select pg_temp.decide('person ' || p, 'offers', 9, true), case when p % 3 <> 0 then pg_temp.decide('person ' || p, 'offers', 8, false) end from generate_series(1, 30) p;
+set local session authorization custody_runner;
+select enter('retain_consents', 'runner') /* $1 */;
+create temporary table people as select c.identity_id, row_number() over (order by c.identity_id) as n, count(*) filter (where not c.granted) * 2 as due
+  from custody_data.consent_records c where c.purpose = 'offers' group by 1;
+create function pg_temp.person(p_n integer) returns uuid language sql as $$ select p.identity_id from people p where p.n = p_n $$;
+create function pg_temp.due(p_from integer, p_to integer) returns bigint language sql as $$ select sum(p.due)::bigint from people p where p.n between p_from and p_to $$;
+create function pg_temp.goes(p_after integer, p_to integer) returns bigint language sql as $$ select custody.enforce_retention('consent', 100, now(), pg_temp.person(p_after), pg_temp.person(p_to)) $$;
+select cmp_ok(pg_temp.due(11, 20), '>', 0::bigint, 'some are due among ten');
+select is(pg_temp.goes(10, 20), pg_temp.due(11, 20), 'after one person up to another');
+select is(pg_temp.goes(10, 20), 0::bigint, 'of whom nothing is left');
+select is(pg_temp.goes(null, 10), pg_temp.due(1, 10), 'from the first on');
+select is(pg_temp.goes(20, null), pg_temp.due(21, 30), 'to the last');
+select is(pg_temp.goes(20, 10), 0::bigint, 'between nobody');
+select is((select array_agg(distinct c.granted) from custody_data.consent_records c where c.purpose = 'offers'), array[true], 'no withdrawal stays');
+select is((select count(*) from custody_data.consent_records c where c.purpose = 'offers'), 10::bigint, 'and the grants that nothing followed do');
+drop table people;
 
 -- The guard asks the policy, not the caller.
 reset session authorization;
