@@ -124,7 +124,13 @@ func (b *shipBench) ship() map[string]int64 {
 // ask returns rows as text.
 func (b *shipBench) ask(query string) (out []string) {
 	b.Helper()
-	require.NoError(b, InContext(b.Context(), b.deps.Pool, b.deps.scope(SystemTenant, "test"), func(tx pgx.Tx) error {
+	return b.asks(SystemTenant, query)
+}
+
+// asks returns rows as text, in the context of a tenant.
+func (b *shipBench) asks(tenant, query string) (out []string) {
+	b.Helper()
+	require.NoError(b, InContext(b.Context(), b.deps.Pool, b.deps.scope(tenant, "test"), func(tx pgx.Tx) error {
 		rows, err := tx.Query(b.Context(), query)
 		if err != nil {
 			return err
@@ -451,6 +457,29 @@ func TestShipRealServer(t *testing.T) {
 		_, err := tx.Exec(t.Context(), "select custody.get_profile('bob')")
 		return errors.Join(undone, err)
 	}), undone)
+	// Every other way in which a read is undone, and one in which it has no event to lose.
+	ways := map[string][]string{
+		"ben": {"savepoint a", "READ", "rollback to savepoint a"},
+		"cyd": {"READ", "select 1 / 0"},
+		"dan": {"READ", "do $$ begin perform pg_catalog.pg_terminate_backend(pg_catalog.pg_backend_pid()); end $$"},
+		"eli": {"set transaction_read_only = on", "READ"},
+		"fay": {"savepoint a", "READ", "rollback to savepoint a", "READ"},
+	}
+	for who, statements := range ways {
+		b.exec("select custody.put_profile('" + who + "', '{\"full_name\": \"X\"}')")
+		_ = b.unlock.InContext(t.Context(), b.app, Scope{Tenant: tenant, Actor: "tester", Purpose: "test"}, func(tx pgx.Tx) (err error) {
+			for _, statement := range statements {
+				if statement == "READ" {
+					statement = "select custody.get_profile('" + who + "')"
+				}
+				if _, err = tx.Exec(t.Context(), statement); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	const reads = 2 + 2 + 6
 	// Read in transactions that are prepared, and end when everybody has forgotten them.
 	prepared := map[string]string{}
 	for _, who := range []string{"kim", "lee"} {
@@ -469,11 +498,11 @@ func TestShipRealServer(t *testing.T) {
 		})
 	}
 	b.exec(`do $$ begin raise log 'PGCUSTODY forged-by-hand %', current_database(); end $$`)
-	for begun := time.Now(); len(b.ask("select 1 from custody_data.access_events e where e.kind = 'read'")) < 4; time.Sleep(200 * time.Millisecond) {
+	for begun := time.Now(); len(b.ask("select 1 from custody_data.access_events e where e.kind = 'read'")) < reads; time.Sleep(200 * time.Millisecond) {
 		require.Less(t, time.Since(begun), 3*time.Minute)
 		b.ship()
 	}
-	require.Equal(t, slices.Repeat([]string{"read acme true custody_data.user_profiles 1"}, 4),
+	require.Equal(t, slices.Repeat([]string{"read acme true custody_data.user_profiles 1"}, reads),
 		b.ask("select e.kind, e.tenant_id, e.actor_id is not null, e.object_name, e.rows from custody_data.access_events e where e.kind = 'read'"))
 	require.NotEmpty(t, b.ask("select 1 from custody_data.access_events e where e.kind = 'forged' and e.login = 'custody_app'"))
 	// What became of each read, whoever else is at work on this server.
@@ -489,12 +518,16 @@ func TestShipRealServer(t *testing.T) {
 		}
 		return found
 	}
-	require.Equal(t, map[string]any{"ada": false, "bob": true, "kim": nil, "lee": nil}, became(), "a prepared transaction has not ended, though no session has it")
+	undo := func(kim, lee any) map[string]any {
+		return map[string]any{"ada": false, "bob": true, "ben": true, "cyd": true, "dan": true, "eli": nil, "fay": false, "kim": kim, "lee": lee}
+	}
+	require.Equal(t, undo(nil, nil), became(), "a prepared transaction has not ended, though no session has it")
 	for who, how := range map[string]string{"kim": "commit", "lee": "rollback"} {
 		_, err := b.super.Exec(t.Context(), how+" prepared '"+prepared[who]+"'")
 		require.NoError(t, err)
 	}
-	require.Equal(t, map[string]any{"ada": false, "bob": true, "kim": false, "lee": true}, became())
+	require.Equal(t, undo(false, true), became())
+	require.Equal(t, []string{"read_only 1", "rolled_back 5"}, b.asks(tenant, "select v.kind, count(*) from custody.log_reconciliation v where v.kind <> 'statement_without_row' group by 1 order by 1"), "and so the tenant's officers see it")
 	require.Empty(t, b.ask("select 1 from custody_data.log_findings f where f.kind = 'row_without_line'"))
 
 	// The same through the connection, where that right was granted.
@@ -509,5 +542,5 @@ func TestShipRealServer(t *testing.T) {
 	t.Run("csvlog", shipCSVByConnection)
 	b.deps.Config.Ship = ShipConfig{Source: "server", Name: "by-connection"}
 	b.ship()
-	require.Len(t, b.ask("select 1 from custody_data.access_events e join custody_data.log_batches b on b.number = e.batch where e.kind = 'read' and b.source = 'by-connection'"), 4)
+	require.Len(t, b.ask("select 1 from custody_data.access_events e join custody_data.log_batches b on b.number = e.batch where e.kind = 'read' and b.source = 'by-connection'"), reads)
 }

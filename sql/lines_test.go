@@ -117,6 +117,7 @@ func TestEveryReadHasALine(t *testing.T) {
 		`select custody.put_profile('pat', '{"full_name": "Pat Secret", "email": "pat.secret@example.org"}')`,
 		`select custody.put_preferences('pat', '{"theme": "dark"}')`,
 		`select custody.save_conversation('pat', 'c' || n, '[{"role": "user", "text": "hello"}]', 'Title') from pg_catalog.generate_series(1, 30) n`,
+		`select custody.save_conversation('pat', 'a/b', '[{"role": "user", "text": "hello"}]', 'Title')`,
 		`select custody.record_consent('pat', 'mail', true, n::text, p_evidence => '{"form": 1}') from pg_catalog.generate_series(1, 30) n`,
 	} {
 		w.run(t, tenant, statement)
@@ -223,6 +224,10 @@ func TestEveryReadHasALine(t *testing.T) {
 		{"helper", "", run(`select custody_data.open_profile(p) from custody_data.user_profiles p`, `select custody_data.open_text(p.identity_id, 'user_profiles', 'email', p.identity_id::text, p.email) from custody_data.user_profiles p`,
 			`select custody_data.open_values(p.identity_id, 'user_profiles', p.identity_id::text, '{full_name}', array[p.full_name]::bytea[]) from custody_data.user_profiles p`, "rollback"),
 			[]string{profile, "user_profiles email", "user_profiles full_name"}},
+		// The same place, by other names: the line would tell of another table or column.
+		{"another table's name", "", fail(`select custody_data.open_text(c.identity_id, 'conversations/title', 'a', 'b', c.title) from custody_data.conversations c where c.conversation_id = 'a/b'`), nil},
+		{"another column's name", "", fail(`select custody.open_value(c.identity_id, 'conversations', 'messages/a', 'b', c.messages) from custody_data.conversations c where c.conversation_id = 'a/b'`), nil},
+		{"settings of its own", "", run(`set local search_path = custody_data, custody, public`, get, "rollback"), []string{profile}},
 		{"history", "", run(`select custody.consent_history('pat')`, "rollback"), []string{evidence}},
 		{"rows as they are", "", func(t *testing.T, s *session) {
 			require.NotContains(t, s.must(t, `select pg_catalog.to_jsonb(p) from custody_data.user_profiles p`), "Pat")

@@ -637,6 +637,10 @@ begin
   if nullif(current_setting('custody.subject', true), '') is not null then
     perform custody_data.check_sealing_identity(p_identity_id);
   end if;
+  -- Only the last part of a place may have a slash: else it would have two names, and what is recorded of it a false one.
+  if strpos(p_table, '/') > 0 or strpos(array_to_string(p_columns, ''), '/') > 0 then
+    perform custody_data.refuse_sealed_value();
+  end if;
   for i in 1 .. cardinality(p_columns) loop
     v_sealed := p_sealed[i];
     continue when v_sealed is null;
