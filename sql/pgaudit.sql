@@ -16,7 +16,7 @@
 --
 -- Values stay out of the log: parameters are not logged, and nothing personal is ever part of a statement's text.
 -- What belongs to the whole server (shared_preload_libraries, logging_collector, log_destination, log_connections,
--- log_disconnections) is not set here, since no transaction can: `pgcustody check` gives the statements.
+-- log_disconnections, log_replication_commands) is not set here, since no transaction can: `pgcustody check` gives the statements.
 -- locks: none that matter. rewrite cost: none.
 
 create extension if not exists pgaudit;

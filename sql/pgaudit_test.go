@@ -135,6 +135,16 @@ create view public.seen with (security_invoker = true) as select public.peek() a
 grant select on public.seen to public`)
 	a.pgaudit(t)
 	month := time.Now().UTC().Format("custody_data.audit_logs_2006_01")
+	// A worker does read: of a superuser, since the conditions of row-level security keep a person's plan in one process.
+	plan := ""
+	for _, statement := range []string{"begin", "set local force_parallel_mode = on", "explain select user_id from custody_data.identities", "rollback"} {
+		rows, err := a.admin.Query(t.Context(), statement, pgx.QueryExecModeSimpleProtocol)
+		require.NoError(t, err)
+		lines, err := pgx.CollectRows(rows, pgx.RowTo[string])
+		require.NoError(t, err)
+		plan += strings.Join(lines, "\n")
+	}
+	require.Contains(t, plan, "Gather")
 	const enter = `select custody.set_context('acme', 'dora@acme.example')`
 
 	for name, c := range map[string]struct {
@@ -191,6 +201,9 @@ grant select on public.seen to public`)
 		"hole: how many there are, of an application":   {app, []string{"begin", enter, "select count(1) from custody_data.identities where true", "commit"}, nil, []string{"SESSION READ SELECT "}},
 		"hole: a superuser who says no": {stack.Superuser, []string{"set pgaudit.log = 'none'", "set pgaudit.role = ''", "select user_id from custody_data.identities"},
 			nil, []string{"SESSION MISC SET ", object, inside}},
+		"hole: samples of a column, which the catalog has": {stack.Superuser, []string{"select most_common_vals from pg_catalog.pg_stats where attname = 'user_id'"}, nil, []string{object, inside, "SESSION READ SELECT ", "SESSION READ SELECT pg_catalog.pg_stats"}},
+		"DDL under replica, which has its statement alone": {stack.Superuser, []string{"set session_replication_role = replica", "begin", "alter table custody_data.identities disable trigger all", "rollback"},
+			[]string{"SESSION DDL ALTER TABLE "}, []string{"SESSION DDL ALTER TABLE custody_data.identities"}},
 		"a superuser who says no by a function": {stack.Superuser, []string{"select set_config('pgaudit.log', 'none', false)"}, []string{"SESSION READ SELECT "}, nil},
 		"a superuser who says no for later":     {stack.Superuser, []string{"begin", "alter role dora set pgaudit.log = 'none'", "rollback"}, []string{"SESSION ROLE ALTER ROLE "}, nil},
 	} {

@@ -61,6 +61,16 @@ exposing (place, setting) as (
           'debug_print_parse', 'debug_print_rewritten', 'debug_print_plan')
         -- as it was written, which may be cut short
         and pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2)) in ('on', 'true', 'tru', 'tr', 't', 'yes', 'ye', 'y', '1') end
+  union
+  -- whose statements are logged, with what is bound in them, where nothing says that it is not
+  select coalesce(pg_catalog.pg_get_userbyid(nullif(s.setrole, 0)), 'every login'), 'log_parameter_max_length, under ' || pg_catalog.split_part(c.entry, '=', 1)
+  from pg_catalog.pg_db_role_setting s
+  cross join lateral pg_catalog.unnest(s.setconfig) c (entry)
+  where s.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()))
+    and c.entry ~* '^(log_statement=(all|mod)|log_min_duration_(statement|sample)=(?!-1$)|log_transaction_sample_rate=(?!0$))'
+    and not exists (select from pg_catalog.pg_db_role_setting o where o.setrole in (0, s.setrole) and o.setdatabase in (0, (select d.oid from pg_catalog.pg_database d where d.datname = pg_catalog.current_database()))
+      and 'log_parameter_max_length=0' = any (o.setconfig))
+    and not exists (select from pg_catalog.pg_settings g where g.name = 'log_parameter_max_length' and g.source in ('default', 'configuration file', 'command line') and g.setting = '0')
 )
 select 'rls-forced' as id, 'Row-level security is not enabled and forced' as title, 'error' as level, 'HIPAA 164.312(a)(1)' as control,
   t.name as object, pg_catalog.format('enabled %s, forced %s', t.relrowsecurity, t.relforcerowsecurity) as detail,

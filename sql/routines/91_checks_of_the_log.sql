@@ -98,13 +98,17 @@ with place as (
     ('pgaudit.log_statement_once', 'off', '^off$', 'warning', 'a line alone does not say how it was read'),
     ('pgaudit.log_relation', 'on', '^on$', 'error', 'it is not logged which table a statement read'),
     ('log_error_verbosity', 'verbose', '^verbose$', 'error', 'lines cannot be told from those that somebody forged'),
-    ('log_min_messages', 'warning', '^(?!fatal|panic)', 'error', 'what is audited is not logged'),
-    ('lc_messages', 'C', '^(C|POSIX|en)', 'warning', 'lines about connections are not understood')
+    ('log_min_messages', 'warning', '^(?!log|fatal|panic)', 'error', 'what is audited, or what was refused, is not logged'),
+    ('lc_messages', 'C', '^(C|POSIX|en)', 'warning', 'lines about connections are not understood'),
+    ('session_replication_role', 'origin', '^(origin|local)$', 'warning', 'pgaudit does not say which object a statement of the schema was about'),
+    -- from Postgres 17 on
+    ('event_triggers', 'on', '^on$', 'warning', 'pgaudit does not say which object a statement of the schema was about')
 ), entries as (
-  -- as it was written: names of booleans may be spelt otherwise
+  -- as it was written: in capitals, too, and names of booleans may be spelt otherwise
   select e.setrole, e.setdatabase, coalesce(pg_catalog.pg_get_userbyid(nullif(e.setrole, 0))::text, 'every login') as place,
     pg_catalog.split_part(c.entry, '=', 1) as name,
-    case when pg_catalog.split_part(c.entry, '=', 1) not like 'pgaudit.log\_%' then pg_catalog.split_part(c.entry, '=', 2)
+    case when pg_catalog.split_part(c.entry, '=', 1) in ('pgaudit.role', 'lc_messages') then pg_catalog.split_part(c.entry, '=', 2)
+      when pg_catalog.split_part(c.entry, '=', 1) !~ '^(pgaudit\.log_|event_triggers$)' then pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2))
       when pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2)) ~ '^(on|t|tr|tru|true|y|ye|yes|1)$' then 'on'
       when pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2)) ~ '^(of|off|f|fa|fal|fals|false|n|no|0)$' then 'off'
       else pg_catalog.lower(pg_catalog.split_part(c.entry, '=', 2)) end as value
@@ -118,6 +122,11 @@ select 'pgaudit-missing' as id, 'pgaudit is not at work' as title, 'error' as le
   case when not p.loaded then 'Put pgaudit into shared_preload_libraries of postgresql.conf (on a managed host: the parameter group), restart, and run sql/pgaudit.sql as a superuser; without it only record-level reads are kept'
     else 'create extension pgaudit' end as remediation
 from place p where not (p.loaded and p.installed)
+union all
+select 'pgaudit-missing', 'pgaudit is not at work', 'error', 'HIPAA 164.312(b)', t.evtname, 'its event trigger is disabled: it does not say which object a statement of the schema was about',
+  pg_catalog.format('alter event trigger %I enable', t.evtname)
+from pg_catalog.pg_event_trigger t
+where t.evtname like 'pgaudit\_%' and t.evtenabled not in ('O', 'A')
 union all
 select 'read-unmarked', 'Reading personal columns is not logged', 'error', 'HIPAA 164.312(b)', n.nspname || '.' || c.relname,
   pg_catalog.format('custody_pgaudit has no SELECT on %s', pg_catalog.string_agg(a.attname, ', ' order by a.attnum)), 'Run sql/pgaudit.sql as a superuser'
@@ -155,13 +164,15 @@ from entries e join wanted w on w.name = e.name cross join place p
 where e.value !~ w.fits and (p.loaded or w.name not like 'pgaudit.%')
 union all
 -- of everybody for whom nothing else is set
-select 'log-setting', 'A setting keeps reads from the log, or what it says of them', w.level, 'HIPAA 164.312(b)', 'every login', pg_catalog.format('%s is %s: %s', w.name, s.value, w.why),
+select 'log-setting', 'A setting keeps reads from the log, or what it says of them', w.level, 'HIPAA 164.312(b)', 'every login',
+  pg_catalog.format('%s is %s: %s', w.name, coalesce(s.value, 'hidden from this session by a setting of its own'), w.why),
   pg_catalog.format('alter database %I set %s = %s', p.database, w.name, w.value)
 from wanted w
 join pg_catalog.pg_settings g on g.name = w.name
-cross join lateral (select case when g.source in ('default', 'configuration file', 'command line') then g.setting else g.boot_val end as value) s
+-- of this database nothing is set, whatever was when this session began
+cross join lateral (select case when g.source = 'session' then g.reset_val when g.source not in ('global', 'database', 'user', 'database user', 'client') then g.setting end as value) s
 cross join place p
-where coalesce(s.value, '') !~ w.fits and not exists (select from entries e where e.name = w.name and e.setrole = 0)
+where coalesce(s.value !~ w.fits, true) and not exists (select from entries e where e.name = w.name and e.setrole = 0)
 union all
 select 'log-setting', 'A setting keeps reads from the log, or what it says of them', w.level, 'HIPAA 164.312(b)', 'this session', pg_catalog.format('%s is %s: %s', w.name, g.setting, w.why),
   pg_catalog.format('reset %s', w.name)
@@ -172,22 +183,37 @@ select 'audit-session', 'Statements of this session are not logged', 'error', 'H
 from custody_check.logins l join pg_catalog.pg_settings g on g.name = 'pgaudit.log'
 where l.login = session_user and g.source in ('session', 'client') and not custody_data.audit_classes(l.pgaudit_log) <@ custody_data.audit_classes(g.setting)
 union all
+-- Who may set what only superusers may: as SET, which silences what comes after it, or for the whole server.
+select 'parameter-granted', 'A login may keep its reads from the log, or have keys written to it', 'error', 'HIPAA 164.312(b)', l.login,
+  pg_catalog.format('%s on %s', pg_catalog.string_agg(x.privilege_type, ', ' order by x.privilege_type), a.parname),
+  pg_catalog.format('revoke all on parameter %s from %s', a.parname, case when x.grantee = 0 then 'public' else x.grantee::regrole::text end)
+from pg_catalog.pg_parameter_acl a
+cross join lateral pg_catalog.aclexplode(a.paracl) x
+join custody_data.logins_here() l (login, kind, owner, wholly, excepted) on x.grantee = 0 or pg_catalog.pg_has_role(l.login, x.grantee, 'member')
+where (a.parname ~ '^(pgaudit\.|auto_explain\.log_(nested|verbose|parameter)|log_(parameter|destination|directory|filename|(dis)?connections|replication|truncate)|logging_collector|(session|shared)_preload)'
+    or a.parname in (select w.name from wanted w where w.level = 'error'))
+  -- who acts as the owner sets pgaudit up, with these rights on a managed host, and is another finding
+  and l.kind <> 'superuser' and not l.owner
+group by l.login, a.parname, x.grantee
+union all
 select 'log-lost', w.title, w.level, w.control, g.name, pg_catalog.format('it is %s', g.setting), w.mend
 from (values
   ('logging_collector', '^on$', 'The server''s log is not collected into files', 'error', 'HIPAA 164.312(b)', 'alter system set logging_collector = on, and restart; on a managed host the provider does that'),
   ('log_destination', 'jsonlog|csvlog', 'The server''s log is in no form that machines read', 'error', 'HIPAA 164.312(b)', 'alter system set log_destination = jsonlog; select pg_reload_conf()'),
   ('log_connections', '^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)', 'Connections and failed logins are not logged', 'error', 'HIPAA 164.308(a)(5)(ii)(C)', 'alter system set log_connections = on; select pg_reload_conf()'),
   ('log_disconnections', '^on$', 'Ends of sessions are not logged', 'warning', 'HIPAA 164.308(a)(5)(ii)(C)', 'alter system set log_disconnections = on; select pg_reload_conf()'),
+  ('log_replication_commands', '^on$', 'Copies of the whole server are not logged', 'warning', 'HIPAA 164.312(b)', 'alter system set log_replication_commands = on; select pg_reload_conf()'),
   ('log_truncate_on_rotation', '^off$', 'A log file is emptied when its name comes again', 'warning', 'HIPAA 164.312(b)', 'alter system set log_truncate_on_rotation = off; select pg_reload_conf()')
 ) w (name, fits, title, level, control, mend)
 join pg_catalog.pg_settings g on g.name = w.name
 where g.setting !~ w.fits
 union all
 -- The collector goes on in a new file, which has the same name, again and again: some 0.3 ms a line, for which every session waits.
-select 'log-slow', 'Each line of a large log file is a rotation', 'warning', 'ISO 27001 A.8.6', g.name,
-  pg_catalog.format('it is %s, and log_filename, %s, has the same name for a new file', pg_catalog.current_setting(g.name), f.setting), 'alter system set log_rotation_size = 0; select pg_reload_conf()'
-from pg_catalog.pg_settings g join pg_catalog.pg_settings f on f.name = 'log_filename'
-where g.name = 'log_rotation_size' and g.setting <> '0' and f.setting !~ '%[scrSTX]'
+select 'log-slow', 'Each line of a large log file is a rotation, or may be', 'warning', 'ISO 27001 A.8.6', g.name,
+  pg_catalog.format('it is %s, and %s', pg_catalog.current_setting(g.name), coalesce('log_filename, ' || f.setting || ', has the same name for a new file', 'log_filename is not shown to this login')),
+  case when f.setting is null then pg_catalog.format('grant pg_read_all_settings to %I', session_user) else 'alter system set log_rotation_size = 0; select pg_reload_conf()' end
+from pg_catalog.pg_settings g left join pg_catalog.pg_settings f on f.name = 'log_filename'
+where g.name = 'log_rotation_size' and g.setting <> '0' and coalesce(f.setting !~ '%[EO]?[+crsSTX]', true)
 union all
 select 'login-unregistered', 'A login that works with personal data is nobody''s', 'error', 'HIPAA 164.312(a)(2)(i)', l.login,
   pg_catalog.format('member of %s; it says itself for whom and by whom it works', m.groups),
@@ -196,6 +222,11 @@ from custody_data.logins_here() l (login, kind, owner, wholly, excepted)
 cross join lateral (select pg_catalog.string_agg(g.name, ', ' order by g.name) as groups from groups g where pg_catalog.pg_has_role(l.login, g.name, 'member')) m
 -- who can act as the owner is another finding
 where l.kind = 'unregistered' and not l.owner and m.groups is not null
+union all
+select 'login-unregistered', 'A login that works with personal data is nobody''s', 'error', 'HIPAA 164.312(a)(2)(i)', r.rolname, 'REPLICATION: it copies the whole server',
+  pg_catalog.format('alter role %I noreplication; or, where it is a standby''s or a backup''s: comment on role %I is ''… @custody{"login":"application"}''', r.rolname, r.rolname)
+from pg_catalog.pg_roles r
+where r.rolcanlogin and r.rolreplication and not r.rolsuper and not coalesce(pg_catalog.shobj_description(r.oid, 'pg_authid') ~ '@custody\{\s*"login"\s*:\s*"application"\s*\}', false)
 union all
 select 'copy-granted', 'A login reads or copies past the API', 'error', 'HIPAA 164.312(a)(1)', l.login, pg_catalog.format('member of %s', g.name),
   -- from itself, or from the role through which it has it
@@ -206,6 +237,28 @@ select 'copy-granted', 'A login reads or copies past the API', 'error', 'HIPAA 1
 from custody_data.logins_here() l (login, kind, owner, wholly, excepted)
 cross join (values ('pg_read_server_files'), ('pg_write_server_files'), ('pg_execute_server_program'), ('pg_read_all_data')) g (name)
 where l.kind <> 'superuser' and pg_catalog.pg_has_role(l.login, g.name, 'member')
+union all
+select 'copy-granted', 'A login reads or copies past the API', 'error', 'HIPAA 164.312(a)(1)', l.login,
+  pg_catalog.format('EXECUTE on %s: files of tables and of keys', p.oid::regprocedure),
+  pg_catalog.format('revoke execute on function %s from %s', p.oid::regprocedure, case when x.grantee = 0 then 'public' else x.grantee::regrole::text end)
+from pg_catalog.pg_proc p
+cross join lateral pg_catalog.aclexplode(p.proacl) x
+join custody_data.logins_here() l (login, kind, owner, wholly, excepted) on x.grantee = 0 or pg_catalog.pg_has_role(l.login, x.grantee, 'member')
+where p.pronamespace = 'pg_catalog'::regnamespace and p.proname in ('pg_read_file', 'pg_read_binary_file', 'lo_import', 'lo_export') and l.kind <> 'superuser'
+  -- with which the runner reads the log over its connection
+  and not (p.oid = 'pg_catalog.pg_read_binary_file(text,bigint,bigint,boolean)'::regprocedure and l.kind = 'application' and pg_catalog.pg_has_role(l.login, 'custody_worker', 'member'))
+  and not pg_catalog.pg_has_role(l.login, 'pg_read_server_files', 'member')
+union all
+select 'published', 'Rows with personal data or keys leave by logical replication', 'warning', 'HIPAA 164.312(a)(1)', t.pubname,
+  pg_catalog.format('pgaudit says nothing of what it sends of %s', pg_catalog.string_agg(distinct pg_catalog.format('%s.%s', t.schemaname, coalesce(i.parent, t.tablename)), ', ')),
+  pg_catalog.format('drop publication %I', t.pubname)
+from pg_catalog.pg_publication_tables t
+join pg_catalog.pg_namespace n on n.nspname = t.schemaname
+join pg_catalog.pg_class c on c.relnamespace = n.oid and c.relname = t.tablename
+left join lateral (select p.oid, p.relname::text as parent from pg_catalog.pg_inherits h join pg_catalog.pg_class p on p.oid = h.inhparent where h.inhrelid = c.oid) i on true
+where n.nspname = 'custody_keys' or n.nspname = 'custody_data' and exists (
+  select from pg_catalog.pg_description d where d.classoid = 'pg_catalog.pg_class'::regclass and d.objoid = coalesce(i.oid, c.oid) and d.description like '%@custody{%')
+group by t.pubname
 union all
 select 'table-granted', 'Somebody has a right of its own on a table with personal data', 'error', 'HIPAA 164.308(a)(4)', x.grantee::regrole::text,
   pg_catalog.format('%s on %s.%s', x.privilege_type, n.nspname, c.relname), pg_catalog.format('revoke all on %I.%I from %s', n.nspname, c.relname, x.grantee::regrole)

@@ -7135,6 +7135,20 @@ CREATE VIEW custody_check.findings WITH (security_invoker='true') AS
                     WHEN 'auto_explain.log_parameter_max_length'::text THEN (split_part(c.entry, '='::text, 2) <> '0'::text)
                     ELSE ((split_part(c.entry, '='::text, 1) = ANY (ARRAY['pgaudit.log_parameter'::text, 'auto_explain.log_nested_statements'::text, 'auto_explain.log_verbose'::text, 'debug_print_parse'::text, 'debug_print_rewritten'::text, 'debug_print_plan'::text])) AND (lower(split_part(c.entry, '='::text, 2)) = ANY (ARRAY['on'::text, 'true'::text, 'tru'::text, 'tr'::text, 't'::text, 'yes'::text, 'ye'::text, 'y'::text, '1'::text])))
                 END)
+        UNION
+         SELECT COALESCE(pg_get_userbyid(NULLIF(s.setrole, (0)::oid)), 'every login'::name) AS "coalesce",
+            ('log_parameter_max_length, under '::text || split_part(c.entry, '='::text, 1))
+           FROM (pg_db_role_setting s
+             CROSS JOIN LATERAL unnest(s.setconfig) c(entry))
+          WHERE ((s.setdatabase = ANY (ARRAY[(0)::oid, ( SELECT d.oid
+                   FROM pg_database d
+                  WHERE (d.datname = current_database()))])) AND (c.entry ~* '^(log_statement=(all|mod)|log_min_duration_(statement|sample)=(?!-1$)|log_transaction_sample_rate=(?!0$))'::text) AND (NOT (EXISTS ( SELECT
+                   FROM pg_db_role_setting o
+                  WHERE ((o.setrole = ANY (ARRAY[(0)::oid, s.setrole])) AND (o.setdatabase = ANY (ARRAY[(0)::oid, ( SELECT d.oid
+                           FROM pg_database d
+                          WHERE (d.datname = current_database()))])) AND ('log_parameter_max_length=0'::text = ANY (o.setconfig)))))) AND (NOT (EXISTS ( SELECT
+                   FROM pg_settings g
+                  WHERE ((g.name = 'log_parameter_max_length'::text) AND (g.source = ANY (ARRAY['default'::text, 'configuration file'::text, 'command line'::text])) AND (g.setting = '0'::text))))))
         )
  SELECT 'rls-forced'::text AS id,
     'Row-level security is not enabled and forced'::text AS title,
@@ -7478,14 +7492,15 @@ CREATE VIEW custody_check.log_findings WITH (security_invoker='true') AS
                    FROM pg_extension e
                   WHERE (e.extname = 'pgaudit'::name))) AS installed
         ), wanted(name, value, fits, level, why) AS (
-         VALUES ('pgaudit.role'::text,'custody_pgaudit'::text,'^custody_pgaudit$'::text,'error'::text,'reads of personal columns are not logged'::text), ('pgaudit.log_level'::text,'log'::text,'^log$'::text,'error'::text,'what is logged is not believed, or not logged'::text), ('pgaudit.log_rows'::text,'off'::text,'^off$'::text,'error'::text,'COPY and cursors on personal columns are not logged'::text), ('pgaudit.log_statement'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged how it was read'::text), ('pgaudit.log_statement_once'::text,'off'::text,'^off$'::text,'warning'::text,'a line alone does not say how it was read'::text), ('pgaudit.log_relation'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged which table a statement read'::text), ('log_error_verbosity'::text,'verbose'::text,'^verbose$'::text,'error'::text,'lines cannot be told from those that somebody forged'::text), ('log_min_messages'::text,'warning'::text,'^(?!fatal|panic)'::text,'error'::text,'what is audited is not logged'::text), ('lc_messages'::text,'C'::text,'^(C|POSIX|en)'::text,'warning'::text,'lines about connections are not understood'::text)
+         VALUES ('pgaudit.role'::text,'custody_pgaudit'::text,'^custody_pgaudit$'::text,'error'::text,'reads of personal columns are not logged'::text), ('pgaudit.log_level'::text,'log'::text,'^log$'::text,'error'::text,'what is logged is not believed, or not logged'::text), ('pgaudit.log_rows'::text,'off'::text,'^off$'::text,'error'::text,'COPY and cursors on personal columns are not logged'::text), ('pgaudit.log_statement'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged how it was read'::text), ('pgaudit.log_statement_once'::text,'off'::text,'^off$'::text,'warning'::text,'a line alone does not say how it was read'::text), ('pgaudit.log_relation'::text,'on'::text,'^on$'::text,'error'::text,'it is not logged which table a statement read'::text), ('log_error_verbosity'::text,'verbose'::text,'^verbose$'::text,'error'::text,'lines cannot be told from those that somebody forged'::text), ('log_min_messages'::text,'warning'::text,'^(?!log|fatal|panic)'::text,'error'::text,'what is audited, or what was refused, is not logged'::text), ('lc_messages'::text,'C'::text,'^(C|POSIX|en)'::text,'warning'::text,'lines about connections are not understood'::text), ('session_replication_role'::text,'origin'::text,'^(origin|local)$'::text,'warning'::text,'pgaudit does not say which object a statement of the schema was about'::text), ('event_triggers'::text,'on'::text,'^on$'::text,'warning'::text,'pgaudit does not say which object a statement of the schema was about'::text)
         ), entries AS (
          SELECT e.setrole,
             e.setdatabase,
             COALESCE((pg_get_userbyid(NULLIF(e.setrole, (0)::oid)))::text, 'every login'::text) AS place,
             split_part(c.entry, '='::text, 1) AS name,
                 CASE
-                    WHEN (split_part(c.entry, '='::text, 1) !~~ 'pgaudit.log\_%'::text) THEN split_part(c.entry, '='::text, 2)
+                    WHEN (split_part(c.entry, '='::text, 1) = ANY (ARRAY['pgaudit.role'::text, 'lc_messages'::text])) THEN split_part(c.entry, '='::text, 2)
+                    WHEN (split_part(c.entry, '='::text, 1) !~ '^(pgaudit\.log_|event_triggers$)'::text) THEN lower(split_part(c.entry, '='::text, 2))
                     WHEN (lower(split_part(c.entry, '='::text, 2)) ~ '^(on|t|tr|tru|true|y|ye|yes|1)$'::text) THEN 'on'::text
                     WHEN (lower(split_part(c.entry, '='::text, 2)) ~ '^(of|off|f|fa|fal|fals|false|n|no|0)$'::text) THEN 'off'::text
                     ELSE lower(split_part(c.entry, '='::text, 2))
@@ -7514,6 +7529,16 @@ CREATE VIEW custody_check.log_findings WITH (security_invoker='true') AS
         END AS remediation
    FROM place p
   WHERE (NOT (p.loaded AND p.installed))
+UNION ALL
+ SELECT 'pgaudit-missing'::text AS id,
+    'pgaudit is not at work'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    t.evtname AS object,
+    'its event trigger is disabled: it does not say which object a statement of the schema was about'::text AS detail,
+    format('alter event trigger %I enable'::text, t.evtname) AS remediation
+   FROM pg_event_trigger t
+  WHERE ((t.evtname ~~ 'pgaudit\_%'::text) AND (t.evtenabled <> ALL (ARRAY['O'::"char", 'A'::"char"])))
 UNION ALL
  SELECT 'read-unmarked'::text AS id,
     'Reading personal columns is not logged'::text AS title,
@@ -7603,17 +7628,18 @@ UNION ALL
     w.level,
     'HIPAA 164.312(b)'::text AS control,
     'every login'::text AS object,
-    format('%s is %s: %s'::text, w.name, s.value, w.why) AS detail,
+    format('%s is %s: %s'::text, w.name, COALESCE(s.value, 'hidden from this session by a setting of its own'::text), w.why) AS detail,
     format('alter database %I set %s = %s'::text, p.database, w.name, w.value) AS remediation
    FROM (((wanted w
      JOIN pg_settings g ON ((g.name = w.name)))
      CROSS JOIN LATERAL ( SELECT
                 CASE
-                    WHEN (g.source = ANY (ARRAY['default'::text, 'configuration file'::text, 'command line'::text])) THEN g.setting
-                    ELSE g.boot_val
+                    WHEN (g.source = 'session'::text) THEN g.reset_val
+                    WHEN (g.source <> ALL (ARRAY['global'::text, 'database'::text, 'user'::text, 'database user'::text, 'client'::text])) THEN g.setting
+                    ELSE NULL::text
                 END AS value) s)
      CROSS JOIN place p)
-  WHERE ((COALESCE(s.value, ''::text) !~ w.fits) AND (NOT (EXISTS ( SELECT
+  WHERE (COALESCE((s.value !~ w.fits), true) AND (NOT (EXISTS ( SELECT
            FROM entries e
           WHERE ((e.name = w.name) AND (e.setrole = (0)::oid))))))
 UNION ALL
@@ -7639,6 +7665,25 @@ UNION ALL
      JOIN pg_settings g ON ((g.name = 'pgaudit.log'::text)))
   WHERE ((l.login = SESSION_USER) AND (g.source = ANY (ARRAY['session'::text, 'client'::text])) AND (NOT (custody_data.audit_classes(l.pgaudit_log) <@ custody_data.audit_classes(g.setting))))
 UNION ALL
+ SELECT 'parameter-granted'::text AS id,
+    'A login may keep its reads from the log, or have keys written to it'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    l.login AS object,
+    format('%s on %s'::text, string_agg(x.privilege_type, ', '::text ORDER BY x.privilege_type), a.parname) AS detail,
+    format('revoke all on parameter %s from %s'::text, a.parname,
+        CASE
+            WHEN (x.grantee = (0)::oid) THEN 'public'::text
+            ELSE ((x.grantee)::regrole)::text
+        END) AS remediation
+   FROM ((pg_parameter_acl a
+     CROSS JOIN LATERAL aclexplode(a.paracl) x(grantor, grantee, privilege_type, is_grantable))
+     JOIN custody_data.logins_here() l(login, kind, owner, wholly, excepted) ON (((x.grantee = (0)::oid) OR pg_has_role((l.login)::name, x.grantee, 'member'::text))))
+  WHERE (((a.parname ~ '^(pgaudit\.|auto_explain\.log_(nested|verbose|parameter)|log_(parameter|destination|directory|filename|(dis)?connections|replication|truncate)|logging_collector|(session|shared)_preload)'::text) OR (a.parname IN ( SELECT w.name
+           FROM wanted w
+          WHERE (w.level = 'error'::text)))) AND (l.kind <> 'superuser'::text) AND (NOT l.owner))
+  GROUP BY l.login, a.parname, x.grantee
+UNION ALL
  SELECT 'log-lost'::text AS id,
     w.title,
     w.level,
@@ -7646,20 +7691,23 @@ UNION ALL
     g.name AS object,
     format('it is %s'::text, g.setting) AS detail,
     w.mend AS remediation
-   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
+   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_replication_commands'::text,'^on$'::text,'Copies of the whole server are not logged'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_replication_commands = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
      JOIN pg_settings g ON ((g.name = w.name)))
   WHERE (g.setting !~ w.fits)
 UNION ALL
  SELECT 'log-slow'::text AS id,
-    'Each line of a large log file is a rotation'::text AS title,
+    'Each line of a large log file is a rotation, or may be'::text AS title,
     'warning'::text AS level,
     'ISO 27001 A.8.6'::text AS control,
     g.name AS object,
-    format('it is %s, and log_filename, %s, has the same name for a new file'::text, current_setting(g.name), f.setting) AS detail,
-    'alter system set log_rotation_size = 0; select pg_reload_conf()'::text AS remediation
+    format('it is %s, and %s'::text, current_setting(g.name), COALESCE((('log_filename, '::text || f.setting) || ', has the same name for a new file'::text), 'log_filename is not shown to this login'::text)) AS detail,
+        CASE
+            WHEN (f.setting IS NULL) THEN format('grant pg_read_all_settings to %I'::text, SESSION_USER)
+            ELSE 'alter system set log_rotation_size = 0; select pg_reload_conf()'::text
+        END AS remediation
    FROM (pg_settings g
-     JOIN pg_settings f ON ((f.name = 'log_filename'::text)))
-  WHERE ((g.name = 'log_rotation_size'::text) AND (g.setting <> '0'::text) AND (f.setting !~ '%[scrSTX]'::text))
+     LEFT JOIN pg_settings f ON ((f.name = 'log_filename'::text)))
+  WHERE ((g.name = 'log_rotation_size'::text) AND (g.setting <> '0'::text) AND COALESCE((f.setting !~ '%[EO]?[+crsSTX]'::text), true))
 UNION ALL
  SELECT 'login-unregistered'::text AS id,
     'A login that works with personal data is nobody''s'::text AS title,
@@ -7673,6 +7721,16 @@ UNION ALL
            FROM groups g
           WHERE pg_has_role((l.login)::name, (g.name)::name, 'member'::text)) m)
   WHERE ((l.kind = 'unregistered'::text) AND (NOT l.owner) AND (m.groups IS NOT NULL))
+UNION ALL
+ SELECT 'login-unregistered'::text AS id,
+    'A login that works with personal data is nobody''s'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(2)(i)'::text AS control,
+    r.rolname AS object,
+    'REPLICATION: it copies the whole server'::text AS detail,
+    format('alter role %I noreplication; or, where it is a standby''s or a backup''s: comment on role %I is ''… @custody{"login":"application"}'''::text, r.rolname, r.rolname) AS remediation
+   FROM pg_roles r
+  WHERE (r.rolcanlogin AND r.rolreplication AND (NOT r.rolsuper) AND (NOT COALESCE((shobj_description(r.oid, 'pg_authid'::name) ~ '@custody\{\s*"login"\s*:\s*"application"\s*\}'::text), false)))
 UNION ALL
  SELECT 'copy-granted'::text AS id,
     'A login reads or copies past the API'::text AS title,
@@ -7688,6 +7746,42 @@ UNION ALL
    FROM (custody_data.logins_here() l(login, kind, owner, wholly, excepted)
      CROSS JOIN ( VALUES ('pg_read_server_files'::text), ('pg_write_server_files'::text), ('pg_execute_server_program'::text), ('pg_read_all_data'::text)) g(name))
   WHERE ((l.kind <> 'superuser'::text) AND pg_has_role((l.login)::name, (g.name)::name, 'member'::text))
+UNION ALL
+ SELECT 'copy-granted'::text AS id,
+    'A login reads or copies past the API'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(a)(1)'::text AS control,
+    l.login AS object,
+    format('EXECUTE on %s: files of tables and of keys'::text, (p.oid)::regprocedure) AS detail,
+    format('revoke execute on function %s from %s'::text, (p.oid)::regprocedure,
+        CASE
+            WHEN (x.grantee = (0)::oid) THEN 'public'::text
+            ELSE ((x.grantee)::regrole)::text
+        END) AS remediation
+   FROM ((pg_proc p
+     CROSS JOIN LATERAL aclexplode(p.proacl) x(grantor, grantee, privilege_type, is_grantable))
+     JOIN custody_data.logins_here() l(login, kind, owner, wholly, excepted) ON (((x.grantee = (0)::oid) OR pg_has_role((l.login)::name, x.grantee, 'member'::text))))
+  WHERE ((p.pronamespace = ('pg_catalog'::regnamespace)::oid) AND (p.proname = ANY (ARRAY['pg_read_file'::name, 'pg_read_binary_file'::name, 'lo_import'::name, 'lo_export'::name])) AND (l.kind <> 'superuser'::text) AND (NOT ((p.oid = ('pg_read_binary_file(text,bigint,bigint,boolean)'::regprocedure)::oid) AND (l.kind = 'application'::text) AND pg_has_role((l.login)::name, 'custody_worker'::name, 'member'::text))) AND (NOT pg_has_role((l.login)::name, 'pg_read_server_files'::name, 'member'::text)))
+UNION ALL
+ SELECT 'published'::text AS id,
+    'Rows with personal data or keys leave by logical replication'::text AS title,
+    'warning'::text AS level,
+    'HIPAA 164.312(a)(1)'::text AS control,
+    t.pubname AS object,
+    format('pgaudit says nothing of what it sends of %s'::text, string_agg(DISTINCT format('%s.%s'::text, t.schemaname, COALESCE(i.parent, (t.tablename)::text)), ', '::text)) AS detail,
+    format('drop publication %I'::text, t.pubname) AS remediation
+   FROM (((pg_publication_tables t
+     JOIN pg_namespace n ON ((n.nspname = t.schemaname)))
+     JOIN pg_class c ON (((c.relnamespace = n.oid) AND (c.relname = t.tablename))))
+     LEFT JOIN LATERAL ( SELECT p.oid,
+            (p.relname)::text AS parent
+           FROM (pg_inherits h
+             JOIN pg_class p ON ((p.oid = h.inhparent)))
+          WHERE (h.inhrelid = c.oid)) i ON (true))
+  WHERE ((n.nspname = 'custody_keys'::name) OR ((n.nspname = 'custody_data'::name) AND (EXISTS ( SELECT
+           FROM pg_description d
+          WHERE ((d.classoid = ('pg_class'::regclass)::oid) AND (d.objoid = COALESCE(i.oid, c.oid)) AND (d.description ~~ '%@custody{%'::text))))))
+  GROUP BY t.pubname
 UNION ALL
  SELECT 'table-granted'::text AS id,
     'Somebody has a right of its own on a table with personal data'::text AS title,

@@ -339,6 +339,7 @@ log_rotation_size = 0	# of a name that comes again, each line of a larger file w
 log_timezone = 'UTC'
 log_connections = on
 log_disconnections = on
+log_replication_commands = on
 # No values in the log: they may be personal data or keys.
 log_parameter_max_length = 0
 log_parameter_max_length_on_error = 0
