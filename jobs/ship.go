@@ -166,7 +166,8 @@ func (s *shipping) all(ctx context.Context, src logship.Source) error {
 			}
 		}
 		more, err := s.step(ctx, src)
-		if err != nil || !more || s.stopping() {
+		end := err != nil || !more || s.stopping()
+		if end {
 			// What came before is what failed first.
 			err = cmp.Or(s.wait(0), err)
 		}
@@ -179,7 +180,7 @@ func (s *shipping) all(ctx context.Context, src logship.Source) error {
 			}
 			return err
 		}
-		if !more || s.stopping() {
+		if end {
 			return nil
 		}
 	}
@@ -497,17 +498,16 @@ func (s *shipping) send(ctx context.Context, r, before *transit, said map[string
 			return errBefore
 		}
 	}
-	for range 20 {
+	for tries := 1; ; tries++ {
 		if err == nil {
 			err = s.commit(ctx, said, state, batch, object, m, r)
 		}
 		// The shipping of another source took the number.
-		if !refused(err, db.ErrLogChain) {
-			break
+		if tries == 20 || !refused(err, db.ErrLogChain) {
+			return err
 		}
 		_, err = s.put(ctx, said, object, m, nil, r)
 	}
-	return err
 }
 
 // wait waits until no more than n stretches are on their way. After an error none is.
