@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -41,7 +42,9 @@ func (b *shipBench) full() (release func()) {
 	require.NoError(b, err)
 	_, err = tx.Exec(b.Context(), "select pg_advisory_xact_lock(hashtextextended('pgcustody.log_batches', 0))")
 	require.NoError(b, err)
-	return func() { require.NoError(b, tx.Rollback(context.WithoutCancel(b.Context()))) }
+	release = sync.OnceFunc(func() { require.NoError(b, tx.Rollback(context.WithoutCancel(b.Context()))) })
+	b.Cleanup(release)
+	return release
 }
 
 // refuse has the database refuse to record the batches of a condition.
@@ -125,7 +128,10 @@ func TestShipRefusedOnTheWay(t *testing.T) {
 		assert.False(t, over.Load(), "%s after the end", key)
 		if second(key) {
 			there <- key
-			<-goOn
+			select {
+			case <-goOn:
+			case <-t.Context().Done():
+			}
 		}
 	})
 	done := b.shipping(t.Context())
