@@ -151,8 +151,8 @@ type shipping struct {
 	last   time.Time
 	state  *logship.State
 	memory logship.Memory
-	// pending is the stretch on its way into store and database, nil where there is none.
-	pending chan recorded
+	// sent are the stretches on their way into store and database, the oldest first.
+	sent []*transit
 }
 
 func (s *shipping) all(ctx context.Context, src logship.Source) error {
@@ -166,9 +166,10 @@ func (s *shipping) all(ctx context.Context, src logship.Source) error {
 			}
 		}
 		more, err := s.step(ctx, src)
-		if err != nil || !more || s.stopping() {
+		end := err != nil || !more || s.stopping()
+		if end {
 			// What came before is what failed first.
-			err = cmp.Or(s.wait(), err)
+			err = cmp.Or(s.wait(0), err)
 		}
 		if err != nil {
 			s.state = nil
@@ -179,7 +180,7 @@ func (s *shipping) all(ctx context.Context, src logship.Source) error {
 			}
 			return err
 		}
-		if !more || s.stopping() {
+		if end {
 			return nil
 		}
 	}
@@ -414,15 +415,33 @@ func (s *shipping) ours(ctx context.Context, messages, sessions []string) (ours 
 	return ours, fail("check own lines", err)
 }
 
-// recorded is how the recording of a stretch ended.
-type recorded struct {
+// transit is a stretch on its way: first into the store, behind the one before it, then,
+// once that one is recorded, into the database.
+type transit struct {
+	// behind gets the batch that the next one goes behind, nil where the database is to say;
+	// it is closed where nothing may.
+	behind chan *lastBatch
+	// done is closed when it is recorded, or will not be.
+	done                 chan struct{}
 	batches, rows, taken int64
 	err                  error
 }
 
-// record hands a stretch over: it goes into store and database while the next one is
+// lastBatch is what the manifest of a batch says of the one before.
+type lastBatch struct {
+	number int64
+	digest logship.SHA256
+}
+
+// onTheWay is how many stretches may be: one into the store, and one into the database.
+const onTheWay = 2
+
+var errBefore = errors.New("the batch before failed")
+
+// record hands a stretch over: it goes into store and database while the next ones are
 // read, as if it were there. One after the other: so batches keep their order. That it
-// failed is said by the next call, or by wait, and nothing behind it is recorded.
+// failed is said by a later call, or by wait, and nothing behind it is recorded; an object
+// that is in the store by then is passed over by the next run.
 func (s *shipping) record(ctx context.Context, part *stretch, batch *logship.Batch, object *logship.Object, m *logship.Manifest) error {
 	if part.next.Offset == 0 {
 		part.next.Head, part.next.Tail = sha256.Sum256(nil), sha256.Sum256(nil)
@@ -441,23 +460,18 @@ func (s *shipping) record(ctx context.Context, part *stretch, batch *logship.Bat
 	if err != nil {
 		return fail("write state", err)
 	}
-	if err := s.wait(); err != nil {
+	if err := s.wait(onTheWay - 1); err != nil {
 		return err
 	}
-	done := make(chan recorded, 1)
-	s.pending = done
+	next := &transit{behind: make(chan *lastBatch, 1), done: make(chan struct{})}
+	var before *transit
+	if len(s.sent) > 0 {
+		before = s.sent[len(s.sent)-1]
+	}
+	s.sent = append(s.sent, next)
 	go func() {
-		var r recorded
-		for range 20 {
-			if r.err = s.put(ctx, said, object, m, &r); r.err == nil {
-				r.err = s.commit(ctx, said, state, batch, object, m, &r)
-			}
-			// The shipping of another source took the number.
-			if !refused(r.err, db.ErrLogChain) {
-				break
-			}
-		}
-		done <- r
+		defer close(next.done)
+		next.err = s.send(ctx, next, before, said, state, batch, object, m)
 	}()
 	s.known, s.place = true, part.next
 	if batch != nil && batch.Last.After(s.last) {
@@ -466,39 +480,76 @@ func (s *shipping) record(ctx context.Context, part *stretch, batch *logship.Bat
 	return nil
 }
 
-// wait waits for the stretch that is on its way.
-func (s *shipping) wait() error {
-	if s.pending == nil {
-		return nil
-	}
-	r := <-s.pending
-	s.pending = nil
-	for name, n := range map[string]int64{"batches": r.batches, "events": r.rows, "numbers_taken": r.taken} {
-		if n > 0 {
-			s.count(name, n)
+func (s *shipping) send(ctx context.Context, r, before *transit, said map[string]any, state []byte, batch *logship.Batch, object *logship.Object, m *logship.Manifest) error {
+	defer close(r.behind)
+	var last *lastBatch
+	if before != nil {
+		var ok bool
+		if last, ok = <-before.behind; !ok {
+			return errBefore
 		}
 	}
-	return r.err
-}
-
-// put writes object and manifest of a batch, where there is one, and says so.
-func (s *shipping) put(ctx context.Context, said map[string]any, object *logship.Object, m *logship.Manifest, r *recorded) error {
-	if object == nil {
-		return nil
+	last, err := s.put(ctx, said, object, m, last, r)
+	if err == nil {
+		r.behind <- last
 	}
-	err := s.tx(ctx, func(tx pgx.Tx) error {
-		last, err := db.New().LastLogBatch(ctx, tx)
-		if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+	if before != nil {
+		if <-before.done; before.err != nil {
+			return errBefore
+		}
+	}
+	for tries := 1; ; tries++ {
+		if err == nil {
+			err = s.commit(ctx, said, state, batch, object, m, r)
+		}
+		// The shipping of another source took the number.
+		if tries == 20 || !refused(err, db.ErrLogChain) {
 			return err
 		}
-		m.Number = last.Number + 1
-		copy(m.Previous[:], last.ManifestSha256)
+		_, err = s.put(ctx, said, object, m, nil, r)
+	}
+}
+
+// wait waits until no more than n stretches are on their way. After an error none is.
+func (s *shipping) wait(n int) (err error) {
+	for len(s.sent) > n || err != nil && len(s.sent) > 0 {
+		r := s.sent[0]
+		s.sent = s.sent[1:]
+		<-r.done
+		for name, n := range map[string]int64{"batches": r.batches, "events": r.rows, "numbers_taken": r.taken} {
+			if n > 0 {
+				s.count(name, n)
+			}
+		}
+		err = cmp.Or(err, r.err)
+	}
+	return err
+}
+
+// put writes object and manifest of a batch, where there is one, behind the last one, and
+// says so; where none is given the database says which is the last. It returns what the
+// next one goes behind.
+func (s *shipping) put(ctx context.Context, said map[string]any, object *logship.Object, m *logship.Manifest, behind *lastBatch, r *transit) (*lastBatch, error) {
+	if object == nil {
+		return behind, nil
+	}
+	err := s.tx(ctx, func(tx pgx.Tx) error {
+		if behind == nil {
+			last, err := db.New().LastLogBatch(ctx, tx)
+			if err != nil && !errors.Is(err, pgx.ErrNoRows) {
+				return err
+			}
+			behind = &lastBatch{number: last.Number}
+			copy(behind.digest[:], last.ManifestSha256)
+		}
+		var err error
 		m.RetainUntil, err = db.New().ShippedLogsUntil(ctx, tx)
 		return err
 	})
 	if err != nil {
-		return fail("number batch", err)
+		return nil, fail("number batch", err)
 	}
+	m.Number, m.Previous = behind.number+1, behind.digest
 	m.RetainUntil = m.RetainUntil.UTC()
 	var manifestKey string
 	for attempt := 1; ; attempt++ {
@@ -511,18 +562,18 @@ func (s *shipping) put(ctx context.Context, said map[string]any, object *logship
 			break
 		}
 		if !errors.Is(err, store.ErrExists) || attempt == 1000 {
-			return fail("put batch", err)
+			return nil, fail("put batch", err)
 		}
 		r.taken++
 	}
 	fault.Point("after put batch")
 	document, err := m.Document()
 	if err != nil {
-		return fail("write manifest", err)
+		return nil, fail("write manifest", err)
 	}
 	_, err = s.Store.Put(ctx, manifestKey, bytes.NewReader(document), store.PutOptions{RetainUntil: m.RetainUntil, ContentType: "application/json", IfNoneMatch: true})
 	if err != nil {
-		return fail("put manifest", err)
+		return nil, fail("put manifest", err)
 	}
 	fault.Point("after put manifest")
 	digest := sha256.Sum256(document)
@@ -533,11 +584,11 @@ func (s *shipping) put(ctx context.Context, said map[string]any, object *logship
 	} {
 		said[name] = value
 	}
-	return nil
+	return &lastBatch{m.Number, digest}, nil
 }
 
 // commit moves the place, with the batch and its rows where there are any.
-func (s *shipping) commit(ctx context.Context, said map[string]any, state []byte, batch *logship.Batch, object *logship.Object, m *logship.Manifest, r *recorded) error {
+func (s *shipping) commit(ctx context.Context, said map[string]any, state []byte, batch *logship.Batch, object *logship.Object, m *logship.Manifest, r *transit) error {
 	document, err := json.Marshal(said)
 	if err != nil {
 		return fail("write batch", err)

@@ -366,6 +366,8 @@ func TestShipLosses(t *testing.T) {
 	b.ship()
 	require.Equal(t, []string{"bad_encoding 1", "broken 2"}, b.ask("select f.kind, f.occurrences from custody_data.log_findings f where f.kind in ('broken', 'bad_encoding') order by 1"))
 	b.shipped()
+	require.Equal(t, []string{"bad_encoding server", "broken server", "clock_back server", "gap server", "lost_file server", "reordered server", "repeat server", "truncated server"},
+		b.ask("select d.object_key from custody.detect() d where d.rule = 'log_finding' and d.outcome = 'opened' order by 1"), "each is an alert")
 }
 
 // A line of 100 MB is passed over, counted, and costs no other line.

@@ -163,6 +163,7 @@ func TestSinks(t *testing.T) {
 		defer s.mu.Unlock()
 		return strings.Contains(strings.Join(s.posted, "\n"), `"account.login"`)
 	}, 30*time.Second, 100*time.Millisecond)
+	require.Equal(t, 2, strings.Count(strings.Join(s.posted, "\n"), `"action":"log.ship"`), "each batch is an event that has a leaf in the ledger")
 	var size int64
 	require.NoError(t, InContext(t.Context(), b.deps.Pool, b.deps.scope(SystemTenant, "test"), func(tx pgx.Tx) (err error) {
 		size, err = db.New().LedgerSize(t.Context(), tx)

@@ -148,6 +148,12 @@ func Build(region Region, state *State, o Options, out func(lines []byte, n int6
 			b.Counts[name] = n
 		}
 	}
+	// Not every session says that it ends.
+	for session := range state.Contexts {
+		if !b.seq.Knows(session) {
+			delete(state.Contexts, session)
+		}
+	}
 	state.Sessions = b.seq.Places()
 	state.Since, state.Latest = b.seq.Span()
 	return &b.Batch, nil

@@ -11,8 +11,8 @@
 // Lines (OCSF, see package serverlog) in one zstd frame in one age file, encrypted to
 // the archive's recipients as segments are. What its lines are depends on the file, the
 // place and the State before it alone, so a run that was killed ends with the same lines;
-// the encryption is new each time, so an object that such a run left is passed over, stays
-// until its lock ends and is listed by `pgcustody logs verify`.
+// the encryption is new each time, so the objects that such a run left are passed over,
+// stay until their lock ends and are listed by `pgcustody logs verify`.
 //
 //	server-logs/000000000001.jsonl.zst.age        the lines
 //	server-logs/000000000001.manifest.json        what it holds, and the digest of the manifest before

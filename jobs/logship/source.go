@@ -185,12 +185,15 @@ func logs(files []File, format serverlog.Format) []File {
 	return files
 }
 
-// Choose tells which format there is: jsonlog, or csvlog where only that is.
+// Choose tells which format there is: jsonlog, or csvlog where only that is written. A
+// server that writes both does so at once: a file of jsonlog that has been left behind,
+// or is none, says nothing.
 func Choose(files []File) (serverlog.Format, bool) {
-	if len(logs(files, serverlog.JSON)) > 0 {
-		return serverlog.JSON, true
+	json, csv := logs(files, serverlog.JSON), logs(files, serverlog.CSV)
+	if len(csv) > 0 && (len(json) == 0 || csv[len(csv)-1].Modified.Sub(json[len(json)-1].Modified) > time.Minute) {
+		return serverlog.CSV, true
 	}
-	return serverlog.CSV, len(logs(files, serverlog.CSV)) > 0
+	return serverlog.JSON, len(json) > 0
 }
 
 // Place is how far a source was read.

@@ -122,6 +122,9 @@ func (s *Sequence) Places() []SessionPlace {
 // goes on.
 func (s *Sequence) Span() (since, latest time.Time) { return s.since, s.latest }
 
+// Knows tells whether a session is remembered.
+func (s *Sequence) Knows(sessionID string) bool { return s.sessions[sessionID] != nil }
+
 // Forget drops a session that has ended.
 func (s *Sequence) Forget(sessionID []byte) {
 	if e := s.sessions[string(sessionID)]; e != nil {

@@ -1,6 +1,9 @@
 package serverlog
 
-import "time"
+import (
+	"bytes"
+	"time"
+)
 
 // zone knows the zone of the log's times.
 type zone struct {
@@ -15,10 +18,13 @@ func newZone(location *time.Location) zone {
 	return zone{location: location, layout: "2006-01-02 15:04:05.000 MST"}
 }
 
+// maxLine is more than a session will ever log: what counts on can be added to it.
+const maxLine = 1 << 40
+
 // complete tells whether the record has what every one of them has, in the right
 // form, and fills in what follows from it.
 func (r *Record) complete(z *zone) bool {
-	if len(r.SessionID) == 0 || r.LineNum <= 0 || len(r.ErrorSeverity) == 0 || len(r.BackendType) == 0 || len(r.StateCode) != 5 {
+	if !isSession(r.SessionID) || r.LineNum <= 0 || r.LineNum > maxLine || len(r.ErrorSeverity) == 0 || len(r.BackendType) == 0 || len(r.StateCode) != 5 {
 		return false
 	}
 	milli, name, ok := civil(r.Timestamp)
@@ -26,18 +32,40 @@ func (r *Record) complete(z *zone) bool {
 		return false
 	}
 	if string(name) == "UTC" || string(name) == "GMT" {
-		r.Time = time.UnixMilli(milli).UTC()
-		return true
+		return r.at(milli)
 	}
 	if offset, ok := numericZone(name); ok {
-		r.Time = time.UnixMilli(milli - offset*1000).UTC()
-		return true
+		return r.at(milli - offset*1000)
 	}
 	// An abbreviation says nothing by itself: it must be the one that the location
 	// had at that time.
 	t, err := time.ParseInLocation(z.layout, string(r.Timestamp), z.location)
 	if err == nil && t.Location() == z.location {
-		r.Time = t.UTC()
+		return r.at(t.UnixMilli())
+	}
+	return true
+}
+
+// at sets the time. The years 1 to 9999 are those that JSON and Postgres can both write.
+func (r *Record) at(milli int64) bool {
+	if milli < -62135596800000 || milli > 253402300799999 {
+		return false
+	}
+	r.Time = time.UnixMilli(milli).UTC()
+	return true
+}
+
+// isSession tells whether a text is what the server calls a session: when it started
+// and its process, hexadecimal.
+func isSession(b []byte) bool {
+	dot := bytes.IndexByte(b, '.')
+	if dot <= 0 || dot == len(b)-1 || len(b) > 25 {
+		return false
+	}
+	for i, c := range b {
+		if i != dot && (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
 	}
 	return true
 }

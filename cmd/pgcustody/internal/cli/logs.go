@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -57,11 +58,17 @@ type logs struct {
 	Quick bool
 }
 
+var logName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
+
 // shipConfig is how the server's log is shipped.
 func (a *App) shipConfig() (jobs.ShipConfig, error) {
 	config := jobs.ShipConfig{
 		Source: a.LogSource, Name: a.LogName, Accept: a.StoreAccept,
 		Encoder: serverlog.EncoderOptions{AcceptPlausible: a.LogPlausible, KeepMessages: a.LogMessages},
+	}
+	// The database would refuse it after the first batch has been locked.
+	if a.LogSource != "" && !logName.MatchString(a.LogName) {
+		return config, a.wrong("log-name", a.LogName, "must begin with a letter or a digit and have no others than these and . _ : -, 128 at most")
 	}
 	switch a.LogLiterals {
 	case "", "replace":
