@@ -347,7 +347,7 @@ declare
   -- Whether a record is due shows in the one that follows it, so it takes a walk over the people, some of them at a
   -- time. Each batch begins at a person by chance: then none walks what those before it walked in vain, and nothing
   -- has to be remembered from one to the next.
-  c_last constant uuid := 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  c_last constant uuid := uuid 'ffffffff-ffff-ffff-ffff-ffffffffffff';
   v_began constant uuid := gen_random_uuid();
   v_after uuid := v_began;
   v_to uuid;
