@@ -30,7 +30,7 @@ begin
 end
 $$;
 select custody.set_context('system', 'watch', 'detection');
-select pg_temp.actor('detect_a', n) from unnest(array['clerk-1', 'clerk-2', 'clerk-3', 'clerk-4', 'clerk-5', 'nurse', 'berliner', 'tokyoite', 'sleeper', 'newcomer']) n;
+select pg_temp.actor('detect_a', n) from unnest(array['clerk-1', 'clerk-2', 'clerk-3', 'clerk-4', 'clerk-5', 'clerk-6', 'clerk-7', 'nurse', 'berliner', 'tokyoite', 'sleeper', 'newcomer']) n;
 select pg_temp.actor('detect_a', 'robot', 'service');
 
 -- Many rows: 5000 in an hour, and three times as many as in any hour before.
@@ -47,6 +47,11 @@ select unalike(pg_temp.finds('bulk_rows'), '%clerk-4%', 'an hour is that of the 
 -- Our own line and pgaudit's are of one read.
 select pg_temp.shipped('detect_a', 'clerk-5', 30, p_rows => 100), pg_temp.shipped('detect_a', 'clerk-5', 30, p_rows => 100, p_kind => 'statement');
 select unalike(pg_temp.finds('bulk_rows'), '%clerk-5%', 'lines that tell of the same read count once');
+insert into custody_data.access_events (tenant_id, recorded_at, batch, line, part, occurred_at, kind, class, object_name, login, actor_id, identity_id, rows, session_id)
+select 'detect_a', now(), 3, 1, n, now() - interval '5 minutes', 'read', 'READ', 'custody_data.user_profiles', 'custody_app', md5('detect_aclerk-6')::uuid, md5(n::text)::uuid, 2500, 'x.y' from generate_series(0, 1) n
+union all select 'detect_a', now(), 3, 1 + n, 0, now() - interval '5 minutes', 'read', 'READ', 'custody_data.user_profiles', 'custody_app', md5('detect_aclerk-7')::uuid, md5('detect_aclerk-7')::uuid, 5000, 'x.y' from generate_series(1, 250) n;
+select unalike(pg_temp.finds('bulk_rows'), '%clerk-6%', 'a line about two people says its rows once');
+select unalike(pg_temp.finds('bulk_rows') || pg_temp.finds('bulk_people'), '%clerk-7%', 'what people read of themselves is nobody''s business');
 
 -- Many people: 200 different ones.
 select pg_temp.shipped('detect_b', 'nosy', 250, p_people => 200), pg_temp.shipped('detect_b', 'busy', 2000, p_people => 199);
