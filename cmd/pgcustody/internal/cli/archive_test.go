@@ -3,8 +3,13 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -158,4 +163,47 @@ func TestArchiveIntoADirectory(t *testing.T) {
 	c.env["PGCUSTODY_STORE_ACCEPT"] = "no-lock"
 	require.Regexp(t, `archive +system +succeeded .*events=10 .*segments=1`, c.runs(ExitOK, "archive", "run"))
 	require.Contains(t, c.runs(ExitOK, "archive", "verify"), "1 segments with 10 events verified, 0 findings")
+}
+
+// The disk of the directory is full: the error says so, nothing is on record that is not
+// there, and the next run goes on once there is room.
+func TestArchiveIntoAFullDirectory(t *testing.T) {
+	if os.Getenv("CLI_TEST_MOUNTS") == "" {
+		// In a mount namespace of its own, which needs no root where users may have one.
+		test := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestArchiveIntoAFullDirectory$", "-test.v")
+		test.Env = append(os.Environ(), "CLI_TEST_MOUNTS=1")
+		test.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+		if os.Getuid() != 0 {
+			test.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+			test.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+			test.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		}
+		out, err := test.CombinedOutput()
+		if errors.Is(err, syscall.EPERM) {
+			t.Skip("this machine lets nobody mount a small disk")
+		}
+		require.NoError(t, err, string(out))
+		require.Contains(t, string(out), "--- PASS: TestArchiveIntoAFullDirectory")
+		return
+	}
+	c := newArchiveCommands(t)
+	c.events(4, 5)
+	big := segment.NewName(c.events(3, 1400), 1)
+	c.events(2, 10)
+	dir := t.TempDir()
+	require.NoError(t, syscall.Mount("none", dir, "tmpfs", 0, "size=96k"))
+	defer func() { require.NoError(t, syscall.Unmount(dir, 0)) }()
+	c.env["PGCUSTODY_STORE"], c.env["PGCUSTODY_STORE_ACCEPT"] = "file://"+dir, "no-lock"
+
+	for range 2 {
+		require.Contains(t, c.runs(ExitObjectStore, "archive", "run"), "store is full")
+		_, err := os.Stat(filepath.Join(dir, big.ObjectKey()+"@1"))
+		require.ErrorIs(t, err, os.ErrNotExist)
+		require.NotContains(t, c.runs(ExitOK, "archive", "list"), big.ObjectKey())
+		require.Contains(t, c.runs(ExitOK, "archive", "verify"), " 0 findings")
+	}
+	require.NoError(t, syscall.Mount("none", dir, "tmpfs", syscall.MS_REMOUNT, "size=16m"))
+	c.runs(ExitOK, "archive", "run")
+	require.FileExists(t, filepath.Join(dir, big.ObjectKey()+"@1"))
+	require.Contains(t, c.runs(ExitOK, "archive", "verify", "--identity", c.env["DEVSTACK_ARCHIVE_IDENTITY"]), "3 segments with 1415 events verified, 0 findings")
 }
