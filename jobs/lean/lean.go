@@ -9,7 +9,7 @@ import (
 )
 
 // percent of what is in use that garbage may come to.
-const percent = 20
+const percent = 10
 
 var (
 	mu     sync.Mutex
