@@ -188,6 +188,7 @@ func faults() []failing {
 	if os.Getenv("PGCUSTODY_KILLS") != "" {
 		// Takes a minute for each request.
 		list = append(list, failing{name: "no answer", match: ofArchive(http.MethodPut, manifest), request: func(_ http.ResponseWriter, r *http.Request) bool {
+			_, _ = io.Copy(io.Discard, r.Body) // until then nobody sees that the client has gone
 			<-r.Context().Done()
 			return true
 		}})
