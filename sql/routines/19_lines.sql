@@ -118,6 +118,14 @@ begin
       hint = case when v_key.secret is null then 'Call custody.rotate_context_key on the primary.' else 'Put log_min_messages back for this login and database.' end;
   end if;
   if v_actor is null then
+    -- Settings made by hand need not name anybody.
+    if p_what = 'read' and coalesce(current_setting('custody.actor', true), '') = '' then
+      raise exception using
+        errcode = 'PC063',
+        message = 'reading refused: its log line would name nobody',
+        detail = 'The context has no actor.',
+        hint = 'Call custody.set_context with who acts.';
+    end if;
     v_actor := '~' || left(encode(custody_data.hmac_sha256(convert_to('actor ' || v_tenant || '/' || current_setting('custody.actor', true), 'UTF8'), v_key.secret), 'hex'), 16);
   end if;
   v_json := json_strip_nulls(json_build_object('v', 1, 'what', p_what, 'tenant', v_tenant, 'actor', v_actor,
