@@ -7,7 +7,8 @@
 -- and report when they may not. Safe to run again: run it after each migration that adds personal columns, and when a
 -- login of an application came or went. `pgcustody check` says what is missing, overridden or out of date.
 --
--- Object audit, of everybody: whoever reads a personal column is logged, because custody_pgaudit has SELECT on it.
+-- Object audit, of everybody: whoever reads a personal column is logged, because custody_pgaudit has SELECT on it. Who
+-- reads whole rows, as row_to_json(t) does, names no column: where personal values are not sealed, the table is marked.
 -- Session audit, of everybody but applications: each statement that reads, writes, changes a setting, a role or the
 -- schema. So a person's login needs no setting of its own, and what nobody has thought of is logged, superusers too.
 -- Logins of applications (in token mode, or whose comment says @custody{"login":"application"}) are excepted, by a
@@ -32,7 +33,7 @@ begin
     comment on role custody_pgaudit is 'Marks for pgaudit which columns are audited on reading. Nobody is a member of it.';
   end if;
   for v_column in
-    select n.nspname, c.relname, a.attname
+    select n.nspname, c.relname, a.attname, a.atttypid <> 'custody_data.sealed_value'::regtype as open
     from pg_catalog.pg_class c
     join pg_catalog.pg_namespace n on n.oid = c.relnamespace
     join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
@@ -41,6 +42,9 @@ begin
       and (n.nspname = 'custody_keys' or pg_catalog.col_description(c.oid, a.attnum) like '%@custody{%')
   loop
     execute pg_catalog.format('grant select (%I) on %I.%I to custody_pgaudit', v_column.attname, v_column.nspname, v_column.relname);
+    if v_column.open then
+      execute pg_catalog.format('grant select on %I.%I to custody_pgaudit', v_column.nspname, v_column.relname);
+    end if;
   end loop;
 
   -- custody_check.log_findings has the same list.

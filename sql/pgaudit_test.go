@@ -190,6 +190,10 @@ grant select on public.seen to public`)
 
 		// Applications: what object audit sees, and no more.
 		"an application's read":   {app, []string{"begin", enter, "select user_id from custody_data.identities", "commit"}, []string{object}, []string{inside}},
+		"an application's rows":   {app, []string{"begin", enter, "select row_to_json(i) from custody_data.identities i", "select (x.i).user_id from (select i from custody_data.identities i offset 0) x", "commit"}, []string{object, object}, []string{inside}},
+		"an application's plan":   {app, []string{"begin", enter, "set local plan_cache_mode = force_generic_plan", "prepare p as select user_id from custody_data.identities", "execute p", "execute p", "commit"}, []string{object, object}, []string{inside}},
+		"an application's WHERE":  {app, []string{"begin", enter, "select 1 from custody_data.identities where user_id = 'x'", "commit"}, []string{object}, []string{inside}},
+		"an application's count":  {app, []string{"begin", enter, "select count(tenant_id) from custody_data.identities", "commit"}, []string{object}, []string{inside}},
 		"an application's SELECT": {app, []string{"select 1"}, nil, []string{"SESSION READ SELECT "}},
 		"an application's COPY":   {app, []string{"begin", enter, "copy custody_data.identities to stdout", "commit"}, []string{object}, nil},
 		"an application's cursor": {app, []string{"begin", enter, "declare c cursor for select user_id from custody_data.identities", "fetch all from c", "rollback"}, []string{object}, nil},
@@ -198,7 +202,8 @@ grant select on public.seen to public`)
 		// Holes of pgaudit that nothing closes: if one of these fails, the README may say less.
 		"hole: a definer's function, of a person":       {person, []string{"select public.peek_as_owner()"}, []string{"SESSION READ SELECT "}, []string{object, inside}},
 		"hole: a definer's function, of an application": {app, []string{"select public.peek_as_owner()"}, nil, []string{object, inside, "SESSION READ SELECT "}},
-		"hole: how many there are, of an application":   {app, []string{"begin", enter, "select count(1) from custody_data.identities where true", "commit"}, nil, []string{"SESSION READ SELECT "}},
+		"hole: how many there are, of an application":   {app, []string{"begin", enter, "select count(tenant_id) from custody_data.conversations", "commit"}, nil, []string{"OBJECT READ SELECT custody_data.conversations", "SESSION READ SELECT "}},
+		"hole: sealed rows, of an application":          {app, []string{"begin", enter, "select row_to_json(c) from custody_data.conversations c", "commit"}, nil, []string{"OBJECT READ SELECT custody_data.conversations", "SESSION READ SELECT "}},
 		"hole: a superuser who says no": {stack.Superuser, []string{"set pgaudit.log = 'none'", "set pgaudit.role = ''", "select user_id from custody_data.identities"},
 			nil, []string{"SESSION MISC SET ", object, inside}},
 		"hole: samples of a column, which the catalog has": {stack.Superuser, []string{"select most_common_vals from pg_catalog.pg_stats where attname = 'user_id'"}, nil, []string{object, inside, "SESSION READ SELECT ", "SESSION READ SELECT pg_catalog.pg_stats"}},

@@ -60,7 +60,8 @@ as $$
     where p.oid not in ('custody_data.baseline()'::regprocedure, 'custody_data.checked_logins()'::regprocedure)
     union all
     select 'relation ' || r.name, concat_ws(' ', r.relkind, r.relrowsecurity, r.relforcerowsecurity, r.relpersistence, r.reloptions::text, r.relowner::regrole,
-      custody_data.rights(coalesce(r.relacl, acldefault(case r.relkind when 'S' then 's' else 'r' end::"char", r.relowner))),
+      (select string_agg(g, ', ') from unnest(string_to_array(custody_data.rights(coalesce(r.relacl, acldefault(case r.relkind when 'S' then 's' else 'r' end::"char", r.relowner))), ', ')) g
+        where g not like 'custody\_pgaudit %'),
       case when r.relkind in ('v', 'm') then pg_get_viewdef(r.oid) end, pg_get_partkeydef(r.oid))
     from relations r
     union all

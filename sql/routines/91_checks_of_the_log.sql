@@ -138,6 +138,15 @@ where n.nspname in ('custody_data', 'custody_keys') and c.relkind in ('r', 'p') 
   and not exists (select from pg_catalog.aclexplode(a.attacl) x where x.privilege_type = 'SELECT' and x.grantee <> 0 and pg_catalog.pg_get_userbyid(x.grantee) = 'custody_pgaudit')
 group by n.nspname, c.relname
 union all
+select distinct 'read-unmarked', 'Reading personal columns is not logged', 'error', 'HIPAA 164.312(b)', n.nspname || '.' || c.relname,
+  'custody_pgaudit has no SELECT on the table: whole rows, as row_to_json reads them', 'Run sql/pgaudit.sql as a superuser'
+from pg_catalog.pg_class c
+join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+join pg_catalog.pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
+where n.nspname in ('custody_data', 'custody_keys') and c.relkind in ('r', 'p') and not c.relispartition and a.atttypid <> 'custody_data.sealed_value'::regtype
+  and (n.nspname = 'custody_keys' or pg_catalog.col_description(c.oid, a.attnum) like '%@custody{%')
+  and not exists (select from pg_catalog.aclexplode(c.relacl) x where x.privilege_type = 'SELECT' and x.grantee <> 0 and pg_catalog.pg_get_userbyid(x.grantee) = 'custody_pgaudit')
+union all
 select 'mark-open', 'Somebody can act as the role that marks personal columns, and read them', 'error', 'HIPAA 164.312(a)(1)', coalesce(m.member::regrole::text, 'custody_pgaudit'),
   case when m.member is null then 'it can log in' else 'a member of custody_pgaudit' end,
   case when m.member is null then 'alter role custody_pgaudit nologin nosuperuser' else pg_catalog.format('revoke custody_pgaudit from %s', m.member::regrole) end
@@ -203,6 +212,7 @@ from (values
   ('log_connections', '^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)', 'Connections and failed logins are not logged', 'error', 'HIPAA 164.308(a)(5)(ii)(C)', 'alter system set log_connections = on; select pg_reload_conf()'),
   ('log_disconnections', '^on$', 'Ends of sessions are not logged', 'warning', 'HIPAA 164.308(a)(5)(ii)(C)', 'alter system set log_disconnections = on; select pg_reload_conf()'),
   ('log_replication_commands', '^on$', 'Copies of the whole server are not logged', 'warning', 'HIPAA 164.312(b)', 'alter system set log_replication_commands = on; select pg_reload_conf()'),
+  ('log_file_mode', '^0?[0-7][0145][0145]$', 'Others than the server may change the files of its log', 'error', 'HIPAA 164.312(c)(1)', 'alter system set log_file_mode = ''0600''; select pg_reload_conf()'),
   ('log_truncate_on_rotation', '^off$', 'A log file is emptied when its name comes again', 'warning', 'HIPAA 164.312(b)', 'alter system set log_truncate_on_rotation = off; select pg_reload_conf()')
 ) w (name, fits, title, level, control, mend)
 join pg_catalog.pg_settings g on g.name = w.name

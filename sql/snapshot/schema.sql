@@ -7555,6 +7555,20 @@ UNION ALL
           WHERE ((x.privilege_type = 'SELECT'::text) AND (x.grantee <> (0)::oid) AND (pg_get_userbyid(x.grantee) = 'custody_pgaudit'::name))))))
   GROUP BY n.nspname, c.relname
 UNION ALL
+ SELECT DISTINCT 'read-unmarked'::text AS id,
+    'Reading personal columns is not logged'::text AS title,
+    'error'::text AS level,
+    'HIPAA 164.312(b)'::text AS control,
+    (((n.nspname)::text || '.'::text) || (c.relname)::text) AS object,
+    'custody_pgaudit has no SELECT on the table: whole rows, as row_to_json reads them'::text AS detail,
+    'Run sql/pgaudit.sql as a superuser'::text AS remediation
+   FROM ((pg_class c
+     JOIN pg_namespace n ON ((n.oid = c.relnamespace)))
+     JOIN pg_attribute a ON (((a.attrelid = c.oid) AND (a.attnum > 0) AND (NOT a.attisdropped))))
+  WHERE ((n.nspname = ANY (ARRAY['custody_data'::name, 'custody_keys'::name])) AND (c.relkind = ANY (ARRAY['r'::"char", 'p'::"char"])) AND (NOT c.relispartition) AND (a.atttypid <> ('custody_data.sealed_value'::regtype)::oid) AND ((n.nspname = 'custody_keys'::name) OR (col_description(c.oid, (a.attnum)::integer) ~~ '%@custody{%'::text)) AND (NOT (EXISTS ( SELECT
+           FROM aclexplode(c.relacl) x(grantor, grantee, privilege_type, is_grantable)
+          WHERE ((x.privilege_type = 'SELECT'::text) AND (x.grantee <> (0)::oid) AND (pg_get_userbyid(x.grantee) = 'custody_pgaudit'::name))))))
+UNION ALL
  SELECT 'mark-open'::text AS id,
     'Somebody can act as the role that marks personal columns, and read them'::text AS title,
     'error'::text AS level,
@@ -7691,7 +7705,7 @@ UNION ALL
     g.name AS object,
     format('it is %s'::text, g.setting) AS detail,
     w.mend AS remediation
-   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_replication_commands'::text,'^on$'::text,'Copies of the whole server are not logged'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_replication_commands = on; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
+   FROM (( VALUES ('logging_collector'::text,'^on$'::text,'The server''s log is not collected into files'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set logging_collector = on, and restart; on a managed host the provider does that'::text), ('log_destination'::text,'jsonlog|csvlog'::text,'The server''s log is in no form that machines read'::text,'error'::text,'HIPAA 164.312(b)'::text,'alter system set log_destination = jsonlog; select pg_reload_conf()'::text), ('log_connections'::text,'^(on|all|true|1)$|(?=.*receipt)(?=.*authentication)(?=.*authorization)'::text,'Connections and failed logins are not logged'::text,'error'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_connections = on; select pg_reload_conf()'::text), ('log_disconnections'::text,'^on$'::text,'Ends of sessions are not logged'::text,'warning'::text,'HIPAA 164.308(a)(5)(ii)(C)'::text,'alter system set log_disconnections = on; select pg_reload_conf()'::text), ('log_replication_commands'::text,'^on$'::text,'Copies of the whole server are not logged'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_replication_commands = on; select pg_reload_conf()'::text), ('log_file_mode'::text,'^0?[0-7][0145][0145]$'::text,'Others than the server may change the files of its log'::text,'error'::text,'HIPAA 164.312(c)(1)'::text,'alter system set log_file_mode = ''0600''; select pg_reload_conf()'::text), ('log_truncate_on_rotation'::text,'^off$'::text,'A log file is emptied when its name comes again'::text,'warning'::text,'HIPAA 164.312(b)'::text,'alter system set log_truncate_on_rotation = off; select pg_reload_conf()'::text)) w(name, fits, title, level, control, mend)
      JOIN pg_settings g ON ((g.name = w.name)))
   WHERE (g.setting !~ w.fits)
 UNION ALL
