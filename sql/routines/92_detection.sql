@@ -572,6 +572,8 @@ declare
   v_head custody_data.detection_heads;
   v_from timestamptz;
   v_to constant timestamptz := coalesce(p_to, clock_timestamp());
+  v_until constant timestamptz := least(v_to, clock_timestamp());
+  v_is_now constant boolean := v_to > now() - interval '5 minutes';
   v_seen custody_data.detection_input;
   v_rule custody_data.detection_rules;
   v_findings custody_data.detection_finding[];
@@ -599,7 +601,7 @@ begin
   v_seen.groups := custody_data.access_groups(date_bin('1 hour', v_from, 'epoch') - interval '10 minutes', v_to);
   v_seen.hours := array(select h from custody_data.access_hours(v_seen.groups) h);
   -- How things stand now says nothing of the past.
-  v_seen.definitions := case when v_to > now() - interval '5 minutes' then array(select f.id || ' ' || f.object from custody_check.findings f) else '{}' end;
+  v_seen.definitions := case when v_is_now then array(select f.id || ' ' || f.object from custody_check.findings f) else '{}' end;
 
   for v_rule in
     select r.* from custody_data.detection_rules r where r.tenant_id = 'system' and r.enabled order by r.rule
@@ -645,19 +647,22 @@ begin
     perform custody_data.record_question('detect', v_from, v_to, v_count, null);
   else
     perform custody_data.keep_baselines(v_seen.hours);
-    if v_head.detected_to is null or (v_head.detected_to at time zone 'UTC')::date < (v_to at time zone 'UTC')::date then
-      delete from custody_data.access_baselines b where b.day < (v_to at time zone 'UTC' - interval '1 year')::date;
+    if v_head.detected_to is null or (v_head.detected_to at time zone 'UTC')::date < (v_until at time zone 'UTC')::date then
+      delete from custody_data.access_baselines b where b.day < (v_until at time zone 'UTC' - interval '1 year')::date;
     end if;
-    insert into custody_data.detection_heads as h (tenant_id, detected_to, known) values ('system', v_to, custody_data.detection_knows())
+    -- What lies between the last run and p_from nobody has looked at, nor at how things stand where the past was looked at.
+    insert into custody_data.detection_heads as h (tenant_id, detected_to, known)
+    values ('system', v_until, case when v_is_now then custody_data.detection_knows() else '{}' end)
     on conflict on constraint detection_heads_pkey do update
-    set detected_to = greatest(h.detected_to, excluded.detected_to), known = excluded.known;
+    set detected_to = case when v_from <= h.detected_to then greatest(h.detected_to, excluded.detected_to) else h.detected_to end,
+      known = case when v_is_now then excluded.known else h.known end;
   end if;
 end
 $$;
 revoke all on function custody.detect(timestamptz, timestamptz, boolean) from public;
 grant execute on function custody.detect(timestamptz, timestamptz, boolean) to custody_worker, custody_auditor;
 comment on function custody.detect(timestamptz, timestamptz, boolean) is
-'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now.
+'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now. The next run begins where the last one that left nothing out has ended.
 p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: opens no alert and keeps nothing; the asking is an event (access.read).
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 

@@ -1093,7 +1093,7 @@ CREATE FUNCTION custody.detect(p_from timestamp with time zone DEFAULT NULL::tim
 
 -- Name: FUNCTION detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean) IS 'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now.
+COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean) IS 'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now. The next run begins where the last one that left nothing out has ended.
 p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: opens no alert and keeps nothing; the asking is an event (access.read).
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 
