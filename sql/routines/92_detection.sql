@@ -313,15 +313,15 @@ as $$
     jsonb_build_object('people', array_agg(distinct e.identity_id), 'objects', array_agg(distinct e.object_name), 'purposes', array_agg(distinct e.purpose) filter (where e.purpose is not null))
   from custody_data.canaries c
   join custody_data.access_events e on e.tenant_id = c.tenant_id and e.identity_id = c.identity_id
-  where e.recorded_at >= p_from and e.recorded_at < p_to and (c.removed_at is null or e.occurred_at < c.removed_at)
+  where e.recorded_at >= least(p_from, p_to - p_rule.look_back) and e.recorded_at < p_to and (c.removed_at is null or e.occurred_at < c.removed_at)
   group by e.tenant_id, 2, e.actor_id
-  having count(*) >= p_rule.threshold;
+  having count(*) >= p_rule.threshold and max(e.recorded_at) >= p_from;
 $$;
 revoke all on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
-'Rule: threshold reads of people who were planted. Folds by actor.';
+'Rule: threshold reads of people who were planted, within look_back. Folds by actor.';
 
-create or replace function custody_data.detect_statements(p_from timestamptz, p_to timestamptz, p_threshold bigint, p_class text, p_action text, p_object text)
+create or replace function custody_data.detect_statements(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_class text, p_action text, p_object text)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -330,13 +330,13 @@ as $$
   select e.tenant_id, coalesce(e.login, 'nobody'), null::uuid, e.login, count(*), min(e.occurred_at), max(e.occurred_at), max(e.recorded_at),
     jsonb_build_object('actions', array_agg(distinct e.action), 'objects', array_agg(distinct e.object_name) filter (where e.object_name is not null))
   from custody_data.access_events e
-  where e.recorded_at >= p_from and e.recorded_at < p_to and (e.class in ('DDL', 'ROLE', 'SETTING') or e.kind in ('logon_failed', 'forged'))
+  where e.recorded_at >= least(p_from, p_to - p_rule.look_back) and e.recorded_at < p_to and (e.class in ('DDL', 'ROLE', 'SETTING') or e.kind in ('logon_failed', 'forged'))
     and e.class = p_class and coalesce(e.action, '') ~ p_action and coalesce(e.object_name, '') ~ p_object
   group by e.tenant_id, 2, e.login
-  having count(*) >= p_threshold;
+  having count(*) >= p_rule.threshold and max(e.recorded_at) >= p_from;
 $$;
-revoke all on function custody_data.detect_statements(timestamptz, timestamptz, bigint, text, text, text) from public;
-comment on function custody_data.detect_statements(timestamptz, timestamptz, bigint, text, text, text) is 'Logged statements of a class whose command and object match, by login.';
+revoke all on function custody_data.detect_statements(custody_data.detection_rules, timestamptz, timestamptz, text, text, text) from public;
+comment on function custody_data.detect_statements(custody_data.detection_rules, timestamptz, timestamptz, text, text, text) is 'Logged statements of a class whose command and object match, by login: threshold within look_back, one of them new.';
 
 create or replace function custody_data.detect_definitions(p_definitions text[], p_match text)
 returns setof custody_data.detection_finding
@@ -357,7 +357,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'ROLE', '', '') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'ROLE', '', '') f;
 $$;
 revoke all on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -369,7 +369,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', '', '(^| )custody(_[a-z]+)?($|\.)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', '', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
 revoke all on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -383,7 +383,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select f.* from custody_data.detect_definitions(p_seen.definitions, '^(guard-|changed trigger )') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', ' TRIGGER$', '(^| )custody(_[a-z]+)?($|\.)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', ' TRIGGER$', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
 revoke all on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -397,7 +397,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select f.* from custody_data.detect_definitions(p_seen.definitions, '^(rls-forced|partition-policy|changed policy) ') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', ' POLICY$', '(^| )custody(_[a-z]+)?($|\.)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', ' POLICY$', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
 revoke all on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -472,9 +472,9 @@ as $$
   union all
   select f.* from custody_data.detect_definitions(p_seen.definitions, '^key-exposed ') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', '^ALTER (SYSTEM|DATABASE)$', '') f
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', '^ALTER (SYSTEM|DATABASE)$', '') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'SETTING', '', '^(pgaudit\.|log_|logging_|shared_preload_|session_preload_)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'SETTING', '', '^(pgaudit\.|log_|logging_|shared_preload_|session_preload_)') f;
 $$;
 revoke all on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -543,9 +543,9 @@ as $$
   select 'system', f.kind || ' ' || f.source, null::uuid, null::text, sum(f.occurrences)::bigint, min(coalesce(f.occurred_at, f.found_at)), max(coalesce(f.occurred_at, f.found_at)), max(f.found_at),
     jsonb_build_object('kind', f.kind, 'source', f.source, 'batches', array_agg(distinct f.batch) filter (where f.batch is not null))
   from custody_data.log_findings f
-  where f.found_at >= p_from and f.found_at < p_to
+  where f.found_at >= least(p_from, p_to - p_rule.look_back) and f.found_at < p_to
   group by f.kind, f.source
-  having sum(f.occurrences) >= p_rule.threshold;
+  having sum(f.occurrences) >= p_rule.threshold and max(f.found_at) >= p_from;
 $$;
 revoke all on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
