@@ -53,7 +53,7 @@ create table custody_data.detection_rules (
   constraint detection_rules_look_back_is_positive_check check (look_back > interval '0' and look_back <= interval '1 year')
 );
 comment on table custody_data.detection_rules is 'The rules of detection. Severity, look_back, threshold and enabled are set by custody.set_detection_rule.';
-comment on column custody_data.detection_rules.look_back is 'How far back the rule looks: its baseline, or the time in which events count together.';
+comment on column custody_data.detection_rules.look_back is 'How far back the rule looks: its baseline, or the time in which events count together; after_hours, network and privileged_read count by the clock hours that have something new.';
 comment on column custody_data.detection_rules.threshold is 'From how many on the rule fires; what is counted the description says.';
 comment on column custody_data.detection_rules.function_name is 'Function of custody_data (rule, from, to, seen) that returns setof detection_finding.';
 

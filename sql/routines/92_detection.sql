@@ -313,15 +313,15 @@ as $$
     jsonb_build_object('people', array_agg(distinct e.identity_id), 'objects', array_agg(distinct e.object_name), 'purposes', array_agg(distinct e.purpose) filter (where e.purpose is not null))
   from custody_data.canaries c
   join custody_data.access_events e on e.tenant_id = c.tenant_id and e.identity_id = c.identity_id
-  where e.recorded_at >= p_from and e.recorded_at < p_to and (c.removed_at is null or e.occurred_at < c.removed_at)
+  where e.recorded_at >= least(p_from, p_to - p_rule.look_back) and e.recorded_at < p_to and (c.removed_at is null or e.occurred_at < c.removed_at)
   group by e.tenant_id, 2, e.actor_id
-  having count(*) >= p_rule.threshold;
+  having count(*) >= p_rule.threshold and max(e.recorded_at) >= p_from;
 $$;
 revoke all on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_canary(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
-'Rule: threshold reads of people who were planted. Folds by actor.';
+'Rule: threshold reads of people who were planted, within look_back. Folds by actor.';
 
-create or replace function custody_data.detect_statements(p_from timestamptz, p_to timestamptz, p_threshold bigint, p_class text, p_action text, p_object text)
+create or replace function custody_data.detect_statements(p_rule custody_data.detection_rules, p_from timestamptz, p_to timestamptz, p_class text, p_action text, p_object text)
 returns setof custody_data.detection_finding
 language sql
 stable
@@ -330,13 +330,13 @@ as $$
   select e.tenant_id, coalesce(e.login, 'nobody'), null::uuid, e.login, count(*), min(e.occurred_at), max(e.occurred_at), max(e.recorded_at),
     jsonb_build_object('actions', array_agg(distinct e.action), 'objects', array_agg(distinct e.object_name) filter (where e.object_name is not null))
   from custody_data.access_events e
-  where e.recorded_at >= p_from and e.recorded_at < p_to and (e.class in ('DDL', 'ROLE', 'SETTING') or e.kind in ('logon_failed', 'forged'))
+  where e.recorded_at >= least(p_from, p_to - p_rule.look_back) and e.recorded_at < p_to and (e.class in ('DDL', 'ROLE', 'SETTING') or e.kind in ('logon_failed', 'forged'))
     and e.class = p_class and coalesce(e.action, '') ~ p_action and coalesce(e.object_name, '') ~ p_object
   group by e.tenant_id, 2, e.login
-  having count(*) >= p_threshold;
+  having count(*) >= p_rule.threshold and max(e.recorded_at) >= p_from;
 $$;
-revoke all on function custody_data.detect_statements(timestamptz, timestamptz, bigint, text, text, text) from public;
-comment on function custody_data.detect_statements(timestamptz, timestamptz, bigint, text, text, text) is 'Logged statements of a class whose command and object match, by login.';
+revoke all on function custody_data.detect_statements(custody_data.detection_rules, timestamptz, timestamptz, text, text, text) from public;
+comment on function custody_data.detect_statements(custody_data.detection_rules, timestamptz, timestamptz, text, text, text) is 'Logged statements of a class whose command and object match, by login: threshold within look_back, one of them new.';
 
 create or replace function custody_data.detect_definitions(p_definitions text[], p_match text)
 returns setof custody_data.detection_finding
@@ -357,7 +357,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'ROLE', '', '') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'ROLE', '', '') f;
 $$;
 revoke all on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_role_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -369,7 +369,7 @@ language sql
 stable
 set search_path = pg_catalog, pg_temp
 as $$
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', '', '(^| )custody(_[a-z]+)?($|\.)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', '', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
 revoke all on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_schema_statement(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -383,7 +383,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select f.* from custody_data.detect_definitions(p_seen.definitions, '^(guard-|changed trigger )') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', ' TRIGGER$', '(^| )custody(_[a-z]+)?($|\.)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', ' TRIGGER$', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
 revoke all on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_trigger_disabled(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -397,7 +397,7 @@ set search_path = pg_catalog, pg_temp
 as $$
   select f.* from custody_data.detect_definitions(p_seen.definitions, '^(rls-forced|partition-policy|changed policy) ') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', ' POLICY$', '(^| )custody(_[a-z]+)?($|\.)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', ' POLICY$', '(^| )custody(_[a-z]+)?($|\.)') f;
 $$;
 revoke all on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_policy_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -472,9 +472,9 @@ as $$
   union all
   select f.* from custody_data.detect_definitions(p_seen.definitions, '^key-exposed ') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'DDL', '^ALTER (SYSTEM|DATABASE)$', '') f
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'DDL', '^ALTER (SYSTEM|DATABASE)$', '') f
   union all
-  select f.* from custody_data.detect_statements(p_from, p_to, p_rule.threshold, 'SETTING', '', '^(pgaudit\.|log_|logging_|shared_preload_|session_preload_)') f;
+  select f.* from custody_data.detect_statements(p_rule, p_from, p_to, 'SETTING', '', '^(pgaudit\.|log_|logging_|shared_preload_|session_preload_)') f;
 $$;
 revoke all on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_settings_changed(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -543,9 +543,9 @@ as $$
   select 'system', f.kind || ' ' || f.source, null::uuid, null::text, sum(f.occurrences)::bigint, min(coalesce(f.occurred_at, f.found_at)), max(coalesce(f.occurred_at, f.found_at)), max(f.found_at),
     jsonb_build_object('kind', f.kind, 'source', f.source, 'batches', array_agg(distinct f.batch) filter (where f.batch is not null))
   from custody_data.log_findings f
-  where f.found_at >= p_from and f.found_at < p_to
+  where f.found_at >= least(p_from, p_to - p_rule.look_back) and f.found_at < p_to
   group by f.kind, f.source
-  having sum(f.occurrences) >= p_rule.threshold;
+  having sum(f.occurrences) >= p_rule.threshold and max(f.found_at) >= p_from;
 $$;
 revoke all on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) from public;
 comment on function custody_data.detect_log_finding(custody_data.detection_rules, timestamptz, timestamptz, custody_data.detection_input) is
@@ -572,6 +572,8 @@ declare
   v_head custody_data.detection_heads;
   v_from timestamptz;
   v_to constant timestamptz := coalesce(p_to, clock_timestamp());
+  v_until constant timestamptz := least(v_to, clock_timestamp());
+  v_is_now constant boolean := v_to > now() - interval '5 minutes';
   v_seen custody_data.detection_input;
   v_rule custody_data.detection_rules;
   v_findings custody_data.detection_finding[];
@@ -599,7 +601,7 @@ begin
   v_seen.groups := custody_data.access_groups(date_bin('1 hour', v_from, 'epoch') - interval '10 minutes', v_to);
   v_seen.hours := array(select h from custody_data.access_hours(v_seen.groups) h);
   -- How things stand now says nothing of the past.
-  v_seen.definitions := case when v_to > now() - interval '5 minutes' then array(select f.id || ' ' || f.object from custody_check.findings f) else '{}' end;
+  v_seen.definitions := case when v_is_now then array(select f.id || ' ' || f.object from custody_check.findings f) else '{}' end;
 
   for v_rule in
     select r.* from custody_data.detection_rules r where r.tenant_id = 'system' and r.enabled order by r.rule
@@ -645,19 +647,22 @@ begin
     perform custody_data.record_question('detect', v_from, v_to, v_count, null);
   else
     perform custody_data.keep_baselines(v_seen.hours);
-    if v_head.detected_to is null or (v_head.detected_to at time zone 'UTC')::date < (v_to at time zone 'UTC')::date then
-      delete from custody_data.access_baselines b where b.day < (v_to at time zone 'UTC' - interval '1 year')::date;
+    if v_head.detected_to is null or (v_head.detected_to at time zone 'UTC')::date < (v_until at time zone 'UTC')::date then
+      delete from custody_data.access_baselines b where b.day < (v_until at time zone 'UTC' - interval '1 year')::date;
     end if;
-    insert into custody_data.detection_heads as h (tenant_id, detected_to, known) values ('system', v_to, custody_data.detection_knows())
+    -- What lies between the last run and p_from nobody has looked at, nor at how things stand where the past was looked at.
+    insert into custody_data.detection_heads as h (tenant_id, detected_to, known)
+    values ('system', v_until, case when v_is_now then custody_data.detection_knows() else '{}' end)
     on conflict on constraint detection_heads_pkey do update
-    set detected_to = greatest(h.detected_to, excluded.detected_to), known = excluded.known;
+    set detected_to = case when v_from <= h.detected_to then greatest(h.detected_to, excluded.detected_to) else h.detected_to end,
+      known = case when v_is_now then excluded.known else h.known end;
   end if;
 end
 $$;
 revoke all on function custody.detect(timestamptz, timestamptz, boolean) from public;
 grant execute on function custody.detect(timestamptz, timestamptz, boolean) to custody_worker, custody_auditor;
 comment on function custody.detect(timestamptz, timestamptz, boolean) is
-'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now.
+'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now. The next run begins where the last one that left nothing out has ended.
 p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: opens no alert and keeps nothing; the asking is an event (access.read).
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 

@@ -1093,7 +1093,7 @@ CREATE FUNCTION custody.detect(p_from timestamp with time zone DEFAULT NULL::tim
 
 -- Name: FUNCTION detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean) IS 'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now.
+COMMENT ON FUNCTION custody.detect(p_from timestamp with time zone, p_to timestamp with time zone, p_dry_run boolean) IS 'Runs every rule that is enabled over what was shipped from p_from to p_to, opens alerts or folds into those that are not closed, and returns what was found. Each alert that is opened is an event, and a notification on pgcustody_alerts with its id and severity. Rules about how things stand (roles, settings, guards, sealing, shipping) look only where p_to is now. The next run begins where the last one that left nothing out has ended.
 p_from: default ten minutes before the end of the last run, or an hour. p_to (exclusive): default now. p_dry_run: opens no alert and keeps nothing; the asking is an event (access.read).
 Errors: PC001, PC009, PC015 outside tenant system, PC026 isolation level. Callers: custody_worker; custody_auditor.';
 
@@ -3982,7 +3982,7 @@ COMMENT ON TABLE custody_data.detection_rules IS 'The rules of detection. Severi
 
 -- Name: COLUMN detection_rules.look_back; Type: COMMENT; Schema: custody_data
 
-COMMENT ON COLUMN custody_data.detection_rules.look_back IS 'How far back the rule looks: its baseline, or the time in which events count together.';
+COMMENT ON COLUMN custody_data.detection_rules.look_back IS 'How far back the rule looks: its baseline, or the time in which events count together; after_hours, network and privileged_read count by the clock hours that have something new.';
 
 -- Name: COLUMN detection_rules.threshold; Type: COMMENT; Schema: custody_data
 
@@ -4034,7 +4034,7 @@ CREATE FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, 
 
 -- Name: FUNCTION detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of people who were planted. Folds by actor.';
+COMMENT ON FUNCTION custody_data.detect_canary(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: threshold reads of people who were planted, within look_back. Folds by actor.';
 
 -- Name: detect_definitions(text[], text); Type: FUNCTION; Schema: custody_data
 
@@ -4179,16 +4179,16 @@ CREATE FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detectio
 
 COMMENT ON FUNCTION custody_data.detect_shipping_behind(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_seen custody_data.detection_input) IS 'Rule: of a source that was shipped before, nothing has been for longer than look_back. Folds by source.';
 
--- Name: detect_statements(timestamp with time zone, timestamp with time zone, bigint, text, text, text); Type: FUNCTION; Schema: custody_data
+-- Name: detect_statements(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, text, text, text); Type: FUNCTION; Schema: custody_data
 
-CREATE FUNCTION custody_data.detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text) RETURNS SETOF custody_data.detection_finding
+CREATE FUNCTION custody_data.detect_statements(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_class text, p_action text, p_object text) RETURNS SETOF custody_data.detection_finding
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
--- Name: FUNCTION detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text); Type: COMMENT; Schema: custody_data
+-- Name: FUNCTION detect_statements(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_class text, p_action text, p_object text); Type: COMMENT; Schema: custody_data
 
-COMMENT ON FUNCTION custody_data.detect_statements(p_from timestamp with time zone, p_to timestamp with time zone, p_threshold bigint, p_class text, p_action text, p_object text) IS 'Logged statements of a class whose command and object match, by login.';
+COMMENT ON FUNCTION custody_data.detect_statements(p_rule custody_data.detection_rules, p_from timestamp with time zone, p_to timestamp with time zone, p_class text, p_action text, p_object text) IS 'Logged statements of a class whose command and object match, by login: threshold within look_back, one of them new.';
 
 -- Name: detect_trigger_disabled(custody_data.detection_rules, timestamp with time zone, timestamp with time zone, custody_data.detection_input); Type: FUNCTION; Schema: custody_data
 

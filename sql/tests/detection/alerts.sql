@@ -57,7 +57,7 @@ select pg_temp.reads('alerts_a', 3, now() - interval '15 minutes');
 set local session authorization custody_runner;
 select custody.set_context('system', 'runner', 'detection');
 select is(pg_temp.detects(now() - interval '20 minutes', now() - interval '10 minutes'), 'canary alerts_a folded', 'later ones fold');
-select row_eq($$select a.count, a.events, a.last_at, a.first_at from pg_temp.alert('alerts_a') a$$, row (2::bigint, 3::bigint, now() - interval '15 minutes 1 second', now() - interval '30 minutes 1 second'), 'into the alert that is there');
+select row_eq($$select a.count, a.events, a.last_at, a.first_at from pg_temp.alert('alerts_a') a$$, row (2::bigint, 5::bigint, now() - interval '15 minutes 1 second', now() - interval '30 minutes 1 second'), 'into the alert that is there, with those of an hour');
 select is((select count(*) from events('system', 'alert.open') e where e.metadata ->> 'tenant' = 'alerts_a'), 1::bigint, 'which is opened once');
 -- Without times: what came since, and a little before.
 select is((select h.detected_to from custody_data.detection_heads h), now() - interval '10 minutes', 'how far detection is, is kept');

@@ -202,6 +202,15 @@ select alike(pg_temp.finds('sealing_behind'), 'system sealing%', 'those that wai
 update custody_data.detection_rules set threshold = 1000000000 where rule = 'sealing_behind';
 select is(pg_temp.finds('sealing_behind'), 'nothing', 'not when fewer wait than the threshold');
 
+-- Threshold events within look_back, one of them new.
+select pg_temp.shipped('system', null, 2, p_kind => 'statement', p_class => 'ROLE', p_action => 'GRANT ROLE', p_object => null, p_login => 'granter', p_recorded => greatest(now() - interval '30 minutes', date_trunc('month', now() at time zone 'UTC') at time zone 'UTC')),
+  pg_temp.shipped('system', null, 1, p_kind => 'statement', p_class => 'ROLE', p_action => 'GRANT ROLE', p_object => null, p_login => 'granter');
+update custody_data.detection_rules set threshold = 3, look_back = interval '1 second' where rule = 'role_statement';
+select unalike(pg_temp.finds('role_statement', now()), '%granter%', 'three within half an hour are none of a second');
+update custody_data.detection_rules set look_back = interval '1 hour' where rule = 'role_statement';
+select alike(pg_temp.finds('role_statement', now()), '%granter 3%', 'but of an hour');
+select unalike(pg_temp.finds('role_statement', now() + interval '1 microsecond'), '%granter%', 'and known when there is no new one');
+
 -- Rules that are off find nothing; time is that of shipping.
 select custody.set_detection_rule('canary', p_enabled => false);
 select is(pg_temp.finds('canary'), 'nothing', 'a rule that is off finds nothing');
