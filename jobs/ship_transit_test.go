@@ -185,6 +185,7 @@ func TestShipEndsOnTheWay(t *testing.T) {
 	stop := make(chan struct{})
 	b.deps.Stopping = stop
 	put := 0
+	release = b.full()
 	restore = b.watch(func(key string) {
 		if strings.HasSuffix(key, ".manifest.json") {
 			put++
@@ -193,7 +194,15 @@ func TestShipEndsOnTheWay(t *testing.T) {
 			close(stop)
 		}
 	})
-	b.ship()
+	done = b.shipping(t.Context())
+	within(t, stop, "the second batch on its way")
+	select {
+	case err := <-done:
+		t.Fatal("it did not wait for what is on its way", err)
+	case <-time.After(time.Second):
+	}
+	release()
+	require.NoError(t, within(t, done, "an end"))
 	restore()
 	require.Len(t, b.batches(), put, "all that was put is recorded")
 	require.Less(t, len(b.seen()), lines)
