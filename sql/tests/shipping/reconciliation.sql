@@ -46,5 +46,23 @@ select refuses($$select custody.reconcile_logs(now() - interval '101 days', now(
 select results_eq($$select v.kind, v.line from custody.log_reconciliation v order by 1, 2$$, $$values ('open'::text, 9), ('open', 10), ('read_only', 3), ('rolled_back', 2), ('standby', 8)$$, 'which has a view of its own rows');
 select set_config('custody.tenant', '', true);
 select refuses($$select custody.reconcile_logs(now() - interval '101 days', now())$$, 'PC001', 'or in none');
+-- Of two logs the one that is further behind says how far it can be told; one that ended days ago says nothing.
+reset session authorization;
+select enter('reconciled', 'clerk') /* $1 */;
+insert into custody_data.audit_logs (tenant_id, log_entry_id, occurred_at, actor_id, subject_id, action, resource_type, metadata)
+values ('reconciled', gen_random_uuid(), now() - interval '1 hour', custody_data.require_actor(), current_setting('testing.ada')::uuid, 'record.read', 'user_preferences', '{"line": "bbbbbbbbbbbbbbb1"}');
+insert into custody_data.log_sources (source, format, file_name, file_offset, file_head, file_tail, state, last_line_at) values
+  ('db2', 'jsonlog', 'x', 1, sha256(''), sha256(''), '', now() - interval '90 minutes'), ('db3', 'jsonlog', 'x', 1, sha256(''), sha256(''), '', now() - interval '2 days');
+create function pg_temp.without_line() returns bigint language sql as $$
+  select r.findings from custody.reconcile_logs(now() - interval '2 hours', now()) r where r.kind = 'row_without_line';
+$$;
+set local session authorization custody_runner;
+select custody.set_context('system', 'runner');
+select is(pg_temp.without_line(), 0::bigint, 'an event whose line may be in a log that is not shipped as far');
+reset session authorization;
+update custody_data.log_sources set last_line_at = now() where source = 'db2';
+set local session authorization custody_runner;
+select custody.set_context('system', 'runner');
+select is(pg_temp.without_line(), 1::bigint, 'and once it is');
 select * from finish();
 rollback;
