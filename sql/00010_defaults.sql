@@ -35,6 +35,7 @@ insert into custody_data.audit_actions (tenant_id, action, metadata_keys, descri
   ('system', 'request.receive', '{request_id,kind,reason}', 'A data subject''s request was received.'),
   ('system', 'request.extend', '{request_id,kind}', 'The time for a request was extended.'),
   ('system', 'request.cancel', '{request_id,kind}', 'A request was cancelled.'),
+  ('system', 'request.read', '{rows,status}', 'Requests were listed.'),
   ('system', 'request.search', '{request_id,findings,rows,searched_for}', 'Identifiers of a person were searched for where they must not stand.'),
   ('system', 'request.match', '{requests}', 'A user_id was compared with those of erased people.'),
   ('system', 'request.complete', '{request_id,kind,bytes}', 'A request was fulfilled.'),

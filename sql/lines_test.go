@@ -336,6 +336,7 @@ func TestLinesOfQuestions(t *testing.T) {
 		{"custody_audit", "system", `custody.detect(now() - interval '1 day', now(), true)`, "access_events "},
 		{"custody_audit", tenant, `custody.audit_events(now() - interval '1 day', now(), 'pat')`, "audit_logs " + pat},
 		{"custody_audit", tenant, `custody.audit_event('99999999-9999-4999-8999-999999999999')`, "audit_logs "},
+		{"custody_dpo", tenant, `custody.list_requests()`, "requests "},
 	} {
 		s := b.session(t, c.login)
 		require.NoError(t, s.tryBegin(t.Context(), "", c.tenant, ""))

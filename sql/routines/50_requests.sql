@@ -172,16 +172,17 @@ comment on function custody.request_status(uuid) is
 'State of a request as a JSON object: request_id, kind, status (received, held, done, cancelled), received_at, due_at, extended_at, extension_reason, closed_at, overdue, notices_open; null for the unknown and for another person''s.
 Errors: PC001, PC015. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
 
--- definer: applications list their subject's requests without reading the table
+-- definer: applications list their subject's requests without reading the table; the reading is an event
 create or replace function custody.list_requests(p_status text default null, p_limit integer default 100, p_after uuid default null)
 returns setof custody.requests
 language plpgsql
-stable
+volatile
 security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_tenant constant text := custody_data.require_context();
+  v_count bigint;
 begin
   if not (custody.has_subject() or custody_data.caller_is('custody_privacy') or custody_data.caller_is('custody_worker') or custody_data.caller_is('custody_auditor')) then
     raise exception using
@@ -200,13 +201,21 @@ begin
       select a.received_at, a.request_id from custody_data.requests a where a.tenant_id = v_tenant and a.request_id = p_after))
   order by r.received_at, r.request_id
   limit p_limit;
+  get diagnostics v_count = row_count;
+  -- A rollback takes the event back, the line not.
+  perform custody_data.write_line('read', 'requests', null, array_remove(array[custody.current_subject_id()], null), v_count);
+  if current_setting('transaction_read_only') = 'off' then
+    perform custody_data.append_event('request.read', 'request', null, 'success',
+      jsonb_strip_nulls(jsonb_build_object('rows', v_count, 'status', p_status)), custody.current_subject_id());
+  end if;
 end
 $$;
 revoke all on function custody.list_requests(text, integer, uuid) from public;
 grant execute on function custody.list_requests(text, integer, uuid) to custody_readwrite, custody_privacy, custody_worker, custody_auditor;
 comment on function custody.list_requests(text, integer, uuid) is
-'Requests of the tenant, or of the subject of the context, oldest first. p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
-Errors: PC001, PC015, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
+'Requests of the tenant, or of the subject of the context, oldest first, each with the user_id of whose it is. The reading is an event (request.read) with the number of rows, and a line of the server''s log, which is all there is READ ONLY.
+p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
+Errors: PC001, PC015, PC023, PC063 the read cannot be recorded. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
 
 -- definer: as request_erasure
 create or replace function custody.extend_request(p_request_id uuid, p_reason text)

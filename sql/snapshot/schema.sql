@@ -1925,14 +1925,15 @@ Errors: PC001, PC015 confined to one person. Callers: custody_worker, custody_pr
 -- Name: list_requests(text, integer, uuid); Type: FUNCTION; Schema: custody
 
 CREATE FUNCTION custody.list_requests(p_status text DEFAULT NULL::text, p_limit integer DEFAULT 100, p_after uuid DEFAULT NULL::uuid) RETURNS SETOF custody.requests
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$ … $$;
 
 -- Name: FUNCTION list_requests(p_status text, p_limit integer, p_after uuid); Type: COMMENT; Schema: custody
 
-COMMENT ON FUNCTION custody.list_requests(p_status text, p_limit integer, p_after uuid) IS 'Requests of the tenant, or of the subject of the context, oldest first. p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
-Errors: PC001, PC015, PC023. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
+COMMENT ON FUNCTION custody.list_requests(p_status text, p_limit integer, p_after uuid) IS 'Requests of the tenant, or of the subject of the context, oldest first, each with the user_id of whose it is. The reading is an event (request.read) with the number of rows, and a line of the server''s log, which is all there is READ ONLY.
+p_status: received, held, done or cancelled only. p_limit: 1 to 10000. p_after: request_id of the last row of the page before.
+Errors: PC001, PC015, PC023, PC063 the read cannot be recorded. Callers: custody_readwrite for the subject of its context, custody_privacy, custody_worker, custody_auditor.';
 
 -- Name: sealed_value_status; Type: VIEW; Schema: custody
 

@@ -104,6 +104,7 @@ reset role;
 set local role custody_worker;
 select enter('line_events', 'importer') /* $1 */;
 select refuses($$select custody.claim_data_keys(array[s.identity_id]) from sealed s$$, 'PC063', 'nor keys');
+select refuses($$select custody.list_requests()$$, 'PC063', 'nor requests');
 reset role;
 reset log_min_messages;
 update custody_keys.context_keys set retired_at = now() where kind = 'line' and retired_at is null;

@@ -21,7 +21,9 @@ create function pg_temp.listed(p_status text default null, p_limit int default 1
     select r.request_id, row_number() over () as n from custody.list_requests(p_status, p_limit, ('11111111-1111-4111-8111-11111111111' || p_after)::uuid) r) l;
 $$;
 select is(pg_temp.listed(), '123456', 'all, the oldest first');
+select row_eq($$select e.metadata, e.subject_id, e.actor_id from last_event('list_requests', 'request.read') e$$, row ('{"rows": 6}'::jsonb, null::uuid, identity('list_requests', 'auditor')), 'which is an event');
 select is(pg_temp.listed('received'), '245', 'by status');
+select is((last_event('list_requests', 'request.read')).metadata, '{"rows": 3, "status": "received"}', 'and says so');
 select is(pg_temp.listed('held'), '3', 'held');
 select is(pg_temp.listed(p_limit => 4), '1234', 'a page');
 select is(pg_temp.listed(p_limit => 4, p_after => 4), '56', 'the next page, within one instant');
@@ -68,6 +70,7 @@ select enter('list_requests', 'clerk', null, 'ada') /* $1 */;
 select is(custody.request_status('11111111-1111-4111-8111-111111111112') ->> 'status', 'received', 'its subject''s');
 select is(custody.request_status('11111111-1111-4111-8111-111111111113'), null, 'another''s is unknown');
 select is(pg_temp.listed(), '12', 'the list is that person''s');
+select is((last_event('list_requests', 'request.read')).subject_id, identity('list_requests', 'ada'), 'an event about them');
 select is(pg_temp.listed(p_after => 1), '2', 'page by page');
 select * from finish();
 rollback;
