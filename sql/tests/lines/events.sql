@@ -98,6 +98,7 @@ select refuses($$select custody.get_conversation('pat', 'c1')$$, 'PC063', 'a con
 select refuses($$select custody.list_conversations('pat')$$, 'PC063', 'titles');
 select refuses($$select custody.current_consents('pat')$$, 'PC063', 'evidence');
 select refuses($$select custody.consent_history('pat')$$, 'PC063', 'all evidence');
+select refuses($$select custody.find_subject('pat@example.org')$$, 'PC063', 'whose an address is');
 select refuses($$select custody.open_value(s.identity_id, 'user_profiles', 'full_name', s.identity_id::text, s.v) from sealed s$$, 'PC063', 'nor a value');
 select refuses($$select custody_data.open_values(s.identity_id, 'user_profiles', s.identity_id::text, '{full_name}', array[s.v]) from sealed s$$, 'PC063', 'nor a row');
 reset role;
